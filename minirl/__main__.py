@@ -1,0 +1,7 @@
+"""python -m minirl"""
+
+import sys
+
+from minirl.app.cli import main
+
+sys.exit(main())

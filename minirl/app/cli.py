@@ -1,0 +1,247 @@
+"""The command line. Flags are the fields of the configuration dataclasses; names become tasks and presets here, in one table each."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from minirl.app.looking import show_evaluation, show_samples
+from minirl.app.plots import plot_runs
+from minirl.app.rundir import RunDir, free_name, newest_checkpoint, newest_run
+from minirl.app.training import BaseConfig, RunConfig, before_and_after, run_grpo, run_sft
+from minirl.lm.checkpoint import load_pretrained
+from minirl.lm.precision import pick_device
+from minirl.lm.tokenizer import read_json
+from minirl.tasks.arithmetic import SYMBOLS, Arithmetic
+from minirl.train.grpo import GRPO_PRESETS, GRPOConfig
+from minirl.train.sft import SFT_PRESETS, SFTConfig
+
+RUNS = Path("runs")
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors in one line that says what to do."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser, commands = build_parser()
+    args, unknown = parser.parse_known_args(argv)
+    if args.command is None:
+        parser.print_help()
+        return 0
+    command = commands[args.command]
+    if unknown:
+        flags = [option for action in command._actions for option in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
+        command.error(f"unknown argument {unknown[0]}" + (f" (did you mean {near[0]}?)" if near else ""))
+    try:
+        return args.run(args) or 0
+    except KeyboardInterrupt:
+        print(f"\n{command.prog}: stopped; what its last checkpoint holds is kept (training goes on with --resume)", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        if os.environ.get("MINIRL_TRACEBACK"):
+            raise
+        print(f"{command.prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def build_parser() -> tuple[Parser, dict[str, Parser]]:
+    parser = Parser(prog="minirl", description="Reinforcement learning for language models, small enough to read.", allow_abbrev=False)
+    subparsers = parser.add_subparsers(dest="command", metavar="command", parser_class=Parser)
+    commands = {}
+    for name, (summary, add_flags, run) in COMMANDS.items():
+        commands[name] = command = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False,
+                                                         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120))
+        add_flags(command)
+        command.set_defaults(run=run)
+    return parser, commands
+
+
+# flags from dataclasses
+
+def add_config(parser: Parser, config: type) -> None:
+    """A flag per field; its help is the comment behind the field, its default the field's. A flag that was not given stays None."""
+    comments = dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", inspect.getsource(config), re.MULTILINE))
+    kinds = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        kind = kinds[field.name]
+        if isinstance(kind, types.UnionType):
+            kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
+        note = " ".join(filter(None, (comments.get(field.name), f"(default {field.default})"))).replace("%", "%%")
+        parser.add_argument(flag(field.name), dest=field.name, type=kind, metavar=kind.__name__.upper(), default=None, help=note)
+
+
+def given(config: type, args: argparse.Namespace) -> dict:
+    """The fields of `config` that were given as flags."""
+    return {f.name: getattr(args, f.name) for f in dataclasses.fields(config) if getattr(args, f.name, None) is not None}
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def add_training(parser: Parser, page: type, presets: dict[str, dict]) -> None:
+    parser.add_argument("--preset", choices=list(presets), default=None, help="a paper's settings; flags beside it win (default: the first)")
+    parser.add_argument("--run-dir", type=Path, default=None, help="where the run is kept (default: the next free name under runs/)")
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was cut short (the newest, or --run-dir)")
+    add_config(parser, RunConfig)
+    add_config(parser, page)
+
+
+# training commands
+
+def start_training(args: argparse.Namespace, name: str, configs: dict[str, type], presets: dict[str, dict]) -> tuple[RunDir, dict, torch.device]:
+    """A new run directory with its config.json, or a resumed one with the configuration it was started with."""
+    if args.resume:
+        run = RunDir.resume(args.run_dir or newest_run(RUNS, name))
+        flags = [flag(key) for config in configs.values() for key in given(config, args)] + (["--preset"] if args.preset else [])
+        if flags:
+            raise ValueError(f"{flags[0]} is given with --resume, but a resumed run keeps the numbers in {run.path / 'config.json'}: leave it out, or start "
+                             "a new run with --init")
+        if run.config.get("command") != name:
+            raise ValueError(f"{run.path} is a run of minirl {run.config.get('command')}: resume it with that command")
+        built = {key: config(**run.config[key]) for key, config in configs.items()}
+    else:
+        preset = args.preset or next(iter(presets))
+        built = {key: config(**((presets[preset] if key == name else {}) | given(config, args))) for key, config in configs.items()}
+        Arithmetic(built["run"].task, built["run"].digits)                   # a wrong task ends here, before a folder is made
+        if built["run"].init is not None:
+            load_pretrained(built["run"].init)
+        config = {"command": name, "preset": preset, **{key: dataclasses.asdict(value) for key, value in built.items()},
+                  "torch": torch.__version__, "threads": torch.get_num_threads()}
+        pick_device(built["run"].device)
+        run = RunDir.create(args.run_dir or free_name(RUNS, name), config)
+        if built[name].lr < 1e-4 and built["run"].init is None:
+            print(f"note: the preset's learning rate, {built[name].lr:g}, is for a model of billions of parameters; the toy model wants about "
+                  f"{configs[name]().lr:g}: add --lr {configs[name]().lr:g}")
+    device = pick_device(built["run"].device)
+    return run, built, device
+
+
+def command_sft(args: argparse.Namespace) -> None:
+    run, built, device = start_training(args, "sft", {"run": RunConfig, "base": BaseConfig, "sft": SFTConfig}, SFT_PRESETS)
+    print(f"minirl sft: {described(built, device)} -> {run.path}/")
+    summary = read_json(run.path / "summary.json") if run.finished else run_sft(run, built["base"], built["sft"], built["run"], device=device)
+    print(f"accuracy {summary['accuracy']:.3f}, mean response length {summary['mean_length']:.1f} tokens on held-out problems; {summary['seconds']:.0f} s")
+    print(f"{run.path}/ holds curves.png, metrics.jsonl and final/. Next: minirl grpo --init {run.path}/final")
+
+
+def command_grpo(args: argparse.Namespace) -> None:
+    run, built, device = start_training(args, "grpo", {"run": RunConfig, "base": BaseConfig, "sft": SFTConfig, "grpo": GRPOConfig}, GRPO_PRESETS)
+    print(f"minirl grpo: {described(built, device)} -> {run.path}/", flush=True)
+    if run.finished:
+        print(f"this run is complete; its figures are in {run.path}/summary.json")
+        return
+    before, after, summary = run_grpo(run, built["base"], built["sft"], built["grpo"], built["run"], device=device)
+    print("\n" + before_and_after(before, after))
+    print(f"\n{summary['seconds']:.0f} s. {run.path}/ holds curves.png, samples.md, summary.json, metrics.jsonl and final/ (Hugging Face layout).")
+    print("Next: minirl sample '1234+5678='  |  minirl eval  |  minirl plot")
+
+
+def described(built: dict, device: torch.device) -> str:
+    common = built["run"]
+    where = f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    start = f"from {common.init}" if common.init else "from a base model trained here first" if "grpo" in built else "from nothing"
+    return f"{common.digits}-digit {common.task}, {start}, seed {common.seed}, {where}"
+
+
+# looking commands
+
+def add_checkpoint(parser: Parser) -> None:
+    parser.add_argument("--init", default=None, metavar="CHECKPOINT", help="folder or hub id (default: the newest runs/*/final)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (default 1)")
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="(default 64)")
+    parser.add_argument("--seed", type=int, default=0, help="(default 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16 for the matrix products (default float32)")
+
+
+def open_checkpoint(args: argparse.Namespace):
+    """The checkpoint that --init names, or the newest run's -> (model, tokenizer, the run's task)."""
+    device = pick_device(args.device)
+    path = args.init or newest_checkpoint(RUNS)
+    if path is None:
+        print("no trained model under runs/ yet: training the base model first", file=sys.stderr)
+        run = RunDir.create(free_name(RUNS, "sft"), {"command": "sft", "preset": "toy", "run": dataclasses.asdict(RunConfig()),
+                                                     "base": dataclasses.asdict(BaseConfig()), "sft": dataclasses.asdict(SFTConfig())})
+        run_sft(run, BaseConfig(), SFTConfig(), RunConfig(), device=device)
+        path = run.path / "final"
+    model, tokenizer = load_pretrained(path, device=device)
+    trained_on = read_json(Path(path).parent / "config.json").get("run", {})
+    task = Arithmetic(getattr(args, "task", None) or trained_on.get("task", RunConfig.task), getattr(args, "digits", None) or trained_on.get("digits", RunConfig.digits))
+    return model, tokenizer, task
+
+
+def add_sample(parser: Parser) -> None:
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="text to complete (default: two held-out problems)")
+    parser.add_argument("-n", type=int, default=2, help="completions per prompt (default 2)")
+    parser.add_argument("--top-k", type=int, default=0, help="0 is off (default)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="1 is off (default)")
+    add_checkpoint(parser)
+
+
+def command_sample(args: argparse.Namespace) -> None:
+    import random
+
+    model, tokenizer, task = open_checkpoint(args)
+    prompts = args.prompts or [p.prompt for p in task.sample(2, random.Random(args.seed), split="test")]
+    print(show_samples(model, tokenizer, prompts, n=args.n, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
+                       max_new_tokens=args.max_new_tokens, seed=args.seed, dtype=args.dtype))
+
+
+def add_eval(parser: Parser) -> None:
+    parser.add_argument("--task", default=None, help=f"{', '.join(SYMBOLS)} (default: what the run was trained on)")
+    parser.add_argument("--digits", type=int, default=None, help="1 to 5 (default: what the run was trained on)")
+    parser.add_argument("--problems", type=int, default=256, help="(default 256)")
+    parser.add_argument("--samples", type=int, default=8, help="completions per problem (default 8)")
+    parser.add_argument("--k", type=int, nargs="+", default=[1, 4, 8], help="pass@k for these k (default 1 4 8)")
+    add_checkpoint(parser)
+
+
+def command_eval(args: argparse.Namespace) -> None:
+    model, tokenizer, task = open_checkpoint(args)
+    print(f"{task.digits}-digit {task.operation}")
+    print(show_evaluation(model, tokenizer, task, problems=args.problems, samples=args.samples, ks=args.k, temperature=args.temperature,
+                          max_new_tokens=args.max_new_tokens, seed=args.seed, dtype=args.dtype))
+
+
+def add_plot(parser: Parser) -> None:
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run directories (default: every run under runs/)")
+    parser.add_argument("-o", "--out", type=Path, default=Path("curves.png"), help="(default curves.png)")
+
+
+def command_plot(args: argparse.Namespace) -> None:
+    paths = args.runs or sorted(path.parent for path in RUNS.glob("*/metrics.jsonl"))
+    if not paths:
+        raise ValueError("there is no run under runs/ to plot: train one (minirl grpo), or name its folder")
+    for path in paths:
+        if not path.is_dir():
+            raise ValueError(f"{path} is no run directory: name folders such as runs/grpo")
+    plot_runs([RunDir(path) for path in paths], args.out)
+    print(f"{args.out}: {', '.join(str(path) for path in paths)}")
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[argparse.Namespace], int | None]]] = {
+    "sft": ("train a base model on sums, worked out and not", lambda p: (add_training(p, SFTConfig, SFT_PRESETS), add_config(p, BaseConfig)), command_sft),
+    "grpo": ("the main job: make a base model and let it learn by GRPO", lambda p: add_training(p, GRPOConfig, GRPO_PRESETS), command_grpo),
+    "sample": ("complete prompts, with the log-prob of every token", add_sample, command_sample),
+    "eval": ("accuracy and pass@k on held-out problems", add_eval, command_eval),
+    "plot": ("draw the curves of one run or several", add_plot, command_plot),
+}

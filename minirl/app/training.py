@@ -1,0 +1,159 @@
+"""The training commands: what `minirl sft` and `minirl grpo` do around their pages."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from minirl.app.evaluate import Evaluation, evaluate, table, wilson_interval
+from minirl.app.plots import plot_runs
+from minirl.app.rundir import RunDir, RunLog
+from minirl.lm.checkpoint import load_pretrained
+from minirl.lm.model import ModelConfig, Transformer
+from minirl.lm.precision import compute_in
+from minirl.lm.tokenizer import build_tokenizer, read_json
+from minirl.tasks.arithmetic import Arithmetic, demonstrations
+from minirl.tasks.rewards import accuracy
+from minirl.train.grpo import GRPOConfig, train_grpo
+from minirl.train.sft import SFTConfig, train_sft
+from minirl.train.state import derive_seed
+
+SHOWN = 3      # problems that a run shows before and after
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """The base model and what it reads: sizes, and how many demonstrations of which a share is worked out and the rest answered at once."""
+
+    hidden_size: int = 64
+    num_layers: int = 2
+    num_heads: int = 4
+    intermediate_size: int = 256
+    max_seq_len: int = 128
+    examples: int = 32_000
+    worked_share: float = 0.5
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What every training command takes beside its page's numbers."""
+
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "float32"
+    task: str = "addition"
+    digits: int = 4
+    init: str | None = None
+    eval_problems: int = 512
+    checkpoint_every: int = 20
+
+
+def make_base(config: BaseConfig, *, seed: int, device):
+    """A fresh tiny transformer and its byte tokenizer. Attention must find columns by position: a short RoPE wavelength and wide weights
+    at the start make it find them several times sooner than the family's defaults, which are made for large models."""
+    tokenizer = build_tokenizer()
+    torch.manual_seed(derive_seed(seed, "init"))
+    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, hidden_size=config.hidden_size, num_layers=config.num_layers,
+                                    num_heads=config.num_heads, intermediate_size=config.intermediate_size, max_seq_len=config.max_seq_len,
+                                    rope_theta=100.0, initializer_range=0.1))
+    return model.to(device), tokenizer
+
+
+def run_sft(run: RunDir, base: BaseConfig, sft: SFTConfig, common: RunConfig, *, device, title: str = "sft") -> dict:
+    """Train on worked and unworked sums, from nothing or from --init, into the run directory; go on where it was cut short."""
+    task = Arithmetic(common.task, common.digits)
+    start = run.load_checkpoint(device=device)
+    if start is not None:
+        model, tokenizer, state = start
+    elif common.init is not None:
+        (model, tokenizer), state = load_pretrained(common.init, device=device), None
+    else:
+        (model, tokenizer), state = make_base(base, seed=common.seed, device=device), None
+    pairs = demonstrations(task, base.examples, random.Random(derive_seed(common.seed, "demonstrations")), worked_share=base.worked_share)
+    steps = sft.epochs * -(-len(pairs) // sft.batch_size)
+    report = RunLog(run, tokenizer, title=title, steps=steps, state=state, every=5 * common.checkpoint_every, shown={"loss": "loss"})
+    with compute_in(common.dtype, device), report:
+        train_sft(model, tokenizer, pairs, sft, seed=common.seed, log=report.log, save=report.save, resume=state)
+    with compute_in(common.dtype, device):
+        after = evaluate(model, tokenizer, task, n=common.eval_problems, seed=common.seed)
+    summary = {"steps": steps, "accuracy": after.accuracy, "mean_length": after.mean_length, "seconds": round(report.seconds, 1)}
+    finish(run, model, tokenizer, summary)
+    return summary
+
+
+def run_grpo(run: RunDir, base: BaseConfig, sft: SFTConfig, grpo: GRPOConfig, common: RunConfig, *, device) -> tuple[Evaluation, Evaluation, dict]:
+    """The main job: a base model (made in base/, or --init), GRPO on it, and what that changed: (before, after, summary)."""
+    task = Arithmetic(common.task, common.digits)
+    source, base_seconds = (common.init, 0.0) if common.init is not None else run_base(run, base, sft, common, device=device)
+    first, tokenizer = load_pretrained(source, device=device)
+    model, _, state = run.load_checkpoint(device=device) or (first, tokenizer, None)
+    report = RunLog(run, tokenizer, title="grpo", steps=grpo.steps, state=state, every=common.checkpoint_every, seconds=base_seconds,
+                    shown={"reward": "reward", "rewards/accuracy/mean": "accuracy", "kl": "KL", "completions/mean_length": "length"})
+    measure = dict(n=common.eval_problems, max_new_tokens=grpo.max_new_tokens, seed=common.seed)
+
+    def save(state) -> None:
+        if state.step == grpo.steps // 2:
+            halfway = evaluate(model, tokenizer, task, **measure | {"n": SHOWN})
+            run.write_samples(state.step, "halfway", markdown(halfway))
+        report.save(state)
+
+    with compute_in(common.dtype, device), report:
+        before = evaluate(first, tokenizer, task, **measure)
+        if state is None:
+            run.write_samples(0, "before", markdown(before))
+        train_grpo(model, tokenizer, task, grpo, seed=common.seed, log=report.log, save=save, resume=state)
+    with compute_in(common.dtype, device):
+        after = evaluate(model, tokenizer, task, **measure)
+    run.write_samples(grpo.steps, "after", markdown(after))
+    summary = {"steps": grpo.steps, "accuracy_before": before.accuracy, "accuracy_after": after.accuracy, "mean_length_before": before.mean_length,
+               "mean_length_after": after.mean_length, "seconds": round(report.seconds, 1)}
+    finish(run, model, tokenizer, summary)
+    return before, after, summary
+
+
+def run_base(run: RunDir, base: BaseConfig, sft: SFTConfig, common: RunConfig, *, device) -> tuple[Path, float]:
+    """The cold start of a run that was given no --init: a run of its own in base/ -> (its final model, its seconds)."""
+    path = run.path / "base"
+    stage = RunDir.resume(path) if (path / "config.json").exists() else RunDir.create(path, {**run.config, "command": "sft"})
+    summary = read_json(path / "summary.json") if stage.finished else run_sft(stage, base, sft, common, device=device, title="base")
+    return path / "final", summary["seconds"]
+
+
+def finish(run: RunDir, model, tokenizer, summary: dict) -> None:
+    """Write what a run leaves; final/ comes last and says that all is there."""
+    run.write_json("summary.json", summary)
+    with run.replacing("curves.png") as partial:
+        plot_runs([run], partial)
+    run.save_final(model, tokenizer)
+
+
+def markdown(result: Evaluation) -> str:
+    """The first problems with their first completions, as a list."""
+    return "\n".join(f"- `{p.prompt}` (right: {p.answer})\n  - {verdict(c, p.answer)}: `{c}`" for p, c in shown(result))
+
+
+def shown(result: Evaluation) -> list:
+    return [(problem, completions[0]) for problem, completions in zip(result.problems[:SHOWN], result.completions)]
+
+
+def verdict(completion: str, answer: str) -> str:
+    return "right" if accuracy([""], [completion], [answer]) == [1.0] else "wrong"
+
+
+def before_and_after(before: Evaluation, after: Evaluation) -> str:
+    """The short table and the few problems that end `minirl grpo`."""
+    def share(result: Evaluation, value: float) -> str:
+        low, high = wilson_interval(value, len(result.problems))
+        return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+    rows = [(f"{len(before.problems)} held-out problems, temperature 1", "before", "after"),
+            ("accuracy (95 % interval)", share(before, before.accuracy), share(after, after.accuracy)),
+            ("format", *(f"{r.rewards['format_reward']:.3f}" for r in (before, after))),
+            ("mean response length, tokens", f"{before.mean_length:.1f}", f"{after.mean_length:.1f}")]
+    lines = [table(rows), ""]
+    for (problem, old), (_, new) in zip(shown(before), shown(after)):
+        lines += [problem.prompt, f"  before  {verdict(old, problem.answer)}  {old}", f"  after   {verdict(new, problem.answer)}  {new}"]
+    return "\n".join(lines)

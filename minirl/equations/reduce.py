@@ -1,0 +1,105 @@
+"""Means under a mask, and the one place where per-token terms become a scalar. The papers' losses differ here more than anywhere else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+AGGREGATIONS = ("sequence_mean", "token_mean", "sequence_sum", "constant")
+
+
+def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    r"""Mean of x where mask is 1, over all slots or along `dim`; 0 where the mask is empty.
+
+    Equation   sum_t m_t x_t / sum_t m_t
+    Shapes     x, mask: the same -> scalar, or x's without `dim`
+    Gradient   through x, exactly 0 under a zero mask.
+    Raises     ValueError if shapes differ.
+
+    >>> masked_mean(torch.tensor([[1.0, 3.0, float("nan")]]), torch.tensor([[1, 1, 0]]))
+    tensor(2.)
+    """
+    x, mask = _visible(x, mask)
+    total, count = (x.sum(), mask.sum()) if dim is None else (x.sum(dim), mask.sum(dim))
+    return total / count.clamp(min=1)
+
+
+def masked_whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, ddof: int = 1, eps: float = 1e-8) -> Tensor:
+    r"""Scale x to variance 1 over the masked slots, and to mean 0 unless `shift_mean` is off; 0 under a zero mask.
+
+    Equation   y_t = (x_t - mean) / sqrt(var + eps)  (+ mean),  var = sum_t m_t (x_t - mean)^2 / (sum_t m_t - ddof)
+    Paper      none: a habit of the PPO code bases; without the shift it is the reward whitening of Ziegler et al., arXiv:1909.08593.
+    Shapes     x, mask: the same -> the same
+    Raises     ValueError if shapes differ.
+
+    Equal values, or fewer than two, have no spread: they give 0 (or their mean), and not rounding errors blown up by 1 / sqrt(eps).
+
+    >>> masked_whiten(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[1, 1, 0]]))        # mean 2, var (1 + 1) / 1
+    tensor([[-0.7071,  0.7071,  0.0000]])
+    """
+    x, mask = _visible(x, mask)
+    mean = masked_mean(x, mask)
+    centred = torch.where(mask.bool(), x - mean, 0)
+    high, low = x.masked_fill(~mask.bool(), -torch.inf).max(), x.masked_fill(~mask.bool(), torch.inf).min()
+    var = centred.square().sum() / (mask.sum() - ddof).clamp(min=1)
+    white = torch.where(high > low, centred * torch.rsqrt(var + eps), 0)
+    return white if shift_mean else torch.where(mask.bool(), white + mean, 0)
+
+
+def aggregate(x: Tensor, mask: Tensor, how: str, *, total: float | Tensor | None = None) -> Tensor:
+    r"""Reduce per-token terms to the scalar that is differentiated. The name says which mean.
+
+    Equation   sequence_mean   1/N sum_i 1/|o_i| sum_t x_it      N sequences: GRPO, arXiv:2402.03300, eq. 3
+               token_mean      1/N sum_i sum_t x_it              N tokens: DAPO, arXiv:2503.14476, eq. 8
+               sequence_sum    1/N sum_i sum_t x_it              N sequences: REINFORCE; RLOO, arXiv:2402.14740
+               constant        1/N sum_i sum_t x_it              N = B * L_max, given as `total`: Dr. GRPO, arXiv:2503.20783
+    Shapes     x, mask: (B, T) -> scalar
+    Gradient   through x, exactly 0 under a zero mask, whatever stands there.
+    Raises     ValueError if shapes differ, `how` is unknown, `total` is not positive, or `constant` comes without it.
+    See        normaliser, which computes the N of a whole batch.
+
+    `total` is N. A micro-batch passes the N of its whole batch, and then the sum over the micro-batches is the batch's value and
+    gradient, however it was split. An empty row adds 0 (and counts as a sequence).
+
+    >>> x = torch.tensor([[1.0, 1, 1, 1, 10, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1, 1, 10]])
+    >>> mask = torch.tensor([[1] * 5 + [0] * 5, [1] * 10])
+    >>> aggregate(x, mask, "sequence_mean")              # (14/5 + 19/10) / 2
+    tensor(2.3500)
+    >>> aggregate(x, mask, "token_mean")                 # 33 / 15
+    tensor(2.2000)
+    >>> aggregate(x, mask, "constant", total=2 * 10)     # 33 / 20
+    tensor(1.6500)
+    """
+    x, mask = _visible(x, mask)
+    if x.dim() != 2:
+        raise ValueError(f"x is {tuple(x.shape)}: per-token terms of shape (B, T) are wanted")
+    total = normaliser(mask, how) if total is None else total
+    if not float(total) > 0:
+        if bool(mask.any()):
+            raise ValueError(f"total is {float(total)}: the positive number of sequences, tokens or slots of the whole batch is wanted")
+        return x.sum()                                   # nothing to average: 0, still attached to the graph
+    rows = masked_mean(x, mask, dim=1) if how == "sequence_mean" else x.sum(1)             # (B,)
+    return rows.sum() / total
+
+
+def normaliser(mask: Tensor, how: str, *, max_length: int | None = None) -> float:
+    r"""The N that `aggregate` divides by, for the whole batch under `mask`. `max_length` is L_max, for "constant" alone.
+
+    >>> mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    >>> normaliser(mask, "sequence_mean"), normaliser(mask, "token_mean"), normaliser(mask, "constant", max_length=3)
+    (2.0, 3.0, 6.0)
+    """
+    if how not in AGGREGATIONS:
+        raise ValueError(f"how is {how!r}: one of {', '.join(AGGREGATIONS)} is wanted")
+    if how == "constant":
+        if max_length is None:
+            raise ValueError('"constant" needs its number, B * L_max: pass total to aggregate (or max_length to normaliser)')
+        return float(len(mask) * max_length)
+    return float(mask.sum()) if how == "token_mean" else float(len(mask))
+
+
+def _visible(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """x with 0 wherever mask is 0 (also over NaN, in value and gradient), and the mask in x's dtype."""
+    if x.shape != mask.shape:
+        raise ValueError(f"x is {tuple(x.shape)} and mask {tuple(mask.shape)}: the same shape is wanted")
+    return torch.where(mask.bool(), x, 0), mask.to(x.dtype)

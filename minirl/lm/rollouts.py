@@ -1,0 +1,84 @@
+"""Rollouts: what the sampler hands to the learner. One alignment for every per-token tensor, (B, T), slot t about emitting token t."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """B completions with their prompts, padded on the right. Rows of one prompt stand together: row p * G + g is sample g of prompt p.
+
+    Shapes     tokens (B, T) int64; mask (B, T) bool; prompt_lengths (B,) int64; behavior_logp (B, T) float32; truncated (B,) bool
+
+    `mask` is true exactly where the policy sampled the token, its EOS included; it is made from lengths, never from token values.
+    `behavior_logp` is the log-probability with which the sampler drew each token (temperature, top-k and top-p applied), 0 elsewhere.
+    `truncated` rows ran out of max_new_tokens before an EOS.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    prompt_lengths: Tensor
+    behavior_logp: Tensor
+    truncated: Tensor
+
+    def __post_init__(self):
+        B, T = self.tokens.shape
+        for name, shape in (("mask", (B, T)), ("behavior_logp", (B, T)), ("prompt_lengths", (B,)), ("truncated", (B,))):
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"Rollouts.{name} is {tuple(getattr(self, name).shape)}: {shape} is wanted beside tokens {(B, T)}")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def completion_lengths(self) -> Tensor:
+        """(B,): sampled tokens per row, EOS included."""
+        return self.mask.sum(1)
+
+    def completion_ids(self) -> list[list[int]]:
+        """The sampled ids of each row, EOS included: what was sampled, never decoded and encoded again."""
+        ends = self.prompt_lengths + self.completion_lengths
+        return [row[start:end] for row, start, end in zip(self.tokens.tolist(), self.prompt_lengths.tolist(), ends.tolist())]
+
+    def rows(self, index: Tensor) -> Rollouts:
+        """The given rows, cut to the longest of them: a micro-batch carries no padding but its own."""
+        picked = {field.name: getattr(self, field.name)[index] for field in fields(self)}
+        width = int((picked["prompt_lengths"] + picked["mask"].sum(1)).max()) if len(index) else 0
+        return Rollouts(**{name: x[:, :width] if x.dim() == 2 else x for name, x in picked.items()})
+
+    def to(self, device) -> Rollouts:
+        return Rollouts(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+def right_pad(rows: list[list[int]], pad_id: int, *, device=None) -> tuple[Tensor, Tensor]:
+    """Rows of ids -> tokens (B, T) filled up with pad_id on the right, and lengths (B,)."""
+    lengths = torch.tensor([len(row) for row in rows])
+    width = int(lengths.max()) if len(rows) else 0
+    tokens = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], dtype=torch.long)
+    return tokens.to(device), lengths.to(device)
+
+
+def span_mask(starts: Tensor, ends: Tensor, width: int) -> Tensor:
+    """(B, width) bool: true in slots starts <= t < ends of each row. Masks come from lengths, so that a pad id equal to EOS hides no EOS."""
+    slots = torch.arange(width, device=starts.device)
+    return (slots >= starts[:, None]) & (slots < ends[:, None])
+
+
+def micro_batches(lengths: Tensor, token_budget: int, *, similar: float = 0.6) -> Iterator[Tensor]:
+    """Split rows into micro-batches of similar length, at most token_budget slots each (padding counted; a single row may exceed it).
+
+    lengths (N,) -> index tensors that cover 0..N-1 once, longest rows first. A row shorter than `similar` times the longest of its
+    micro-batch starts a new one, as padding it would cost more than another pass. The split changes no gradient: see reduce.aggregate.
+    """
+    order = lengths.argsort(descending=True, stable=True)
+    start, sizes = 0, lengths[order].tolist()
+    for end in range(1, len(sizes) + 1):
+        longest = sizes[start]
+        if end == len(sizes) or (end + 1 - start) * longest > token_budget or sizes[end] < similar * longest:
+            yield order[start:end]
+            start = end

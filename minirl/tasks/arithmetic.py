@@ -1,0 +1,114 @@
+"""Sums that a tiny model finds hard to answer at once and easy to work out: the toy on which thinking pays.
+
+    347+285=   <think></think><answer>632</answer>                                 at once
+    347+285=   <think>7+5=12,4+8+1=13,3+2+1=6</think><answer>632</answer>          column by column, from the right
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+
+from minirl.tasks.problem import Problem
+from minirl.tasks.rewards import accuracy, format_reward
+
+SYMBOLS = {"addition": "+", "subtraction": "-", "multiplication": "*"}
+TEST_SHARE = 10        # one problem in ten is held out
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """`digits`-digit addition, subtraction (never below 0), or multiplication by one digit.
+
+    The splits are disjoint by construction: which split a problem is in is a hash of the problem itself, the same for 12+34 and 34+12.
+    """
+
+    operation: str = "addition"
+    digits: int = 3
+
+    def __post_init__(self):
+        if self.operation not in SYMBOLS:
+            raise ValueError(f"operation is {self.operation!r}: one of {', '.join(SYMBOLS)} is wanted")
+        if not isinstance(self.digits, int) or not 1 <= self.digits <= 5:
+            raise ValueError(f"digits is {self.digits!r}: 1 to 5 is wanted")
+
+    @property
+    def rewards(self) -> dict:
+        return {"accuracy": accuracy, "format_reward": format_reward}
+
+    def sample(self, n: int, rng: random.Random, *, split: str = "train") -> list[Problem]:
+        """n problems of a split, drawn evenly and with replacement."""
+        if split not in ("train", "test"):
+            raise ValueError(f"split is {split!r}: train or test is wanted")
+        if n < 0:
+            raise ValueError(f"n is {n}: a number of problems is wanted")
+        problems = []
+        while len(problems) < n:
+            a, b = self._operands(rng)
+            if self.split_of(a, b) == split:
+                problems.append(self.problem(a, b))
+        return problems
+
+    def _operands(self, rng: random.Random) -> tuple[int, int]:
+        low, high = (0 if self.digits == 1 else 10 ** (self.digits - 1)), 10 ** self.digits - 1
+        a, b = rng.randint(low, high), rng.randint(low, high)
+        if self.operation == "subtraction":
+            return max(a, b), min(a, b)
+        return (a, b % 10) if self.operation == "multiplication" else (a, b)
+
+    def split_of(self, a: int, b: int) -> str:
+        """"train" or "test"; for the two orders of a commutative problem the same."""
+        if self.operation != "subtraction":
+            a, b = max(a, b), min(a, b)
+        digest = hashlib.blake2b(f"{a}{SYMBOLS[self.operation]}{b}".encode(), digest_size=4).digest()
+        return "test" if int.from_bytes(digest, "big") % TEST_SHARE == 0 else "train"
+
+    def problem(self, a: int, b: int) -> Problem:
+        work, result = {"addition": _add, "subtraction": _subtract, "multiplication": _multiply}[self.operation](a, b)
+        return Problem(prompt=f"{a}{SYMBOLS[self.operation]}{b}=", answer=str(result), worked=",".join(work))
+
+
+def completion(problem: Problem, *, worked: bool) -> str:
+    """The right completion of a problem, worked out or given at once."""
+    return f"<think>{problem.worked if worked else ''}</think><answer>{problem.answer}</answer>"
+
+
+def demonstrations(task, n: int, rng: random.Random, *, worked_share: float, split: str = "train") -> list[tuple[str, str]]:
+    """n (prompt, completion) pairs for SFT, of which a share is worked out and the rest answered at once: a base model's mixed reading."""
+    if not 0 <= worked_share <= 1:
+        raise ValueError(f"worked_share is {worked_share}: a share in [0, 1] is wanted")
+    return [(p.prompt, completion(p, worked=rng.random() < worked_share)) for p in task.sample(n, rng, split=split)]
+
+
+def _columns(a: int, b: int) -> list[tuple[int, int]]:
+    """Digits of a and b by column, from the right, as many as the longer has."""
+    width = max(len(str(a)), len(str(b)))
+    return list(zip(map(int, reversed(str(a).zfill(width))), map(int, reversed(str(b).zfill(width)))))
+
+
+def _add(a: int, b: int) -> tuple[list[str], int]:
+    work, carry = [], 0
+    for x, y in _columns(a, b):
+        total = x + y + carry
+        work.append(f"{x}+{y}+{carry}={total:02}")
+        carry = total // 10
+    return work, a + b
+
+
+def _subtract(a: int, b: int) -> tuple[list[str], int]:
+    work, borrow = [], 0
+    for x, y in _columns(a, b):
+        top = x + 10 if x - borrow < y else x
+        work.append(f"{top}-{y}-{borrow}={top - y - borrow}" if borrow else f"{top}-{y}={top - y}")
+        borrow = int(top > x)
+    return work, a - b
+
+
+def _multiply(a: int, b: int) -> tuple[list[str], int]:
+    work, carry = [], 0
+    for x, _ in _columns(a, 0):
+        total = x * b + carry
+        work.append(f"{x}*{b}+{carry}={total:02}")
+        carry = total // 10
+    return work, a * b

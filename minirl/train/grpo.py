@@ -1,0 +1,218 @@
+"""Group Relative Policy Optimization: sample a group of answers per question, and make those likelier that beat their group.
+
+    Paper      DeepSeekMath, arXiv:2402.03300, section 4.1, eqs. 3 and 4, algorithm 1; rule rewards: DeepSeek-R1, arXiv:2501.12948, section 2.2
+    Objective  maximise  1/G sum_i 1/|o_i| sum_t { min(rho A, clip(rho) A) - beta k3 }
+
+Same as the paper  the objective; outcome supervision; k3 against a frozen reference; mu inner iterations (`iterations`); the reference
+                   replaced every `ref_sync_steps` (the paper's outer loop; DeepSeek-R1 does so every 400 steps).
+Different          rewards come from rules and not from a reward model, as in DeepSeek-R1; the gradient is clipped in length.
+Why                a rule cannot be fooled by what it has not seen; one bad batch must not undo a hundred good ones.
+
+Three columns of log-probs: behavior_logp (the sampler's), old_logp (the learner's before the update), logp (the learner's now).
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from minirl.equations.advantages import group_advantages, zero_spread
+from minirl.equations.kl import k3
+from minirl.equations.objectives import clipped_surrogate
+from minirl.equations.reduce import AGGREGATIONS, aggregate, masked_mean, normaliser
+from minirl.lm.logprobs import rollout_logprobs, token_logprobs
+from minirl.lm.rollouts import micro_batches
+from minirl.lm.sampling import sample
+from minirl.tasks.problem import columns
+from minirl.tasks.rewards import combine
+from minirl.train.state import NonFiniteError, Sums, TrainState, clip_gradient, derive_seed, make_optimizer
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    """Defaults: the tiny model on sums, on a laptop. Papers' numbers: GRPO_PRESETS."""
+
+    steps: int = 60
+    prompts_per_step: int = 16
+    group_size: int = 8                # G
+    iterations: int = 1                # mu: passes over one batch of rollouts
+    minibatches: int = 1               # optimizer steps per pass
+    lr: float = 2e-3
+    warmup_steps: int = 0
+    kl_coef: float = 0.01              # beta
+    clip_low: float = 0.2              # epsilon: PPO, arXiv:1707.06347, section 6.1
+    clip_high: float = 0.2
+    aggregate: str = "sequence_mean"   # eq. 3; see reduce.aggregate for the others
+    scale: str = "group"               # advantages over the group's std; see advantages.group_advantages
+    ddof: int = 1
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    ref_sync_steps: int = 0            # 0: the reference stays the first model
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    token_budget: int = 16_384         # slots per micro-batch; changes memory and time, not the result
+
+    def __post_init__(self):
+        for name in ("steps", "prompts_per_step", "iterations", "minibatches", "max_new_tokens", "token_budget"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is wanted")
+        if self.group_size < 2:
+            raise ValueError(f"group_size is {self.group_size}: at least 2 is wanted; alone in its group a completion has nothing to be compared with, and "
+                             "every advantage would be 0")
+        if self.minibatches > self.prompts_per_step * self.group_size:
+            raise ValueError(f"minibatches is {self.minibatches}, but a step has {self.prompts_per_step * self.group_size} completions: at most as many are wanted")
+        for name in ("lr", "temperature", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: a positive number is wanted")
+        for name in ("kl_coef", "clip_low", "clip_high", "warmup_steps", "ref_sync_steps"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: 0 or more is wanted")
+        if self.aggregate not in AGGREGATIONS:
+            raise ValueError(f"aggregate is {self.aggregate!r}: one of {', '.join(AGGREGATIONS)} is wanted")
+
+
+# What the papers state, with where. Learning rates are those of models of billions of parameters; lengths are left to the model at hand.
+GRPO_PRESETS = {
+    "grpo": {},
+    # DeepSeekMath, section 4.2: lr 1e-6, KL 0.04, 64 samples per question, batch 1024, one update per exploration (max length 1024)
+    "deepseekmath": dict(lr=1e-6, kl_coef=0.04, group_size=64, prompts_per_step=16, iterations=1, minibatches=1, aggregate="sequence_mean"),
+    # DeepSeek-R1 v2 / Nature, R1-Zero: lr 3e-6, KL 0.001, temperature 1, 16 samples, rollouts of 8192 outputs in 16 mini-batches of 32
+    # questions, one inner epoch, reference replaced every 400 steps (max length 32768). Its eq. 1 has no 1/|o_i|.
+    "r1-zero": dict(lr=3e-6, kl_coef=0.001, group_size=16, prompts_per_step=512, iterations=1, minibatches=16, aggregate="sequence_sum",
+                    temperature=1.0, ref_sync_steps=400),
+    # TRL 1.x, GRPOConfig's defaults: loss_type "dapo", beta 0, epsilon 0.2, 8 generations (max_completion_length 512)
+    "trl": dict(lr=1e-6, kl_coef=0.0, group_size=8, iterations=1, minibatches=1, clip_low=0.2, clip_high=0.2, aggregate="token_mean",
+                scale="group", ddof=1, temperature=1.0, beta2=0.999),
+}
+
+
+def train_grpo(model, tokenizer, task, config: GRPOConfig, *, seed: int = 0, reward_weights: dict[str, float] | None = None,
+               log: Callable[[int, dict], None] | None = None, save: Callable[[TrainState], None] | None = None, resume: dict | None = None):
+    """Train `model` in place on a task's problems and rule rewards, and return it, in eval mode.
+
+    reward_weights None gives each of the task's rewards weight 1. log(step, metrics) and save(state) are called after every step; resume is an
+    earlier state's state_dict(). Raises ValueError where a prompt does not fit the context or nothing was judged, NonFiniteError if a loss or
+    gradient leaves the finite numbers.
+    """
+    model.set_dropout(0.0)                                   # dropout would make the learner another policy than the sampler
+    model.eval()
+    weights = reward_weights or dict.fromkeys(task.rewards, 1.0)
+    reward_function = combine([task.rewards[name] for name in weights], list(weights.values()))
+    reference = freeze(copy.deepcopy(model)) if config.kl_coef > 0 else None
+    state = TrainState(model, make_optimizer(model, lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay), reference)
+    if resume is not None:
+        state.load_state_dict(resume)
+    P, G = config.prompts_per_step, config.group_size
+    on_policy = config.iterations == config.minibatches == 1
+
+    while state.step < config.steps:
+        began, sums = time.perf_counter(), Sums()
+
+        # 1. sample G completions per prompt from pi_old                                     DeepSeekMath, algorithm 1, lines 5-7
+        problems = task.sample(P, random.Random(derive_seed(seed, "grpo", state.step, "problems")))
+        generator = torch.Generator(model.device).manual_seed(derive_seed(seed, "grpo", state.step, "sample"))
+        rollouts = sample(model, [tokenizer.encode_prompt(p.prompt) for p in problems], group=G, max_new_tokens=config.max_new_tokens,
+                          temperature=config.temperature, eos_id=tokenizer.stop_ids, pad_id=tokenizer.pad_id, generator=generator)
+        completions = [tokenizer.decode_completion(ids) for ids in rollouts.completion_ids()]                       # B = P * G texts
+
+        # 2. score, then compare inside each group                                           lines 8-9
+        prompts, known = [p.prompt for p in problems for _ in range(G)], columns(problems, repeat=G)
+        rewards = to_tensor(reward_function(prompts, completions, **known)).view(P, G)                              # (P, G), NaN: no verdict
+        adv = group_advantages(rewards, scale=config.scale, ddof=config.ddof).view(P * G).to(model.device)          # (B,)
+
+        # 3. freeze what the update may not touch
+        old_logp = None if on_policy else rollout_logprobs(model, rollouts, temperature=config.temperature, token_budget=config.token_budget)
+        ref_logp = None if reference is None else rollout_logprobs(reference, rollouts, temperature=config.temperature,
+                                                                   token_budget=config.token_budget)                # (B, T)
+
+        # 4. update: surrogate - kl_coef * kl, aggregate, backward, clip, step               lines 10-11
+        lr = config.lr * min(1.0, (state.step + 1) / (config.warmup_steps + 1))
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        shuffle = torch.Generator().manual_seed(derive_seed(seed, "grpo", state.step, "shuffle"))
+        for _ in range(config.iterations):
+            for minibatch in torch.randperm(P * G, generator=shuffle).to(model.device).tensor_split(config.minibatches):
+                total = normaliser(rollouts.mask[minibatch], config.aggregate, max_length=config.max_new_tokens)
+                lengths = (rollouts.prompt_lengths + rollouts.completion_lengths)[minibatch]
+                for part in micro_batches(lengths, config.token_budget):
+                    rows = minibatch[part]
+                    batch = rollouts.rows(rows)                                                                     # (b, T')
+                    width = batch.tokens.shape[1]
+                    logp, entropy = token_logprobs(model, batch.tokens, mask=batch.mask, temperature=config.temperature, return_entropy=True)
+                    old = logp.detach() if on_policy else old_logp[rows, :width]
+                    objective = clipped_surrogate(logp, old, adv[rows, None].expand_as(logp), clip_low=config.clip_low, clip_high=config.clip_high)
+                    if reference is not None:
+                        kl = k3(logp, ref_logp[rows, :width])
+                        objective = objective - config.kl_coef * kl
+                        sums.add("kl", kl, batch.mask)
+                    loss = -aggregate(objective, batch.mask, config.aggregate, total=total)
+                    check_finite(loss, state.step + 1, rows, completions)
+                    loss.backward()
+                    watch(sums, logp, old, batch, adv[rows], entropy, config)
+                sums.add("grad_norm", torch.tensor(clip_gradient(model, config.max_grad_norm, step=state.step + 1)))
+                state.optimizer.step()
+                state.optimizer.zero_grad()
+        state.step += 1
+        state.num_tokens += int((rollouts.prompt_lengths + rollouts.completion_lengths).sum())
+        if reference is not None and config.ref_sync_steps and state.step % config.ref_sync_steps == 0:
+            reference.load_state_dict(model.state_dict())
+
+        # 5. report
+        if log is not None:
+            rules = {f"rewards/{name}/mean": mean_judged(to_tensor(task.rewards[name](prompts, completions, **known))) for name in weights}
+            log(state.step, {**describe(rewards, rollouts), **rules, **sums.means(), "learning_rate": lr, "num_tokens": state.num_tokens,
+                             "step_time": time.perf_counter() - began})
+        if save is not None:
+            save(state)
+    return model
+
+
+def freeze(model):
+    """Eval mode, no gradients: a reference."""
+    return model.eval().requires_grad_(False)
+
+
+def to_tensor(rewards: list[float | None]) -> torch.Tensor:
+    """Reward functions' numbers as float32, None as NaN. Raises ValueError where nothing at all was judged."""
+    tensor = torch.tensor([float("nan") if reward is None else float(reward) for reward in rewards])
+    if bool(tensor.isnan().all()):
+        raise ValueError(f"none of the {len(rewards)} completions got a reward: every verdict was None or NaN; check the reward functions and the "
+                         "problems' answers")
+    return tensor
+
+
+def mean_judged(rewards: torch.Tensor) -> float:
+    return float(masked_mean(rewards, ~rewards.isnan()))
+
+
+def check_finite(loss, step: int, rows, completions: list[str]) -> None:
+    if not torch.isfinite(loss):
+        first = int(rows[0])
+        raise NonFiniteError(f"step {step}: the loss is {float(loss)} on rows {rows.tolist()[:8]}. The weights are still those before the update. "
+                             f"Row {first} reads {completions[first]!r}")
+
+
+def watch(sums: Sums, logp, old_logp, batch, adv, entropy, config: GRPOConfig) -> None:
+    """Per-token metrics of one micro-batch, in TRL's names. Before the first optimizer step every ratio is 1 and nothing is clipped."""
+    ratio = (logp - old_logp).detach().exp()                                                                        # (b, T)
+    below, above = (ratio < 1 - config.clip_low) & (adv[:, None] < 0), (ratio > 1 + config.clip_high) & (adv[:, None] > 0)
+    sums.add("clip_ratio/low_mean", below, batch.mask)
+    sums.add("clip_ratio/high_mean", above, batch.mask)
+    sums.add("entropy", entropy, batch.mask)
+    sums.add("sampling/sampling_logp_difference/mean", (old_logp - batch.behavior_logp).abs(), batch.mask)
+
+
+def describe(rewards, rollouts) -> dict[str, float]:
+    """Metrics of one batch of rollouts, in TRL's names."""
+    judged, lengths = ~rewards.isnan(), rollouts.completion_lengths.float()
+    return {"reward": mean_judged(rewards), "reward_std": float(rewards[judged].std(correction=0)), "frac_reward_zero_std": float(zero_spread(rewards).float().mean()),
+            "frac_reward_none": float((~judged).float().mean()), "completions/mean_length": float(lengths.mean()),
+            "completions/min_length": float(lengths.min()), "completions/max_length": float(lengths.max()),
+            "completions/clipped_ratio": float(rollouts.truncated.float().mean())}

@@ -1,0 +1,137 @@
+"""Supervised fine-tuning: make the demonstrated completions likelier.
+
+    Paper      InstructGPT, arXiv:2203.02155, section 3.5 and appendix C.1
+    Objective  maximise  1/N sum over completion tokens of log pi(y_t | x, y_<t),  N = completion tokens of the batch
+
+Same as the paper  cosine schedule to 10 % of the learning rate, no warm-up, residual dropout (preset "instructgpt": 0.2, 16 epochs).
+Different          the default preset is for a model of 0.2 million parameters: one pass over many short sums, no dropout, a large
+                   learning rate.
+Why                a model trained from nothing needs to see many examples once rather than few often.
+
+The loss is on the completion alone, its EOS included: the mask is made from lengths.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from minirl.equations.reduce import aggregate
+from minirl.equations.schedules import cosine_to_floor
+from minirl.lm.logprobs import token_logprobs
+from minirl.lm.rollouts import micro_batches, right_pad, span_mask
+from minirl.train.state import NonFiniteError, Sums, TrainState, clip_gradient, derive_seed, make_optimizer
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Defaults: a tiny model from nothing, on a laptop. Papers' numbers: SFT_PRESETS."""
+
+    epochs: int = 1
+    batch_size: int = 64
+    lr: float = 6e-3
+    min_lr_ratio: float = 0.1          # InstructGPT, appendix C.1: cosine to 10 %
+    warmup_steps: int = 0              # InstructGPT, appendix C.1: no warm-up
+    dropout: float = 0.0
+    beta1: float = 0.9                 # InstructGPT, appendix C: Adam (0.9, 0.95)
+    beta2: float = 0.98
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    token_budget: int = 16_384         # slots per micro-batch
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "token_budget"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is wanted")
+        for name in ("lr", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: a positive number is wanted")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout is {self.dropout}: a share in [0, 1) is wanted")
+
+
+SFT_PRESETS = {
+    "toy": {},
+    # InstructGPT, appendix C.1: 16 epochs, dropout 0.2, cosine to 10 %, no warm-up, batch 32; lr 9.65e-6 is the 1.3B and 6B models'
+    "instructgpt": dict(epochs=16, batch_size=32, lr=9.65e-6, min_lr_ratio=0.1, warmup_steps=0, dropout=0.2, beta1=0.9, beta2=0.95),
+}
+
+
+def train_sft(model, tokenizer, pairs: Sequence[tuple[str, str]], config: SFTConfig, *, seed: int = 0,
+              log: Callable[[int, dict], None] | None = None, save: Callable[[TrainState], None] | None = None, resume: dict | None = None):
+    """Train `model` in place on (prompt, completion) texts and return it, in eval mode.
+
+    log(step, metrics) and save(state) are called after every step; resume is an earlier state's state_dict(). Raises ValueError for no
+    pairs, or for one that does not fit the context; NonFiniteError if the loss leaves the finite numbers.
+    """
+    prompts, completions = encode_pairs(tokenizer, pairs, model.config.max_seq_len)
+    model.set_dropout(config.dropout)
+    model.train()
+    state = TrainState(model, make_optimizer(model, lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay))
+    if resume is not None:
+        state.load_state_dict(resume)
+    steps_per_epoch = -(-len(pairs) // config.batch_size)
+    steps = config.epochs * steps_per_epoch
+    while state.step < steps:
+        began, sums = time.perf_counter(), Sums()
+        torch.manual_seed(derive_seed(seed, "sft", state.step, "dropout"))
+
+        # 1. sample: the next demonstrations of this epoch's shuffle
+        epoch, position = divmod(state.step, steps_per_epoch)
+        shuffle = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(derive_seed(seed, "sft", epoch, "shuffle")))
+        batch = shuffle[position * config.batch_size:(position + 1) * config.batch_size]
+
+        # 2. score: every token of a demonstration counts the same
+        lengths = torch.tensor([len(prompts[i]) + len(completions[i]) for i in batch.tolist()])
+        completion_tokens = sum(len(completions[i]) for i in batch.tolist())
+
+        # 3. freeze: the step's learning rate
+        lr = config.lr * cosine_to_floor(state.step, steps, floor=config.min_lr_ratio, warmup=min(config.warmup_steps, steps - 1))
+
+        # 4. update
+        for rows in micro_batches(lengths, config.token_budget):
+            picked = batch[rows].tolist()
+            tokens, ends = right_pad([prompts[i] + completions[i] for i in picked], tokenizer.pad_id, device=model.device)     # (b, T), (b,)
+            starts = torch.tensor([len(prompts[i]) for i in picked], device=model.device)                                      # (b,)
+            mask = span_mask(starts, ends, tokens.shape[1])                                                                    # (b, T)
+            logp = token_logprobs(model, tokens, mask=mask)                                                                    # (b, T)
+            loss = -aggregate(logp, mask, "token_mean", total=completion_tokens)
+            if not torch.isfinite(loss):
+                raise NonFiniteError(f"step {state.step + 1}: the loss is {float(loss)} on pairs {picked[:8]}; the first is {pairs[picked[0]]!r}")
+            loss.backward()
+            sums.add("loss", -logp, mask)
+        grad_norm = clip_gradient(model, config.max_grad_norm, step=state.step + 1)
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        state.step += 1
+        state.num_tokens += int(lengths.sum())
+
+        # 5. report
+        if log is not None:
+            log(state.step, {**sums.means(), "grad_norm": grad_norm, "learning_rate": lr, "epoch": state.step / steps_per_epoch,
+                             "num_tokens": state.num_tokens, "step_time": time.perf_counter() - began})
+        if save is not None:
+            save(state)
+    model.set_dropout(0.0)
+    return model.eval()
+
+
+def encode_pairs(tokenizer, pairs: Sequence[tuple[str, str]], max_seq_len: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Texts -> prompt ids (BOS in front) and completion ids (EOS behind). Raises ValueError for none, or for a pair that does not fit."""
+    if not pairs:
+        raise ValueError("there is nothing to learn from: at least one (prompt, completion) pair is wanted")
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    prompts = [bos + ids for ids in tokenizer.encode_batch([prompt for prompt, _ in pairs])]
+    completions = [ids + [tokenizer.eos_id] for ids in tokenizer.encode_batch([completion for _, completion in pairs])]
+    for i, (prompt, completion) in enumerate(zip(prompts, completions)):
+        if not prompt:
+            raise ValueError(f"pair {i} has an empty prompt and the tokenizer no BOS: at least one token must come before the completion")
+        if len(prompt) + len(completion) > max_seq_len:
+            raise ValueError(f"pair {i} has {len(prompt) + len(completion)} tokens, more than the model's context of {max_seq_len}: shorten it, or use a "
+                             "model with a larger max_seq_len")
+    return prompts, completions

@@ -1,0 +1,26 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="minirl",
+    version="0.1.0",
+    description="Reinforcement learning for language models, from scratch and small enough to read",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["minirl", "minirl.*"]),
+    # Lower bounds here; the versions that were tested together are in constraints.txt.
+    install_requires=[
+        "torch>=2.6",
+        "numpy>=1.26",             # torch's bridge to arrays, and matplotlib's
+        "tokenizers>=0.20",
+        "safetensors>=0.4",
+        "matplotlib>=3.8",
+        "tqdm>=4.66",              # progress bars; comes with tokenizers' own huggingface_hub
+        "huggingface_hub>=0.24",   # --init owner/name; comes with tokenizers
+    ],
+    extras_require={"test": ["pytest>=8"]},
+    entry_points={"console_scripts": ["minirl=minirl.app.cli:main"]},
+)

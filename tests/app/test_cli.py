@@ -1,0 +1,105 @@
+"""minirl/app/cli.py: what a person types, and what comes back."""
+
+import json
+import re
+
+import pytest
+
+from minirl.app.cli import COMMANDS, build_parser, main
+
+
+def refused(capsys, *argv):
+    """Run a command that must end with exit code 2 and one line on stderr; return the line."""
+    try:
+        code = main(list(argv))
+    except SystemExit as stop:
+        code = stop.code
+    error = capsys.readouterr().err
+    assert code == 2 and error.count("\n") == 1 and "Traceback" not in error, error
+    return error
+
+
+@pytest.mark.parametrize("argv, said", [
+    (["grpo", "--foo"], "unknown argument --foo"), (["grpo", "--grop-size", "4"], "did you mean --group-size"), (["grp"], "invalid choice: 'grp'"),
+    (["grpo", "--lr", "abc"], "invalid float value"), (["grpo", "--task", "poetry"], "'poetry': one of addition"), (["grpo", "--digits", "9"], "digits is 9"),
+    (["grpo", "--group-size", "1"], "group_size is 1"), (["grpo", "--temperature", "-1"], "temperature is -1"), (["grpo", "--max-new-tokens", "0"], "max_new_tokens is 0"),
+    (["grpo", "--init", "nowhere"], "no checkpoint at nowhere"), (["grpo", "--preset", "best"], "invalid choice: 'best'"),
+    (["grpo", "--device", "abacus"], "'abacus': auto, cpu or cuda"), (["grpo", "--resume"], "there is no run grpo"), (["grpo", "--resume", "--run-dir", "x"], "no run to resume"),
+    (["sft", "--dropout", "1.5"], "dropout is 1.5"), (["sample", "--init", "nowhere"], "no checkpoint at nowhere"), (["eval", "--init", "nowhere"], "no checkpoint"),
+    (["plot"], "no run under runs/"), (["plot", "nowhere"], "nowhere is no run directory")])
+def test_bad_input_ends_in_one_line_that_says_what_to_do(argv, said, capsys, inside):
+    assert said in refused(capsys, *argv)
+    assert not (inside / "runs").exists(), "a refused command leaves nothing behind"
+
+
+@pytest.mark.parametrize("argv, said", [
+    (["--temperature", "-1"], "temperature is -1"), (["--max-new-tokens", "0"], "max_new_tokens is 0"), (["--max-new-tokens", "500"], "context of 128"),
+    (["1" * 200], "context of 128"), (["-n", "0"], "group is 0"), (["--top-p", "0"], "top_p is 0")])
+def test_bad_sampling_numbers(argv, said, capsys, base):
+    assert said in refused(capsys, "sample", "--init", str(base), *argv)
+
+
+def test_truncated_and_incomplete_checkpoints(capsys, base, tmp_path):
+    import shutil
+    cut = tmp_path / "cut"
+    shutil.copytree(base, cut)
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "may be cut short" in refused(capsys, "sample", "--init", str(cut))
+    weights.unlink()
+    assert "lacks model.safetensors" in refused(capsys, "sample", "--init", str(cut))
+
+
+def test_sample_shows_every_token_with_its_logprob(capsys, base):
+    assert main(["sample", "3+4=", "--init", str(base), "-n", "3", "--max-new-tokens", "5", "--seed", "1"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("3+4=\n") and [f"  {i}. " in out for i in (1, 2, 3)] == [True] * 3
+    for line in re.findall(r"log-prob (-?[\d.]+), (\d+) tokens.*?: (.*)", out):
+        numbers = [float(x) for x in re.findall(r":(-?\d+\.\d\d)(?= |$)", line[2])]
+        assert len(numbers) == int(line[1]) and sum(numbers) == pytest.approx(float(line[0]), abs=0.01 * len(numbers))
+    main(["sample", "3+4=", "--init", str(base), "-n", "3", "--max-new-tokens", "5", "--seed", "1"])
+    assert capsys.readouterr().out == out
+
+
+def test_eval_gives_intervals(capsys, base):
+    assert main(["eval", "--init", str(base), "--problems", "5", "--samples", "4", "--k", "1", "4", "--max-new-tokens", "5"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("1-digit addition"), "the task comes from the run that the checkpoint belongs to"
+    for name in ("accuracy", "pass@1", "pass@4"):
+        mean, low, high = map(float, re.search(rf"^{name} +([\d.]+) +([\d.]+) to ([\d.]+)", out, re.MULTILINE).groups())
+        assert 0 <= low <= mean <= high <= 1
+    assert "pass@8 needs at least 8 samples" in refused(capsys, "eval", "--init", str(base), "--samples", "4", "--k", "8")
+
+
+def test_plot_draws_one_run_or_several(capsys, finished, inside):
+    assert main(["plot", str(finished), "-o", "one.png"]) == 0 and main(["plot", str(finished), str(finished.parent.parent / "runs" / "grpo"), "-o", "two.png"]) == 0
+    assert (inside / "one.png").read_bytes()[:4] == (inside / "two.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_run_directory_is_never_overwritten(capsys, base, finished):
+    before = (finished / "summary.json").read_text()
+    assert "already holds a run" in refused(capsys, "grpo", "--init", str(base), "--run-dir", str(finished))
+    assert "keeps the numbers" in refused(capsys, "grpo", "--resume", "--run-dir", str(finished), "--lr", "1")
+    assert main(["grpo", "--resume", "--run-dir", str(finished)]) == 0 and "complete" in capsys.readouterr().out
+    assert "run of minirl grpo" in refused(capsys, "sft", "--resume", "--run-dir", str(finished))
+    assert (finished / "summary.json").read_text() == before
+
+
+def test_config_json_is_the_object_that_ran(finished):
+    config = json.loads((finished / "config.json").read_text())
+    assert config["grpo"]["steps"] == 4 and config["grpo"]["group_size"] == 3 and config["run"]["digits"] == 1 and config["preset"] == "grpo"
+
+
+def test_flags_win_over_the_preset(capsys, base, tmp_path):
+    assert main(["grpo", "--init", str(base), "--run-dir", str(tmp_path / "r"), "--preset", "trl", "--digits", "1", "--steps", "1", "--prompts-per-step", "2",
+                 "--group-size", "2", "--max-new-tokens", "4", "--eval-problems", "2", "--lr", "0.5"]) == 0
+    config = json.loads((tmp_path / "r" / "config.json").read_text())["grpo"]
+    assert (config["lr"], config["group_size"], config["aggregate"], config["kl_coef"]) == (0.5, 2, "token_mean", 0.0)
+
+
+def test_help_names_every_command_and_flag(capsys):
+    parser, commands = build_parser()
+    assert set(commands) == set(COMMANDS)
+    text = commands["grpo"].format_help()
+    assert all(flag in text for flag in ("--group-size", "--iterations", "--kl-coef", "--aggregate", "--preset", "--resume", "--init", "--dtype", "--task", "--seed"))
+    assert main([]) == 0 and "grpo" in capsys.readouterr().out

@@ -1,0 +1,188 @@
+"""Tests of minirl.equations.kl."""
+
+import pytest
+import torch
+
+from minirl.equations.kl import exact_kl, k1, k2, k3
+from minirl.equations.reduce import aggregate, masked_mean
+
+INF, NAN = float("inf"), float("nan")
+LOGITS, REF = torch.tensor([0.5, -0.2, 0.1]).double(), torch.tensor([0.2, 0.5, 0.3]).double().log()     # pi = (.4615, .2292, .3093)
+GRAD_KL, GRAD_REVERSE = (0.28592, -0.22842, -0.05751), (0.26149, -0.27083, 0.00934)         # of KL(pi || ref) and KL(ref || pi) in the logits
+every_estimator = pytest.mark.parametrize("estimator", [k1, k2, k3])
+
+
+def gradient(objective, parameters):
+    leaf = parameters.clone().requires_grad_()
+    objective(leaf).backward()
+    return leaf.grad
+
+
+def near(actual, expected, tolerance=6e-6):
+    torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=actual.dtype), atol=tolerance, rtol=0)
+
+
+# log 2 = .693147 and its half square .240227; k3: 1/2 + .693147 - 1 and 2 - .693147 - 1; slopes in logp: 1, log(pi/ref), 1 - ref/pi
+@pytest.mark.parametrize("pi, ref, values, slopes", [
+    (0.5, 0.25, (0.693147, 0.240227, 0.193147), (1.0, 0.693147, 0.5)),
+    (0.25, 0.5, (-0.693147, 0.240227, 0.306853), (1.0, -0.693147, -1.0)),
+    (0.3, 0.3, (0.0, 0.0, 0.0), (1.0, 0.0, 0.0)),
+])
+def test_hand_numbers(pi, ref, values, slopes):
+    for estimator, value, slope in zip((k1, k2, k3), values, slopes):
+        logp, ref_logp = torch.tensor([pi], dtype=torch.float64).log(), torch.tensor([ref], dtype=torch.float64).log()
+        near(estimator(logp, ref_logp), [value], 1e-6)
+        near(gradient(lambda logp: estimator(logp, ref_logp).sum(), logp), [slope], 1e-6)
+
+
+@pytest.mark.parametrize("pi, ref, value", [
+    ((0.5, 0.5), (0.25, 0.75), 0.143841),         # (log 2 + log 2/3) / 2 = (.693147 - .405465) / 2
+    ((0.25, 0.75), (0.5, 0.5), 0.130812),         # .25 log 1/2 + .75 log 3/2 = -.173287 + .304099
+    ((1.0, 0.0), (0.5, 0.5), 0.693147),           # an id that pi never takes adds nothing
+    ((1.0, 0.0), (1.0, 0.0), 0.0),                # nor where the reference never takes it either
+    ((0.5, 0.5), (1.0, 0.0), INF),                # but what pi takes and the reference never does is infinitely far
+])
+def test_exact_kl_hand_numbers(pi, ref, value):
+    logits, ref_logits = torch.tensor([pi]).log() + 3, torch.tensor([ref]).log() - 5         # logits are known up to a constant
+    assert exact_kl(logits, ref_logits).tolist() == pytest.approx([value], abs=1e-6)
+    assert (gradient(lambda x: exact_kl(x, ref_logits).sum(), logits)[torch.tensor([pi]) == 0] == 0).all()
+
+
+def test_exact_kl_of_the_table():
+    near(exact_kl(LOGITS, REF), 0.216570, 1e-6)
+    near(exact_kl(REF, LOGITS), 0.213647, 1e-6)
+    near(gradient(lambda x: exact_kl(x, REF), LOGITS), GRAD_KL)
+    assert exact_kl(torch.randn(2, 5, 3), torch.randn(2, 5, 3)).shape == (2, 5)
+
+
+def test_exact_kl_where_pi_underflows():
+    """pi = (1, e^-200) is (1, 0) in float32: against a reference that never takes the second id the term is 0 * inf, a NaN; it is infinite, or 0."""
+    assert not exact_kl(torch.tensor([0.0, -200.0]), torch.tensor([0.0, -INF])).isnan()
+
+
+@pytest.mark.parametrize("estimator, mean, variance, loss_gradient, reward_gradient", [
+    (k1, 0.216570, 0.4155, (0.0, 0.0, 0.0), GRAD_KL),
+    (k2, 0.231205, 0.02416, GRAD_KL, None),
+    (k3, 0.216570, 0.02359, GRAD_REVERSE, (0.02444, 0.04242, -0.06685)),
+])
+def test_estimators_by_enumeration(estimator, mean, variance, loss_gradient, reward_gradient):
+    """Value and gradient are two questions, and the field mixes them up: k1 as a loss is no penalty at all, k3 in the reward hardly one,
+    and several code bases have the ratio the wrong way round, which the mean shows and the formula hides."""
+    pi, logp = LOGITS.softmax(0), LOGITS.log_softmax(0)
+    near((pi * estimator(logp, REF)).sum(), mean, 1e-6)
+    near((pi * (estimator(logp, REF) - mean).square()).sum(), variance, 6e-5)
+    near(gradient(lambda x: (pi * estimator(x.log_softmax(0), REF)).sum(), LOGITS), loss_gradient)
+    if reward_gradient:                                                                      # E[k grad log pi], k a number
+        near(gradient(lambda x: (pi * estimator(logp, REF) * x.log_softmax(0)).sum(), LOGITS), reward_gradient)
+
+
+@pytest.mark.parametrize("estimator", [k1, k3])
+def test_loss_weighted_by_the_ratio_has_the_gradient_of_kl(estimator):
+    """rho * k with rho = pi / sg(pi) has both halves of the gradient: unbiased for k1 and k3."""
+    pi, logp = LOGITS.softmax(0), LOGITS.log_softmax(0)
+    near(gradient(lambda x: (pi * (x.log_softmax(0) - logp).exp() * estimator(x.log_softmax(0), REF)).sum(), LOGITS), GRAD_KL)
+
+
+def two_tokens(logits):
+    """Log-probs of all 9 sequences of two tokens from 3 ids: (4, 3) logits -> (9, 2); the first token picks the second's row."""
+    logp = logits.log_softmax(-1)
+    return torch.stack([logp[0][:, None].expand(3, 3), logp[1:]], -1).reshape(9, 2)
+
+
+def test_two_tokens_by_enumeration():
+    """Over sequences: the summed k1 (and k3) has the sequence KL as its mean, k1 as a loss no gradient, and k2 the right one only of the whole
+    sequence's log-ratio: token by token it misses how the first token moves the second."""
+    generator = torch.Generator().manual_seed(0)
+    logits, ref_logits = torch.randn(4, 3, generator=generator).double(), torch.randn(4, 3, generator=generator).double()
+    logp, ref_logp = two_tokens(logits), two_tokens(ref_logits)                              # (9, 2)
+    pi = logp.sum(1).exp()                                                                   # (9,)
+    near(pi.sum(), 1.0, 1e-12)
+
+    def sequence_kl(x):                                                                      # over the 9 sequences as one distribution
+        return exact_kl(two_tokens(x).sum(1), ref_logp.sum(1))
+
+    kl, grad_kl = sequence_kl(logits), gradient(sequence_kl, logits)
+    first = logits[0].softmax(0)                                                             # the chain rule, token by token
+    near(exact_kl(logits[0], ref_logits[0]) + (first * exact_kl(logits[1:], ref_logits[1:])).sum(), kl, 1e-12)
+    for estimator in (k1, k3):
+        near((pi * estimator(logp, ref_logp).sum(1)).sum(), kl, 1e-12)
+    near(gradient(lambda x: (pi * k1(two_tokens(x), ref_logp).sum(1)).sum(), logits), torch.zeros(4, 3), 1e-12)
+    near(gradient(lambda x: (pi * k1(logp, ref_logp).sum(1) * two_tokens(x).sum(1)).sum(), logits), grad_kl, 1e-12)
+    near(gradient(lambda x: (pi * k2(two_tokens(x).sum(1), ref_logp.sum(1))).sum(), logits), grad_kl, 1e-12)
+    by_token = gradient(lambda x: (pi * k2(two_tokens(x), ref_logp).sum(1)).sum(), logits)
+    assert (by_token - grad_kl).norm() > 0.05 * grad_kl.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("scale", [25.0, 1e-1, 1e-3, 1e-6])
+def test_k2_and_k3_are_never_negative(dtype, scale):
+    """Negative KL in a log makes people look for a bug: k1 may be negative token by token, these two may not, and not by rounding either."""
+    logp = torch.linspace(-scale, scale, 5001).to(dtype)
+    zero = torch.zeros_like(logp)
+    assert (k1(logp, zero) < 0).any() and (k2(logp, zero) >= 0).all() and (k3(logp, zero) >= 0).all()
+
+
+@pytest.mark.parametrize("log_ratio", [1e-3, -1e-3, 1e-4, -1e-4])
+def test_small_log_ratios_keep_their_digits(log_ratio):
+    """In float32 exp(x) - x - 1 is rounding noise of 6e-8 here; half the square, 5e-7 and 5e-9, is what it should be."""
+    logp, ref_logp = torch.tensor([log_ratio]), torch.zeros(1)
+    assert k3(logp, ref_logp).item() == pytest.approx(log_ratio ** 2 / 2, rel=5e-3)
+
+
+@every_estimator
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("log_ratio", [100.0, -100.0])
+def test_extreme_log_ratios_stay_finite(estimator, dtype, log_ratio):
+    logp = torch.full((3,), log_ratio, dtype=dtype)
+    value, slope = estimator(logp, torch.zeros_like(logp)), gradient(lambda x: estimator(x, torch.zeros_like(x)).sum(), logp)
+    assert value.dtype == dtype and value.isfinite().all() and slope.isfinite().all()
+
+
+def test_k3_of_a_policy_far_from_its_reference():
+    """Only the exponential must be held, and only upwards: where pi / ref = e^30, k3 is 29 with slope 1. Held on both sides it would be 19 with
+    slope 0, and a policy that collapsed onto what its reference never says would feel no penalty."""
+    pi, ref = torch.tensor([1 - 1e-8, 1e-8]).double(), torch.tensor([1e-13, 1 - 1e-13]).double()
+    near((pi * k3(pi.log(), ref.log())).sum(), exact_kl(pi.log(), ref.log()), 1e-4)          # 29.93, nearly all of it from the first id
+    near(gradient(lambda logp: k3(logp, torch.tensor([-30.0]).double()).sum(), torch.zeros(1).double()), [1.0], 1e-6)
+
+
+def test_sums_grow_with_the_length_and_means_do_not():
+    """A kl_coef is per token or per sequence: twice the tokens are twice the summed KL, and the same mean."""
+    logp, mask = torch.tensor([[-1.0, -2.0, -0.5]]), torch.tensor([[1, 1, 0]])
+    ref_logp = torch.tensor([[-1.5, -1.0, 0.0]])                                             # k1: .5, -1
+    once, twice = k1(logp, ref_logp), k1(logp.repeat(1, 2), ref_logp.repeat(1, 2))
+    assert aggregate(once, mask, "sequence_sum").item() == -0.5 and aggregate(twice, mask.repeat(1, 2), "sequence_sum").item() == -1.0
+    assert masked_mean(once, mask).item() == masked_mean(twice, mask.repeat(1, 2)).item() == -0.25
+
+
+@every_estimator
+def test_elementwise_and_inputs_stay(estimator):
+    """Row order, padding and a NaN elsewhere change nothing: each value depends on its own slot."""
+    generator = torch.Generator().manual_seed(0)
+    logp, ref_logp = torch.randn(4, 3, generator=generator), torch.randn(4, 3, generator=generator)
+    plain, order, before = estimator(logp, ref_logp), torch.tensor([2, 0, 3, 1]), (logp.clone(), ref_logp.clone())
+    assert torch.equal(estimator(logp[order], ref_logp[order]), plain[order])
+    assert torch.equal(logp, before[0]) and torch.equal(ref_logp, before[1])
+    mask = torch.tensor([[0, 1, 1]] * 4)
+    for junk in (NAN, 100.0):
+        leaf, ref_junk = logp.masked_fill(mask == 0, junk).requires_grad_(), ref_logp.masked_fill(mask == 0, junk / 2)
+        value = aggregate(estimator(leaf, ref_junk), mask, "token_mean")
+        value.backward()
+        assert value.item() == pytest.approx(masked_mean(plain, mask).item(), abs=1e-6) and leaf.grad[mask == 1].isfinite().all()
+        assert junk != junk or (leaf.grad[mask == 0] == 0).all()
+
+
+@pytest.mark.parametrize("estimator", [k1, k2, k3, exact_kl])
+def test_bad_arguments_raise(estimator):
+    """(B,) against (B, T) with B == T broadcasts silently; a reference with gradient is a forgotten no_grad."""
+    for shape in ((3,), (3, 1), (1, 3)):
+        with pytest.raises(ValueError, match="same shape"):
+            estimator(torch.zeros(3, 3), torch.zeros(shape))
+    with pytest.raises(ValueError, match="requires grad"):
+        estimator(torch.zeros(3), torch.zeros(3, requires_grad=True))
+
+
+def test_exact_kl_in_bfloat16_stays_finite():
+    logits = torch.tensor([[50.0, -50.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.bfloat16)
+    assert exact_kl(logits, -logits).isfinite().all() and (exact_kl(logits, logits) == 0).all()
+    assert gradient(lambda x: exact_kl(x, -logits).sum(), logits).isfinite().all()

@@ -1,0 +1,233 @@
+"""Tests of minirl.equations.reduce."""
+
+import pytest
+import torch
+
+from minirl.equations.reduce import AGGREGATIONS, aggregate, masked_mean, masked_whiten, normaliser
+
+NAN, INF = float("nan"), float("inf")
+REDUCTIONS = {
+    "masked_mean": masked_mean,
+    "masked_mean by row": lambda x, mask: masked_mean(x, mask, 1),
+    "masked_whiten": masked_whiten,
+    "masked_whiten, mean kept": lambda x, mask: masked_whiten(x, mask, shift_mean=False),
+    **{how: lambda x, mask, how=how: aggregate(x, mask, how, total=30.0) for how in AGGREGATIONS},
+}
+every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS.values(), ids=REDUCTIONS)
+every_how = pytest.mark.parametrize("how", AGGREGATIONS)
+
+
+def ragged(*rows, junk=7.0):
+    """Rows of different lengths as (x, mask), right-padded with junk."""
+    width = max(map(len, rows))
+    x = torch.tensor([list(row) + [junk] * (width - len(row)) for row in rows])
+    return x, torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+
+
+def example():
+    """Five rows: ragged, left-padded, with a hole, of one token, empty."""
+    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1], [1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
+    return torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), mask
+
+
+@pytest.mark.parametrize("rows, total, expected", [
+    # 14/5 = 2.8 and 19/10 = 1.9; tokens 33 of 15; sums 14 and 19; slots 2 * 10
+    (([1, 1, 1, 1, 10], [1] * 9 + [10]), 20, (2.35, 2.2, 16.5, 1.65)),
+    # means 1, 1, 1/4, 1/4; every row sums to 2; 20 tokens; slots 4 * 8
+    (([1] * 2, [1] * 2, [0.25] * 8, [0.25] * 8), 32, (0.625, 0.4, 2.0, 0.25)),
+    # a short good answer and a long bad one: 1 - 1; 2 - 6 = -4 over 8 tokens, 2 rows, 2 * 8 slots
+    (([1] * 2, [-1] * 6), 16, (0.0, -0.5, -2.0, -0.25)),
+    # 100 tokens of mean 2 and 900 of mean 1/2: (2 + 1/2) / 2; 650 / 1000; (200 + 450) / 2; 650 / 2000
+    (([2] * 100, [0.5] * 900), 2000, (1.25, 0.65, 325.0, 0.325)),
+])
+def test_aggregate_hand_numbers(rows, total, expected):
+    """"The GRPO loss" is four losses: code bases mean different things by Dr. GRPO and DAPO, and 2.35, 2.2 and 1.65 are all somebody's number."""
+    x, mask = ragged(*[[float(v) for v in row] for row in rows])
+    for how, value in zip(AGGREGATIONS, expected, strict=True):
+        assert aggregate(x, mask, how, total=total if how == "constant" else None).item() == pytest.approx(value, abs=1e-6)
+
+
+@pytest.mark.parametrize("how, short, long", [
+    ("sequence_mean", 1 / 2, 1 / 6), ("token_mean", 1 / 4, 1 / 4), ("sequence_sum", 1 / 2, 1 / 2), ("constant", 1 / 6, 1 / 6),
+])
+def test_aggregate_weight_of_a_token(how, short, long):
+    """Rows of 1 and 3 tokens, 6 slots: what one token weighs in the gradient is the whole difference between the means."""
+    x, mask = torch.zeros(2, 3, requires_grad=True), torch.tensor([[1, 0, 0], [1, 1, 1]])
+    aggregate(x, mask, how, total=6 if how == "constant" else None).backward()
+    torch.testing.assert_close(x.grad, torch.tensor([[short, 0, 0], [long] * 3]))
+
+
+def test_masked_mean_hand_numbers():
+    x, mask = ragged([1.0, 2.0, 6.0], [5.0])
+    assert masked_mean(x, mask).item() == 3.5                                                # 14 / 4
+    assert masked_mean(x, mask, 1).tolist() == [3.0, 5.0]
+    assert masked_mean(x, mask, 0).tolist() == [3.0, 2.0, 6.0]                               # (1 + 5) / 2, 2, 6
+
+
+@pytest.mark.parametrize("x, options, expected", [
+    ([1.0, 3.0], {}, [-0.7071, 0.7071]),                                                     # var (1 + 1) / 1
+    ([1.0, 3.0], {"ddof": 0}, [-1.0, 1.0]),                                                  # var (1 + 1) / 2
+    ([1.0, 3.0], {"shift_mean": False}, [1.2929, 2.7071]),                                   # mean 2
+    ([1.0, 2.0, 3.0, 4.0], {}, [-1.1619, -0.3873, 0.3873, 1.1619]),                          # var 5/3, std 1.29099
+    ([0.0, 4.0], {"ddof": 0, "eps": 5.0}, [-0.6667, 0.6667]),                                # eps joins the variance: 2 / sqrt(4 + 5)
+])
+def test_masked_whiten_hand_numbers(x, options, expected):
+    x, mask = ragged(x, [])
+    torch.testing.assert_close(masked_whiten(x, mask, **options)[0], torch.tensor(expected), atol=5e-5, rtol=0)
+    assert masked_whiten(x, mask, **options)[1].tolist() == [0.0] * len(expected)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 8, 100])
+def test_masked_whiten_of_equal_values(n):
+    """The float32 mean of eight 0.7 is not 0.7: the remainder over sqrt(1e-8) would be an advantage out of nothing."""
+    x, mask = ragged([0.7] * n)
+    assert masked_whiten(x, mask).tolist() == [[0.0] * n]
+    torch.testing.assert_close(masked_whiten(x, mask, shift_mean=False), x)
+
+
+def test_normaliser():
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
+    assert [normaliser(mask, how, max_length=5) for how in AGGREGATIONS] == [3.0, 3.0, 3.0, 15.0]
+    assert normaliser(mask[:2], "token_mean") == 3.0 and normaliser(mask[:2], "sequence_mean") == 2.0
+
+
+@every_how
+@pytest.mark.parametrize("sizes", [(6,), (3, 3), (1, 2, 3), (1,) * 6])
+def test_any_micro_batch_split_gives_the_same_gradient(how, sizes):
+    """Losses that divide by the tokens of the micro-batch change with gradient accumulation: by factors from 0.5 to 4 in the wild."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.tensor([5, 1, 3, 0, 2, 5])
+    features, mask = torch.randn(6, 5, 3, generator=generator), (torch.arange(5) < lengths[:, None]).long()
+    total = normaliser(mask, how, max_length=5)
+
+    def gradient_and_value(sizes):
+        weight, value = torch.ones(3, requires_grad=True), 0.0
+        for x, m in zip(features.split(sizes), mask.split(sizes)):
+            part = aggregate((x @ weight).sin(), m, how, total=total)
+            part.backward()
+            value += part.item()
+        return weight.grad, value
+
+    whole, value = gradient_and_value((6,))
+    split, split_value = gradient_and_value(sizes)
+    assert whole.abs().max() > 1e-3
+    torch.testing.assert_close(split, whole, atol=1e-6, rtol=0)
+    assert split_value == pytest.approx(value, abs=1e-6)
+    if how != "constant":                                                                    # and the total of the whole batch is the default
+        assert aggregate((features @ torch.ones(3)).sin(), mask, how).item() == pytest.approx(value, abs=1e-6)
+
+
+def test_mean_of_micro_batch_means_is_another_number():
+    """Rows of 2, 2, 8, 8 tokens in two halves: the mean of the halves' means is 0.625, the mean over tokens 0.4; with `total` the halves add up."""
+    x, mask = ragged([1.0] * 2, [1.0] * 2, [0.25] * 8, [0.25] * 8)
+    halves = list(zip(x.split(2), mask.split(2)))
+    assert sum(aggregate(a, m, "token_mean") for a, m in halves).item() / 2 == pytest.approx(0.625)
+    assert sum(aggregate(a, m, "token_mean", total=20) for a, m in halves).item() == pytest.approx(0.4)
+
+
+@every_reduction
+@pytest.mark.parametrize("junk", [NAN, INF, -INF, 1e30])
+def test_what_stands_under_a_zero_mask_never_matters(reduction, junk):
+    """NaN * 0 is NaN: a mask that multiplies lets padding into value and gradient."""
+    x, mask = example()
+    results = []
+    for content in (0.0, junk):
+        leaf = x.masked_fill(mask == 0, content).requires_grad_()
+        value = reduction(leaf, mask)
+        (value * torch.arange(1.0, value.numel() + 1).view_as(value)).sum().backward()       # weights: the sum of whitened values has no gradient
+        assert (leaf.grad[mask == 0] == 0).all() and leaf.grad.isfinite().all() and leaf.grad.any()
+        results.append((value, leaf.grad))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
+@every_reduction
+@pytest.mark.parametrize("left, right", [(3, 0), (0, 3), (2, 1)])
+def test_padding_left_and_right(reduction, left, right):
+    x, mask = example()
+    padded = reduction(torch.nn.functional.pad(x, (left, right), value=9.0), torch.nn.functional.pad(mask, (left, right)))
+    plain = reduction(x, mask)
+    torch.testing.assert_close(padded[:, left:left + 4] if plain.dim() == 2 else padded, plain)
+
+
+@every_reduction
+def test_row_order(reduction):
+    x, mask = example()
+    order = torch.tensor([3, 0, 4, 2, 1])
+    plain, shuffled = reduction(x, mask), reduction(x[order], mask[order])
+    torch.testing.assert_close(shuffled, plain[order] if plain.dim() else plain)
+
+
+@every_reduction
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+def test_mask_dtype_does_not_matter_and_inputs_stay(reduction, dtype):
+    x, mask = example()
+    mask = mask.to(dtype)
+    before = x.clone(), mask.clone()
+    torch.testing.assert_close(reduction(x, mask), reduction(x, mask.float()), atol=0, rtol=0)
+    assert torch.equal(x, before[0]) and torch.equal(mask, before[1])
+
+
+@every_reduction
+def test_empty_mask_gives_zero_and_stays_on_the_graph(reduction):
+    """A batch of nothing but truncated or tool-made tokens gives 0, not 0/0, and its backward gives zeros instead of an error."""
+    x = torch.full((2, 3), NAN, requires_grad=True)
+    value = reduction(x, torch.zeros(2, 3))
+    value.sum().backward()
+    assert (value == 0).all() and (x.grad == 0).all()
+
+
+@every_how
+def test_empty_mask_without_total(how):
+    x = torch.ones(2, 3, requires_grad=True)
+    value = aggregate(x, torch.zeros(2, 3), how, total=0.0 if how == "constant" else None)
+    value.backward()
+    assert value.item() == 0 and (x.grad == 0).all()
+
+
+def test_empty_row_adds_zero_and_counts_as_a_sequence():
+    """A completion of no tokens used to make 0/0 = NaN of the whole batch."""
+    x, mask = ragged([2.0, 4.0], [])
+    assert [aggregate(x, mask, how, total=4 if how == "constant" else None).item() for how in AGGREGATIONS] == [1.5, 3.0, 3.0, 1.5]
+    assert masked_mean(x, mask, 1).tolist() == [3.0, 0.0]
+
+
+@every_reduction
+@pytest.mark.parametrize("x_shape, mask_shape", [((3, 3), (3,)), ((3,), (3, 3)), ((3, 3), (3, 1)), ((2, 3), (3, 2))])
+def test_shapes_that_would_broadcast_raise(reduction, x_shape, mask_shape):
+    """With B == T a (B,) mask broadcasts over the wrong axis without a word."""
+    with pytest.raises(ValueError, match="same shape"):
+        reduction(torch.ones(x_shape), torch.ones(mask_shape))
+
+
+@pytest.mark.parametrize("how", [*AGGREGATIONS, "mean"])
+@pytest.mark.parametrize("total", [None, 4.0])
+def test_unknown_how_and_missing_total_raise(how, total):
+    """A misspelt name must not fall through to some default sum, whether or not the caller brings the total."""
+    x, mask = torch.ones(2, 2), torch.ones(2, 2)
+    if how == "mean" or (how == "constant" and total is None):
+        with pytest.raises(ValueError, match="one of" if how == "mean" else "total"):
+            aggregate(x, mask, how, total=total)
+    else:
+        assert aggregate(x, mask, how, total=total).item() > 0
+
+
+def test_other_bad_arguments_raise():
+    x, mask = torch.ones(2, 2), torch.ones(2, 2)
+    for total in (0, -1.0, NAN, torch.tensor(0.0)):
+        with pytest.raises(ValueError, match="total"):
+            aggregate(x, mask, "token_mean", total=total)
+    for shape in ((4,), (2, 2, 1), ()):
+        with pytest.raises(ValueError, match=r"\(B, T\)"):
+            aggregate(torch.ones(shape), torch.ones(shape), "token_mean")
+    with pytest.raises(ValueError, match="one of"):
+        normaliser(mask, "mean")
+    with pytest.raises(ValueError, match="L_max"):
+        normaliser(mask, "constant")
+
+
+@every_reduction
+def test_bfloat16_stays_finite(reduction):
+    x, mask = example()
+    value = reduction((1e4 * x).bfloat16(), mask)
+    assert value.dtype == torch.bfloat16 and value.isfinite().all()
+    torch.testing.assert_close(value.float(), reduction(1e4 * x, mask), rtol=0.03, atol=0.03)

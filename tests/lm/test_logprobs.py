@@ -1,0 +1,250 @@
+"""Log-probs of given tokens: the shift by one, the values and gradients against the naive formula, and how much is held at once."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from minirl.lm.logprobs import linear_logprobs, rollout_logprobs, token_logprobs
+from minirl.lm.rollouts import Rollouts, span_mask
+
+KNOWN = 0.9
+
+
+class Stub(nn.Module):
+    """A model whose hidden state at each slot is given, and whose head puts 0.9 on one token of 5: e^s / (e^s + 4) = 0.9 for e^s = 36."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.states = nn.Parameter(torch.eye(5)[known])                     # (B, T, 5): one-hot of the token to come
+        self.lm_head = nn.Linear(5, 5, bias=False)
+        self.lm_head.weight.data = math.log(36) * torch.eye(5)
+
+    def hidden(self, tokens):
+        return self.states[:, :tokens.shape[1]]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records how many elements the largest tensor has (its whole storage, if it is a view) that any operation makes."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, torch.Tensor):
+                self.numel = max(self.numel, x.numel(), x.untyped_storage().nbytes() // x.itemsize)
+        return out
+
+
+def naive(hidden, weight, targets, temperature=1.0):
+    log_p = (hidden @ weight.T / temperature).log_softmax(-1)
+    return log_p[torch.arange(len(targets)), targets], -(log_p.exp() * log_p).sum(-1)
+
+
+def problem(N, d, V, *, dtype=torch.float64, seed=0, scale=1.0):
+    g = torch.Generator().manual_seed(seed)
+    hidden, weight = torch.randn(N, d, generator=g, dtype=dtype) * scale, torch.randn(V, d, generator=g, dtype=dtype)
+    return hidden.requires_grad_(), weight.requires_grad_(), torch.randint(V, (N,), generator=g)
+
+
+# ---------------------------------------------------------------- the shift by one
+
+def test_the_log_prob_of_token_t_stands_at_slot_t():
+    """Logits compared with the token that made them, not with the next one, is the most frequent bug of all: it reads 0.025 here, not 0.9."""
+    known = torch.tensor([[1, 2, 3, 4, 0, 2], [4, 4, 1, 0, 3, 2]])          # known[b, t] follows slot t
+    tokens = torch.cat([torch.tensor([[2], [0]]), known[:, :-1]], dim=1)
+    want = torch.full((2, 6), math.log(KNOWN))
+    want[:, 0] = 0
+    torch.testing.assert_close(token_logprobs(Stub(known), tokens), want)
+    tokens[1, 3] = 2                                                       # one token of row 1 is not the known one: 0.1 / 4
+    want[1, 3] = math.log((1 - KNOWN) / 4)
+    torch.testing.assert_close(token_logprobs(Stub(known), tokens), want)
+
+
+def test_prompt_states_but_the_last_and_padding_get_no_gradient():
+    """Row 0: prompt 2, completion 3, one slot of padding. Row 1: prompt 3, completion 3. States 1..3 and 2..4 emit the sampled tokens."""
+    model = Stub(torch.zeros(2, 6, dtype=torch.long))
+    tokens = torch.randint(5, (2, 6), generator=torch.Generator().manual_seed(0))
+    mask = span_mask(torch.tensor([2, 3]), torch.tensor([5, 6]), 6)
+    token_logprobs(model, tokens, mask=mask).sum().backward()
+    assert (model.states.grad.abs().sum(-1) > 0).tolist() == [[False, True, True, True, False, False], [False, False, True, True, True, False]]
+
+
+def test_tool_output_in_the_middle_gets_no_gradient():
+    model = Stub(torch.zeros(1, 6, dtype=torch.long))
+    mask = torch.tensor([[False, False, True, False, False, True]])
+    logp = token_logprobs(model, torch.tensor([[1, 2, 3, 4, 0, 1]]), mask=mask)
+    logp.sum().backward()
+    assert ((logp != 0) == mask).all()
+    assert (model.states.grad.abs().sum(-1) > 0).tolist() == [[False, True, False, False, True, False]]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.5])
+def test_token_logprobs_equals_log_softmax_and_gather(model, temperature):
+    tokens = torch.randint(23, (3, 9), generator=torch.Generator().manual_seed(0))
+    log_p = (model(tokens) / temperature).log_softmax(-1)                  # (B, T, V)
+    want, entropy = torch.zeros(3, 9), torch.zeros(3, 9)
+    for b in range(3):
+        for t in range(1, 9):
+            want[b, t] = log_p[b, t - 1, tokens[b, t]]
+            entropy[b, t] = -(log_p[b, t - 1].exp() * log_p[b, t - 1]).sum()
+    torch.testing.assert_close(token_logprobs(model, tokens, temperature=temperature), want, atol=1e-5, rtol=1e-5)
+    mask = torch.rand(3, 9, generator=torch.Generator().manual_seed(1)) < 0.5
+    mask[:, 0] = False
+    logp, ent = token_logprobs(model, tokens, mask=mask, temperature=temperature, return_entropy=True)
+    torch.testing.assert_close(logp, want * mask, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ent, entropy * mask, atol=1e-5, rtol=1e-5)
+    assert torch.equal(token_logprobs(model, tokens, mask=mask.float(), temperature=temperature), logp)
+
+
+def test_right_padding_changes_no_log_prob(model):
+    tokens = torch.randint(23, (2, 9), generator=torch.Generator().manual_seed(0))
+    mask = span_mask(torch.tensor([1, 3]), torch.tensor([6, 6]), 9)
+    other = torch.cat([tokens[:, :6], torch.full((2, 3), 22)], dim=1)
+    torch.testing.assert_close(token_logprobs(model, tokens, mask=mask), token_logprobs(model, other, mask=mask), atol=1e-5, rtol=1e-5)
+
+
+def test_a_mask_that_asks_for_nothing_gives_zeros_and_zero_gradients(make_model):
+    model = make_model("untied")
+    logp = token_logprobs(model, torch.ones(2, 4, dtype=torch.long), mask=torch.zeros(2, 4))
+    assert torch.equal(logp, torch.zeros(2, 4))
+    logp.sum().backward()
+    assert all(p.grad is None or p.grad.abs().max() == 0 for p in model.parameters())
+
+
+# ---------------------------------------------------------------- against the naive formula
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("N, V", [(1, 7), (2, 7), (5, 7), (17, 3), (33, 1)])
+def test_values_and_gradients_equal_the_naive_formula(N, V, temperature):
+    hidden, weight, targets = problem(N, 4, V)
+    a, b = torch.randn(2, N, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    got, want = linear_logprobs(hidden, weight, targets, temperature=temperature, return_entropy=True), naive(hidden, weight, targets, temperature)
+    torch.testing.assert_close(got, want)
+    for pick in (lambda logp, entropy: (a * logp).sum() + (b * entropy).sum(), lambda logp, entropy: (a * logp).sum(),
+                 lambda logp, entropy: (b * entropy).sum()):
+        torch.testing.assert_close(torch.autograd.grad(pick(*got), [hidden, weight], retain_graph=True),
+                                   torch.autograd.grad(pick(*want), [hidden, weight], retain_graph=True))
+    assert torch.equal(linear_logprobs(hidden, weight, targets, temperature=temperature), got[0])
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_gradcheck(temperature, fast):
+    hidden, weight, targets = problem(5, 3, 6)
+    assert torch.autograd.gradcheck(lambda h, w: linear_logprobs(h, w, targets, temperature=temperature, return_entropy=True), (hidden, weight),
+                                    fast_mode=fast)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_frozen_side_gets_no_gradient(frozen):
+    parts = list(problem(5, 3, 6))
+    parts[frozen] = parts[frozen].detach()
+    linear_logprobs(*parts).sum().backward()
+    assert parts[frozen].grad is None and parts[1 - frozen].grad.abs().sum() > 0
+
+
+def test_no_rows_give_no_log_probs():
+    hidden, weight, targets = problem(0, 4, 7)
+    logp, entropy = linear_logprobs(hidden, weight, targets, return_entropy=True)
+    assert logp.shape == entropy.shape == (0,)
+    (logp.sum() + entropy.sum()).backward()
+    assert hidden.grad.shape == (0, 4) and torch.equal(weight.grad, torch.zeros(7, 4, dtype=torch.float64))
+
+
+def test_inputs_are_unchanged():
+    hidden, weight, targets = problem(6, 4, 7)
+    before = [x.detach().clone() for x in (hidden, weight, targets)]
+    linear_logprobs(hidden, weight, targets, temperature=0.5).sum().backward()
+    assert all(torch.equal(x, y) for x, y in zip(before, (hidden, weight, targets)))
+
+
+def test_bfloat16_inputs_give_float32_log_probs():
+    hidden, weight, targets = problem(16, 8, 50)
+    want = naive(hidden, weight, targets)
+    low = [x.detach().to(torch.bfloat16).requires_grad_() for x in (hidden, weight)]
+    logp, entropy = linear_logprobs(*low, targets, return_entropy=True)
+    assert logp.dtype == entropy.dtype == torch.float32 and logp.isfinite().all() and entropy.isfinite().all()
+    torch.testing.assert_close((logp.double(), entropy.double()), want, atol=0.1, rtol=0.02)
+    (logp.sum() + entropy.sum()).backward()
+    assert all(x.grad.dtype == torch.bfloat16 and x.grad.isfinite().all() for x in low)
+
+
+def test_logits_of_ten_thousand_are_finite():
+    """exp(10000) is infinite: a softmax without the largest logit taken out, or 0 * log 0 in the entropy, gives NaN.
+
+    Two likeliest ids: log 1/2 = -0.6931. One: 0. The least likely: -20000.6931. float32 numbers near 10000 lie 0.001 apart.
+    """
+    hidden = torch.tensor([[1e4], [-1e4], [1e4]], requires_grad=True)
+    weight = torch.tensor([[1.0], [-1.0], [0.0], [1.0]], requires_grad=True)
+    logp, entropy = linear_logprobs(hidden, weight, torch.tensor([0, 1, 1]), return_entropy=True)
+    torch.testing.assert_close(logp, torch.tensor([-0.6931, 0.0, -20000.6931]), atol=2e-3, rtol=0)
+    torch.testing.assert_close(entropy, torch.tensor([0.6931, 0.0, 0.6931]), atol=2e-3, rtol=0)
+    (logp.sum() + entropy.sum()).backward()
+    assert hidden.grad.isfinite().all() and weight.grad.isfinite().all()
+
+
+# ---------------------------------------------------------------- memory
+
+@pytest.mark.parametrize("N, V, share", [(64, 40_000, 8), (64, 1_000, 2), (3, 5_000, 1.5)])
+def test_no_tensor_of_all_logits_is_ever_made(N, V, share):
+    """2 x 256 tokens of a 151,936-word vocabulary are 310 MB of logits in float32, and autograd keeps them twice."""
+    hidden, weight, targets = problem(N, 2, V, dtype=torch.float32)
+    with LargestTensor() as forward:
+        logp, entropy = linear_logprobs(hidden, weight, targets, temperature=0.9, return_entropy=True)
+    with LargestTensor() as backward:
+        (logp.sum() + entropy.sum()).backward()
+    assert weight.numel() <= forward.numel <= N * V / share and weight.numel() <= backward.numel <= N * V / share
+    with LargestTensor() as control:                                       # the naive formula, to see that the meter works
+        sum(x.sum() for x in naive(hidden, weight, targets)).backward()
+    assert control.numel >= N * V
+
+
+# ---------------------------------------------------------------- errors
+
+@pytest.mark.parametrize("hidden, weight, targets", [((4, 3), (7, 2), (4,)), ((4, 3), (7, 3), (5,)), ((2, 2, 3), (7, 3), (2,)), ((4, 3), (7,), (4,)),
+                                                     ((4, 3), (7, 3), (4, 1))], ids=str)
+def test_wrong_shapes_raise(hidden, weight, targets):
+    with pytest.raises(ValueError, match=r"\(N, d\), \(V, d\) and \(N,\)"):
+        linear_logprobs(torch.zeros(hidden), torch.zeros(weight), torch.zeros(targets, dtype=torch.long))
+
+
+@pytest.mark.parametrize("targets", [[0, 7], [-1, 0], [-100, 0]], ids=str)
+def test_a_target_outside_the_vocabulary_raises(targets):
+    """-100, the ignored label of other libraries, would count from the end."""
+    with pytest.raises(ValueError, match=f"{min(targets)} to {max(targets)}"):
+        linear_logprobs(torch.zeros(2, 3), torch.zeros(7, 3), torch.tensor(targets))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
+def test_a_temperature_that_is_not_positive_raises(make_model, temperature):
+    with pytest.raises(ValueError, match=f"temperature is {temperature}"):
+        linear_logprobs(torch.zeros(2, 3), torch.zeros(7, 3), torch.zeros(2, dtype=torch.long), temperature=temperature)
+    with pytest.raises(ValueError, match=f"temperature is {temperature}"):
+        token_logprobs(make_model(), torch.zeros(1, 3, dtype=torch.long), temperature=temperature)
+
+
+def test_a_wrong_mask_raises(make_model):
+    tokens = torch.zeros(2, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match="slot 0"):
+        token_logprobs(make_model(), tokens, mask=torch.ones(2, 4))
+    for shape in ((2, 3), (1, 4), (2,)):
+        with pytest.raises(ValueError, match=r"mask .* and tokens \(2, 4\)"):
+            token_logprobs(make_model(), tokens, mask=torch.zeros(shape))
+
+
+# ---------------------------------------------------------------- frozen columns
+
+@pytest.mark.parametrize("token_budget", [1, 20, 45, 10_000])
+def test_rollout_logprobs_do_not_depend_on_the_token_budget(model, token_budget):
+    starts, ends = torch.tensor([2, 5, 1, 3, 3, 7]), torch.tensor([4, 12, 9, 4, 12, 8])
+    mask = span_mask(starts, ends, 12)
+    tokens = torch.randint(23, (6, 12), generator=torch.Generator().manual_seed(0))
+    rollouts = Rollouts(tokens, mask, starts, torch.zeros(6, 12), torch.zeros(6, dtype=torch.bool))
+    got = rollout_logprobs(model, rollouts, temperature=0.8, token_budget=token_budget)
+    assert not got.requires_grad                                           # a column that the update may not touch
+    torch.testing.assert_close(got, token_logprobs(model, tokens, mask=mask, temperature=0.8), atol=1e-5, rtol=1e-5)

@@ -1,0 +1,294 @@
+"""The transformer: nothing looks ahead, padding is nothing, the cache changes nothing, and each part against numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from minirl.lm.model import KVCache, ModelConfig, RMSNorm, Rope, Transformer, attend, rotate, scale_frequencies
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+def ids(*shape, seed=1, vocab=23):
+    return torch.randint(vocab, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def left_pad(rows, pad=0):
+    width = max(map(len, rows))
+    return torch.tensor([[pad] * (width - len(r)) + r for r in rows]), torch.tensor([width - len(r) for r in rows])
+
+
+# ---------------------------------------------------------------- what a token sees
+
+@torch.no_grad()
+def test_no_token_looks_ahead(model):
+    tokens = ids(2, 10)
+    changed = tokens.clone()
+    changed[:, 6] = (changed[:, 6] + 1) % 23
+    a, b = model.hidden(tokens), model.hidden(changed)
+    torch.testing.assert_close(a[:, :6], b[:, :6], **CLOSE)
+    assert ((a[:, 6:] - b[:, 6:]).abs().amax(-1) > 1e-3).all()              # and every later token does look back
+
+
+@torch.no_grad()
+def test_the_order_of_the_past_matters(model):
+    a, b = model.hidden(torch.tensor([[1, 2, 3, 4]])), model.hidden(torch.tensor([[2, 1, 3, 4]]))
+    assert (a[:, -1] - b[:, -1]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pieces", [(4, 1, 1, 1, 1), (3, 4, 1), (1, 7)], ids=str)
+def test_cached_decode_equals_the_full_forward(model, pieces):
+    tokens = ids(3, 8)
+    cache = KVCache(model.config, 3, 8)
+    got = torch.cat([model.hidden(piece, cache=cache) for piece in tokens.split(pieces, dim=1)], dim=1)
+    torch.testing.assert_close(got, model.hidden(tokens), **CLOSE)
+    assert cache.length == 8
+
+
+@torch.no_grad()
+def test_cached_decode_with_left_padding_equals_each_row_by_itself(model, ragged):
+    """Position ids counted from the padded slot, or padding seen as keys, move every log-prob of a short prompt in a mixed batch."""
+    tokens, padding = left_pad(ragged, pad=22)
+    more = ids(len(ragged), 5)
+    width = tokens.shape[1]
+    cache = KVCache(model.config, len(ragged), width + 5)
+    got = [model.hidden(tokens, cache=cache, left_padding=padding), model.hidden(more[:, :2], cache=cache, left_padding=padding)]
+    got += [model.hidden(more[:, t:t + 1], cache=cache, left_padding=padding) for t in (2, 3, 4)]
+    got = torch.cat(got, dim=1)
+    assert got.isfinite().all()
+    for i, row in enumerate(ragged):
+        alone = model.hidden(torch.tensor([row + more[i].tolist()]))[0]
+        torch.testing.assert_close(got[i, width - len(row):], alone, **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pad", [0, 22])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side_changes_nothing_at_real_slots(model, ragged, side, pad):
+    width = 9
+    for row in ragged:
+        fill = [pad] * (width - len(row))
+        if side == "left":
+            got = model.hidden(torch.tensor([fill + row]), left_padding=torch.tensor([len(fill)]))[0, len(fill):]
+        else:
+            got = model.hidden(torch.tensor([row + fill]))[0, :len(row)]
+        torch.testing.assert_close(got, model.hidden(torch.tensor([row]))[0], **CLOSE)
+
+
+@torch.no_grad()
+def test_cache_rows_can_be_repeated_dropped_and_reordered(model):
+    tokens, new = ids(2, 4), ids(3, 1, seed=2)
+    cache = KVCache(model.config, 2, 6)
+    model.hidden(tokens, cache=cache)
+    rows = torch.tensor([1, 0, 1])
+    cache.select(rows)
+    got = model.hidden(new, cache=cache)[:, -1]
+    torch.testing.assert_close(got, model.hidden(torch.cat([tokens[rows], new], 1))[:, -1], **CLOSE)
+
+
+# ---------------------------------------------------------------- grouped queries
+
+@torch.no_grad()
+@pytest.mark.parametrize("queries", [1, 5])
+def test_grouped_attention_equals_repeated_heads(queries):
+    """Heads 0, 1 share key head 0 and heads 2, 3 share key head 1: a transposed grouping (0, 2 / 1, 3) has the same shapes."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 5, 6, generator=g, dtype=torch.float64) for heads in (4, 2, 2))
+    q = q[:, :, 5 - queries:]
+    want = torch.empty_like(q)
+    for b in range(2):
+        for h in range(4):
+            for t in range(queries):
+                seen = 5 - queries + t + 1
+                weights = (k[b, h // 2, :seen] @ q[b, h, t] / math.sqrt(6)).softmax(0)
+                want[b, h, t] = weights @ v[b, h // 2, :seen]
+    torch.testing.assert_close(attend(q, k, v, None), want)
+
+
+@torch.no_grad()
+def test_grouped_model_equals_a_full_model_with_repeated_weights(make_model):
+    grouped = make_model("qwen2")
+    full = make_model("qwen2", num_kv_heads=4)
+    weights = grouped.state_dict()
+    for name in weights:
+        if "k_proj" in name or "v_proj" in name:
+            heads = weights[name].unflatten(0, (2, 8))                      # (K, D) or (K, D, d)
+            weights[name] = torch.cat([heads[0], heads[0], heads[1], heads[1]])
+    full.load_state_dict(weights)
+    torch.testing.assert_close(grouped.hidden(ids(2, 7)), full.hidden(ids(2, 7)), **CLOSE)
+
+
+# ---------------------------------------------------------------- RoPE
+
+def turned(rope, x, position):
+    return rotate(x.view(1, 1, 1, -1), *rope(torch.tensor([position]), x.dtype)).flatten()
+
+
+def test_rope_turns_two_features_by_the_position():
+    """One pair: frequency theta^0 = 1, so position 1 turns by one radian: cos 1 = 0.5403, sin 1 = 0.8415."""
+    rope = Rope(ModelConfig(5, hidden_size=2, num_heads=1, max_seq_len=4))
+    torch.testing.assert_close(turned(rope, torch.tensor([1.0, 0.0]), 0), torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(turned(rope, torch.tensor([1.0, 0.0]), 1), torch.tensor([0.5403, 0.8415]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(turned(rope, torch.tensor([0.0, 1.0]), 1), torch.tensor([-0.8415, 0.5403]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(turned(rope, torch.tensor([1.0, 0.0]), 2), torch.tensor([-0.4161, 0.9093]), atol=1e-4, rtol=0)
+
+
+def test_rope_pairs_the_halves_and_not_the_neighbours():
+    """D = 4, theta = 100: features (0, 2) turn by 1 a position, features (1, 3) by 100^(-1/2) = 0.1. cos 0.1 = 0.9950, sin 0.1 = 0.0998."""
+    rope = Rope(ModelConfig(5, hidden_size=4, num_heads=1, max_seq_len=4, rope_theta=100.0))
+    e = torch.eye(4)
+    torch.testing.assert_close(turned(rope, e[0], 1), torch.tensor([0.5403, 0.0, 0.8415, 0.0]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(turned(rope, e[1], 1), torch.tensor([0.0, 0.9950, 0.0, 0.0998]), atol=1e-4, rtol=0)
+
+
+def test_rope_scores_depend_on_the_distance_alone():
+    rope = Rope(ModelConfig(5, hidden_size=8, num_heads=1, max_seq_len=64)).double()
+    g = torch.Generator().manual_seed(0)
+    q, k = torch.randn(8, generator=g, dtype=torch.float64), torch.randn(8, generator=g, dtype=torch.float64)
+    score = {(m, n): float(turned(rope, q, m) @ turned(rope, k, n)) for m, n in ((5, 2), (12, 9), (63, 60), (6, 2))}
+    assert score[12, 9] == pytest.approx(score[5, 2], abs=1e-5) and score[63, 60] == pytest.approx(score[5, 2], abs=1e-5)
+    assert abs(score[6, 2] - score[5, 2]) > 1e-2
+
+
+def test_llama3_scaling_keeps_fast_turns_and_slows_slow_ones():
+    """Turns within the first 8192 positions: >= 4 keep their frequency, <= 1 are divided by 8, halfway (2.5) the mean: (1 + 1/8) / 2 = 0.5625."""
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    turns = torch.tensor([100.0, 4.0, 2.5, 1.0, 0.1], dtype=torch.float64)
+    f = turns * 2 * math.pi / 8192
+    torch.testing.assert_close(scale_frequencies(f, scaling) / f, torch.tensor([1.0, 1.0, 0.5625, 0.125, 0.125], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("scaling", [None, {"rope_type": "default"}, {"type": "default"}], ids=str)
+def test_no_scaling(scaling):
+    assert scale_frequencies(torch.ones(3), scaling).tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("key", ["rope_type", "type"])
+def test_unknown_rope_scaling_raises(make_model, key):
+    with pytest.raises(ValueError, match="yarn"):
+        make_model(rope_scaling={key: "yarn", "factor": 4.0})
+
+
+# ---------------------------------------------------------------- RMSNorm, dropout, tying
+
+def test_rmsnorm_by_hand():
+    """x = (3, 4): mean square 12.5, root 3.5355; 3 / 3.5355 = 0.8485, 4 / 3.5355 = 1.1314, times the weight (1, 2)."""
+    norm = RMSNorm(2, 0.0)
+    norm.weight.data = torch.tensor([1.0, 2.0])
+    torch.testing.assert_close(norm(torch.tensor([[3.0, 4.0], [-6.0, -8.0]])), torch.tensor([[0.8485, 2.2627], [-0.8485, -2.2627]]),
+                               atol=1e-4, rtol=0)
+    assert RMSNorm(2, 3.0)(torch.ones(2)).tolist() == [0.5, 0.5]           # eps inside the root: 1 / sqrt(1 + 3)
+    assert RMSNorm(2, 1e-6)(torch.zeros(2)).tolist() == [0.0, 0.0]
+
+
+def test_rmsnorm_is_computed_in_float32():
+    """1000 squared is beyond float16 (65504): a norm in the input's dtype divides by infinity and gives 0."""
+    y = RMSNorm(4, 1e-6)(torch.full((4,), 1000.0, dtype=torch.float16))
+    assert y.dtype == torch.float16 and y.tolist() == [1.0] * 4
+
+
+def test_dropout_is_for_training_alone(make_model):
+    """Dropout left on while the log-probs are recomputed makes the first ratio differ from 1."""
+    model, tokens = make_model(dropout=0.3), ids(2, 6)
+    evaluated = model.hidden(tokens)
+    torch.testing.assert_close(evaluated, make_model(dropout=0.0).hidden(tokens))
+    model.train()
+    assert not torch.allclose(model.hidden(tokens), model.hidden(tokens))
+    model.set_dropout(0.0)
+    assert torch.equal(model.hidden(tokens), evaluated)
+    model.set_dropout(0.3)
+    assert not torch.allclose(model.hidden(tokens), evaluated)
+
+
+def test_tied_embeddings_share_storage(make_model):
+    tied, untied = make_model("grouped"), make_model("untied")
+    assert tied.lm_head.weight is tied.embed_tokens.weight
+    assert tied.to(torch.bfloat16).lm_head.weight.data_ptr() == tied.embed_tokens.weight.data_ptr()
+    assert untied.lm_head.weight.data_ptr() != untied.embed_tokens.weight.data_ptr()
+
+
+def test_number_of_parameters_by_hand():
+    """V d = 20, head 20; a block: q 16, k and v 8 each, o 16, gate, up and down 12 each, two norms 4 each; a last norm 4."""
+    sizes = {"vocab_size": 5, "hidden_size": 4, "num_layers": 3, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 3}
+    block = 16 + 8 + 8 + 16 + 3 * 12 + 2 * 4
+    assert Transformer(ModelConfig(**sizes)).num_parameters() == 20 + 3 * block + 4
+    assert Transformer(ModelConfig(**sizes, tie_embeddings=False)).num_parameters() == 20 + 20 + 3 * block + 4
+    assert Transformer(ModelConfig(**sizes, qkv_bias=True, output_bias=True)).num_parameters() == 20 + 3 * (block + 4 + 2 + 2 + 4) + 4
+    assert Transformer(ModelConfig(**sizes, qk_norm=True)).num_parameters() == 20 + 3 * (block + 2 + 2) + 4
+
+
+def test_fresh_weights_are_small_and_biases_zero():
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(200, hidden_size=64, num_layers=2, qkv_bias=True))
+    assert model.embed_tokens.weight.detach().std() == pytest.approx(0.02, rel=0.05)
+    assert model.layers[0].mlp.down_proj.weight.detach().std() == pytest.approx(0.01, rel=0.05)        # 0.02 / sqrt(2 * 2 layers)
+    assert model.layers[0].self_attn.q_proj.bias.abs().max() == 0
+
+
+def test_forward_is_the_head_on_hidden_and_every_parameter_learns(model):
+    logits = model(ids(2, 6))
+    torch.testing.assert_close(logits, model.hidden(ids(2, 6)) @ model.lm_head.weight.T, **CLOSE)
+    logits.logsumexp(-1).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+# ---------------------------------------------------------------- errors and number formats
+
+@pytest.mark.parametrize("wrong, says", [
+    ({"hidden_size": 30}, "hidden_size 30 .*num_heads 4"),
+    ({"num_kv_heads": 3}, "num_heads 4 .*num_kv_heads 3"),
+    ({"num_kv_heads": 0}, "num_kv_heads is 0"),
+    ({"num_heads": 0}, "num_heads is 0"),
+    ({"num_heads": -2}, "num_heads is -2"),
+    ({"head_dim": 7}, "head_dim 7 is odd"),
+    ({"vocab_size": 0}, "vocab_size is 0"),
+    ({"hidden_size": 0}, "hidden_size is 0"),
+    ({"num_layers": 0}, "num_layers is 0"),
+    ({"max_seq_len": 1.5}, "max_seq_len is 1.5"),
+    ({"dropout": 1.0}, "dropout is 1.0"),
+    ({"dropout": -0.1}, "dropout is -0.1"),
+], ids=str)
+def test_wrong_sizes_raise(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        ModelConfig(**{"vocab_size": 10, "hidden_size": 32, "num_heads": 4, **wrong})
+
+
+def test_context_overflow_raises(make_model):
+    model = make_model(max_seq_len=6)
+    model.hidden(ids(1, 6))
+    with pytest.raises(ValueError, match="7 tokens do not fit .*6"):
+        model.hidden(ids(1, 7))
+    cache = KVCache(model.config, 1, 8)
+    model.hidden(ids(1, 6), cache=cache)
+    with pytest.raises(ValueError, match="7 tokens"):
+        model.hidden(ids(1, 1), cache=cache)
+    assert model.hidden(ids(2, 8), left_padding=torch.tensor([2, 3])).isfinite().all()     # padding takes no position
+    with pytest.raises(ValueError, match="8 tokens"):
+        model.hidden(ids(2, 8), left_padding=torch.tensor([1, 3]))
+
+
+def test_a_bfloat16_model_keeps_its_positions_apart(make_model):
+    """bfloat16 holds 8 bits: 257 rounds to 256. Tables (or positions) made in it give neighbouring tokens one place."""
+    model = make_model(max_seq_len=300)
+    before = model.rope.cos.clone()
+    model.to(torch.bfloat16)
+    assert model.embed_tokens.weight.dtype == torch.bfloat16 and model.rope.cos.dtype == model.rope.sin.dtype == torch.float32
+    assert torch.equal(model.rope.cos, before)
+    cos, sin = model.rope(torch.tensor([256, 257]), torch.float32)
+    assert not torch.equal(cos[0], cos[1]) and not torch.equal(sin[0], sin[1])
+    assert cos[1, 0] == pytest.approx(math.cos(257), abs=1e-4)
+    hidden = model.hidden(ids(1, 8))
+    assert hidden.dtype == torch.bfloat16
+    torch.testing.assert_close(hidden.float(), make_model(max_seq_len=300).hidden(ids(1, 8)), atol=0.2, rtol=0.1)
+    assert torch.equal(model.float().rope.cos, before)
+
+
+@torch.no_grad()
+def test_float64_works(model):
+    wide = model.hidden(ids(2, 6))
+    model.double()
+    got = model.hidden(ids(2, 6))
+    assert got.dtype == torch.float64
+    torch.testing.assert_close(got.float(), wide, atol=1e-4, rtol=1e-4)

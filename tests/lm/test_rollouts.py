@@ -1,0 +1,122 @@
+"""What the sampler hands over: shapes, masks by length, and the cutting into micro-batches."""
+
+import pytest
+import torch
+
+from minirl.lm.rollouts import Rollouts, micro_batches, right_pad, span_mask
+from minirl.lm.tokenizer import build_tokenizer
+
+EOS = 9
+
+
+def rollouts(**changes):
+    """Prompts of 2, 1 and 4 tokens; completions of 1, 3 and 2; padding and EOS are both 9."""
+    parts = {"tokens": torch.tensor([[1, 2, EOS, EOS, EOS, EOS, EOS], [3, 4, 5, 6, EOS, EOS, EOS], [EOS, 1, 2, 3, 4, EOS, EOS]]),
+             "prompt_lengths": torch.tensor([2, 1, 4]), "truncated": torch.tensor([False, True, False])}
+    parts["mask"] = span_mask(parts["prompt_lengths"], torch.tensor([3, 4, 6]), 7)
+    parts["behavior_logp"] = -torch.arange(21.0).view(3, 7) * parts["mask"]
+    return Rollouts(**{**parts, **changes})
+
+
+@pytest.mark.parametrize("name, shape", [("mask", (3, 6)), ("mask", (7, 3)), ("behavior_logp", (3,)), ("behavior_logp", (1, 7)),
+                                         ("prompt_lengths", (3, 1)), ("prompt_lengths", (7,)), ("truncated", (1,))], ids=str)
+def test_wrong_shapes_raise(name, shape):
+    """(B,) beside (B, T) broadcasts silently where B == T."""
+    with pytest.raises(ValueError, match=rf"Rollouts\.{name} is \({shape[0]},"):
+        rollouts(**{name: torch.zeros(shape)})
+
+
+def test_lengths_and_ids_come_from_positions_and_not_from_values():
+    r = rollouts()
+    assert len(r) == 3 and r.completion_lengths.tolist() == [1, 3, 2]
+    assert r.completion_ids() == [[EOS], [4, 5, 6], [4, EOS]]
+
+
+def test_completion_ids_are_what_was_sampled_even_where_the_text_encodes_otherwise():
+    """Decoding and encoding again merges 'a', 'b' into 'ab': the log-probs would then be of tokens that nobody sampled."""
+    tokenizer = build_tokenizer(["ab ab ab"] * 9, vocab_size=264)
+    a, b = (tokenizer.backend.token_to_id(c) for c in "ab")
+    assert tokenizer.encode(tokenizer.decode([a, b])) != [a, b]
+    r = Rollouts(torch.tensor([[0, a, b]]), torch.tensor([[False, True, True]]), torch.tensor([1]), torch.zeros(1, 3), torch.tensor([True]))
+    assert r.completion_ids() == [[a, b]]
+
+
+@pytest.mark.parametrize("index, width", [([0], 3), ([1, 0], 4), ([2, 1, 0], 6), ([1, 1], 4), ([], 0)], ids=str)
+def test_rows_cut_the_width_and_keep_the_contents(index, width):
+    r = rollouts()
+    part = r.rows(torch.tensor(index, dtype=torch.long))
+    assert part.tokens.shape == (len(index), width)
+    assert part.completion_ids() == [r.completion_ids()[i] for i in index]
+    for name in ("tokens", "mask", "behavior_logp"):
+        assert torch.equal(getattr(part, name), getattr(r, name)[index, :width])
+    for name in ("prompt_lengths", "truncated"):
+        assert torch.equal(getattr(part, name), getattr(r, name)[index])
+    assert r.tokens.shape == (3, 7)                                        # the whole is as it was
+
+
+def test_rows_keep_every_sampled_token_behind_tool_output():
+    """The mask is 0 on tool output, so it may have gaps: counting it does not tell where a row ends."""
+    r = rollouts()
+    mask = torch.zeros(3, 7, dtype=torch.bool)
+    mask[0, [2, 5]] = True                                                 # sampled, two tokens of a tool, sampled
+    part = rollouts(mask=mask, behavior_logp=-mask.float()).rows(torch.tensor([0]))
+    assert part.mask.sum() == 2 and part.tokens.tolist()[0][:6] == r.tokens.tolist()[0][:6]
+
+
+def test_to_moves_every_part():
+    moved = rollouts().to("meta")
+    assert {x.device.type for x in (moved.tokens, moved.mask, moved.prompt_lengths, moved.behavior_logp, moved.truncated)} == {"meta"}
+
+
+# ---------------------------------------------------------------- micro-batches
+
+def padded(lengths, rows):
+    return len(rows) * int(lengths[rows].max())
+
+
+@pytest.mark.parametrize("token_budget", [1, 40, 100, 10_000])
+@pytest.mark.parametrize("similar", [0.0, 0.6, 1.0])
+def test_micro_batches_cover_all_rows_once_within_the_budget(token_budget, similar):
+    lengths = torch.randint(1, 60, (50,), generator=torch.Generator().manual_seed(0))
+    batches = list(micro_batches(lengths, token_budget, similar=similar))
+    assert sorted(torch.cat(batches).tolist()) == list(range(50))
+    for rows in batches:
+        assert len(rows) == 1 or padded(lengths, rows) <= token_budget
+        assert lengths[rows].min() >= similar * lengths[rows].max()
+    longest = [int(lengths[rows].max()) for rows in batches]
+    assert longest == sorted(longest, reverse=True)
+    # none is smaller than it must be: the next row would break one of the two rules
+    for rows, after in zip(batches, batches[1:]):
+        assert padded(lengths, torch.cat([rows, after[:1]])) > token_budget or lengths[after[0]] < similar * lengths[rows].max()
+
+
+@pytest.mark.parametrize("lengths, budget, want", [
+    ([4, 4, 4, 4], 8, [[0, 1], [2, 3]]),
+    ([4, 4, 4, 4], 7, [[0], [1], [2], [3]]),
+    ([2, 10, 9, 3], 100, [[1, 2], [3, 0]]),                                # 3 < 0.6 * 10 starts a new one
+    ([10, 6, 5], 100, [[0, 1], [2]]),                                      # 6 is just similar enough, 5 is not
+    ([50, 1], 20, [[0], [1]]),                                             # a single row may exceed the budget
+    ([], 20, []),
+], ids=str)
+def test_micro_batches_by_hand(lengths, budget, want):
+    assert [rows.tolist() for rows in micro_batches(torch.tensor(lengths, dtype=torch.long), budget)] == want
+
+
+# ---------------------------------------------------------------- padding and masks
+
+def test_right_pad():
+    rows = [[1, 2, 3], [], [4]]
+    tokens, lengths = right_pad(rows, 7)
+    assert tokens.tolist() == [[1, 2, 3], [7, 7, 7], [4, 7, 7]] and lengths.tolist() == [3, 0, 1]
+    assert tokens.dtype == lengths.dtype == torch.int64 and rows == [[1, 2, 3], [], [4]]
+
+
+def test_right_pad_of_no_rows():
+    tokens, lengths = right_pad([], 7)
+    assert tokens.shape == (0, 0) and lengths.shape == (0,) and tokens.dtype == lengths.dtype == torch.int64
+
+
+def test_span_mask():
+    mask = span_mask(torch.tensor([0, 2, 3, 1]), torch.tensor([2, 4, 3, 9]), 4)
+    assert mask.dtype == torch.bool
+    assert mask.int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0], [0, 1, 1, 1]]

@@ -1,0 +1,203 @@
+"""Text to ids and back, and the ids that end, pad and begin."""
+
+import json
+import random
+import unicodedata
+
+import pytest
+
+from minirl.lm.tokenizer import BOS, EOS, PAD, TAGS, TokenizerError, build_tokenizer, load_tokenizer
+
+DIGITS = [f"{a} + {b} = {a + b} and so the answer is {a + b}." for a in range(100, 160) for b in (0, 11, 222, 1000)]
+TEXTS = ["", " ", "  two  spaces ", "\n\r\n\t", "plain words", "12 + 345 = 357", "안녕하세요, 세계", unicodedata.normalize("NFD", "한글 é ñ"),
+         "e\u0301 o\u0308\u0323", "😀👩‍👩‍👧‍👦🇰🇷", "a\x00b\x00", "\ufeffbom \u200b\u2028", "\U0010ffff\u0378", "<think>2</think><answer>4</answer>",
+         "<pad><bos><eos>", "</think", "<think>" * 3, "x<answer> 12 </answer>y", "Ġ Ċ ÿ", "٣٤ ²½ Ⅷ", "it's 'n' I'LL"]
+
+
+@pytest.fixture(scope="module", params=["bytes", "trained"])
+def tokenizer(request):
+    return build_tokenizer() if request.param == "bytes" else build_tokenizer([*DIGITS, *TEXTS], vocab_size=400)
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=ascii)
+def test_any_text_round_trips(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_random_texts_round_trip(tokenizer):
+    rng = random.Random(0)
+    spans = [(0, 128), (0x80, 0x800), (0x800, 0xd800), (0xe000, 0x10000), (0x10000, 0x110000)]        # all but the surrogates
+    texts = ["".join(chr(rng.randrange(*rng.choice(spans))) for _ in range(rng.randrange(40))) for _ in range(300)]
+    assert [tokenizer.decode(i) for i in tokenizer.encode_batch(texts)] == texts
+
+
+@pytest.mark.parametrize("tag", ["<생각>", "<a b>", "<réponse>", "<|end|>"])
+def test_special_tokens_in_any_script_round_trip(tag):
+    tokenizer = build_tokenizer(special_tokens=[tag])
+    ids = tokenizer.encode(f"x{tag}é")
+    assert len(ids) == 1 + 1 + 2 and tokenizer.decode(ids) == f"x{tag}é" and tokenizer.decode_completion(ids) == f"x{tag}é"
+
+
+def test_every_digit_is_one_id(tokenizer):
+    """Merged digits (123 as one token, 124 as two) hide place value: sums become a table to be learnt by heart."""
+    digit = {d: tokenizer.backend.token_to_id(d) for d in "0123456789"}
+    for text in ("1234567890", "100 + 11", "a1b22c", "<answer>357</answer>", "3.14", "-77"):
+        ids = tokenizer.encode(text)
+        assert [i for i in ids if i in digit.values()] == [digit[c] for c in text if c.isdigit()]
+    assert all(sum(c.isdigit() for c in tokenizer.token(i)) <= 1 for i in range(tokenizer.vocab_size))
+
+
+def test_training_merges_what_is_frequent_and_no_more():
+    tokenizer = build_tokenizer(DIGITS, vocab_size=300)
+    assert tokenizer.vocab_size == 300 and len(tokenizer.encode(" answer")) == 1 and len(build_tokenizer().encode(" answer")) == 7
+    assert build_tokenizer().vocab_size == 256 + 3 + len(TAGS)
+    assert build_tokenizer(special_tokens=()).vocab_size == 259
+    assert [tokenizer.encode(text) for text in TEXTS] == [build_tokenizer(DIGITS, vocab_size=300).encode(text) for text in TEXTS]
+
+
+def test_special_ids_are_distinct_and_one_id_each(tokenizer):
+    ids = [tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, *(tokenizer.backend.token_to_id(tag) for tag in TAGS)]
+    assert len(set(ids)) == 7 and tokenizer.stop_ids == [tokenizer.eos_id]
+    assert [tokenizer.encode(text) for text in (PAD, BOS, EOS, *TAGS)] == [[i] for i in ids]
+    assert [tokenizer.token(i) for i in ids] == [PAD, BOS, EOS, *TAGS]
+
+
+def test_encode_batch_equals_encode(tokenizer):
+    assert tokenizer.encode_batch(TEXTS) == [tokenizer.encode(text) for text in TEXTS]
+    assert tokenizer.encode_batch([]) == [] and tokenizer.encode_batch(iter(["a", "b"])) == [tokenizer.encode("a"), tokenizer.encode("b")]
+
+
+def test_encode_adds_nothing_and_encode_prompt_adds_bos(tokenizer):
+    assert tokenizer.encode("") == [] and tokenizer.encode_prompt("") == [tokenizer.bos_id]
+    assert tokenizer.encode_prompt("2 + 2") == [tokenizer.bos_id, *tokenizer.encode("2 + 2")]
+
+
+def test_decode_completion_strips_one_stop_token_at_the_end(tokenizer):
+    ids, eos = tokenizer.encode("<answer>4</answer>"), tokenizer.eos_id
+    assert tokenizer.decode_completion([*ids, eos]) == tokenizer.decode_completion(ids) == "<answer>4</answer>"
+    assert tokenizer.decode_completion([*ids, eos, eos]) == "<answer>4</answer><eos>"
+    assert tokenizer.decode_completion([eos, *ids]) == "<eos><answer>4</answer>"
+    assert tokenizer.decode_completion([*ids, tokenizer.pad_id]) == "<answer>4</answer><pad>"
+    assert tokenizer.decode_completion([eos]) == tokenizer.decode_completion([]) == ""
+
+
+def test_half_a_character_reads_as_something(tokenizer):
+    byte = tokenizer.encode("😀" + "\U0010ffff")[-1]
+    assert tokenizer.token(byte) and isinstance(tokenizer.decode([byte]), str)
+
+
+# ---------------------------------------------------------------- building
+
+@pytest.mark.parametrize("size", [0, 1, 262])
+def test_a_vocabulary_too_small_raises(size):
+    with pytest.raises(TokenizerError, match=f"vocab_size is {size}: at least 263"):
+        build_tokenizer(vocab_size=size)
+
+
+@pytest.mark.parametrize("special", [["<a>", "<a>"], [EOS], ["<a>", PAD]], ids=str)
+def test_special_tokens_given_twice_raise(special):
+    with pytest.raises(TokenizerError, match="repeat"):
+        build_tokenizer(special_tokens=special)
+
+
+# ---------------------------------------------------------------- saving and loading
+
+def save(folder, *, drop=(), tokenizer_config=None, **files):
+    """Save a byte tokenizer; change its tokenizer_config.json; write further JSON files beside it."""
+    tokenizer = build_tokenizer()
+    tokenizer.save(folder)
+    file = folder / "tokenizer_config.json"
+    content = {k: v for k, v in json.loads(file.read_text()).items() if k not in drop}
+    file.write_text(json.dumps({**content, **(tokenizer_config or {})}))
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return tokenizer
+
+
+def test_save_and_load_round_trip(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        loaded = load_tokenizer(path)
+        for name in ("pad_id", "bos_id", "eos_id", "stop_ids", "vocab_size"):
+            assert getattr(loaded, name) == getattr(tokenizer, name)
+        assert loaded.encode_batch(TEXTS) == tokenizer.encode_batch(TEXTS)
+        assert [loaded.decode(loaded.encode(text)) for text in TEXTS] == TEXTS
+
+
+def test_without_a_padding_token_padding_is_eos_and_stays_so(tmp_path):
+    tokenizer = save(tmp_path, drop=["pad_token"])
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.pad_id == loaded.eos_id == tokenizer.eos_id
+    loaded.save(tmp_path)
+    assert load_tokenizer(tmp_path).pad_id == tokenizer.eos_id
+
+
+@pytest.mark.parametrize("options", [{"drop": ["bos_token"]}, {"tokenizer_config": {"bos_token": None}}, {"tokenizer_config": {"add_bos_token": False}}],
+                         ids=str)
+def test_a_model_without_bos_gets_none(tmp_path, options):
+    """Qwen was trained without one, and some of its configurations name one all the same."""
+    save(tmp_path, **options)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.bos_id is None and loaded.encode_prompt("ab") == loaded.encode("ab")
+    loaded.save(tmp_path)
+    assert load_tokenizer(tmp_path).bos_id is None
+
+
+def test_tokens_may_be_written_as_objects(tmp_path):
+    tokenizer = save(tmp_path, tokenizer_config={"eos_token": {"content": "</answer>", "lstrip": False}, "pad_token": {"content": PAD}})
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.eos_id == tokenizer.backend.token_to_id("</answer>") and loaded.pad_id == tokenizer.pad_id
+
+
+@pytest.mark.parametrize("files, extra", [({"generation_config": {"eos_token_id": [2, 5]}}, [5]), ({"config": {"eos_token_id": 2}}, []),
+                                          ({"config": {"eos_token_id": 6}, "generation_config": {"eos_token_id": [2, 4]}}, [4, 6]),
+                                          ({"config": {"eos_token_id": None}, "generation_config": {}}, [])], ids=str)
+def test_all_stop_ids_are_found(tmp_path, files, extra):
+    tokenizer = save(tmp_path, **files)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.eos_id == tokenizer.eos_id == 2 and loaded.stop_ids == [2, *extra]
+    for i in loaded.stop_ids:
+        assert loaded.decode_completion([*loaded.encode("ab"), i]) == "ab"
+
+
+@pytest.mark.parametrize("eos_token_id", [4, [4]], ids=str)
+def test_eos_named_by_number_alone_is_found(tmp_path, eos_token_id):
+    save(tmp_path, drop=["eos_token"], config={"eos_token_id": eos_token_id})
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.eos_id == 4 and loaded.stop_ids == [4]
+
+
+def test_no_eos_anywhere_raises(tmp_path):
+    save(tmp_path, drop=["eos_token"], config={"vocab_size": 300})
+    with pytest.raises(TokenizerError, match="names the EOS"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("role", ["eos_token", "pad_token", "bos_token"])
+def test_a_named_token_that_the_vocabulary_lacks_raises(tmp_path, role):
+    save(tmp_path, tokenizer_config={role: "<nowhere>"})
+    with pytest.raises(TokenizerError, match=f"{role[:3].upper()} token '<nowhere>'"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_missing_tokenizer_raises(tmp_path):
+    for path in (tmp_path, tmp_path / "nothing", tmp_path / "nothing" / "tokenizer.json"):
+        with pytest.raises(TokenizerError, match="no tokenizer at"):
+            load_tokenizer(path)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 500])
+def test_a_truncated_tokenizer_raises(tmp_path, keep):
+    save(tmp_path)
+    content = (tmp_path / "tokenizer.json").read_bytes()
+    (tmp_path / "tokenizer.json").write_bytes(content[:keep])
+    with pytest.raises(TokenizerError, match="cannot be read as a tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content, says", [(b'{"eos_token": "<e', "not valid JSON"), (b"[]", "holds a list"), (b"\xff\xfe", "not valid JSON")], ids=str)
+def test_a_broken_configuration_raises_and_names_the_file(tmp_path, content, says):
+    save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"tokenizer_config.json .*{says}|tokenizer_config.json {says}"):
+        load_tokenizer(tmp_path)

@@ -1,0 +1,100 @@
+"""Tests of minirl.tasks.rewards."""
+
+import pytest
+
+from minirl.tasks.rewards import accuracy, combine, format_reward
+
+
+def said(content):
+    return f"<think></think><answer>{content}</answer>"
+
+
+@pytest.mark.parametrize("completion, gold, expected", [
+    (said("1234"), "1234", 1.0), (said("1,234"), "1234", 1.0), (said("1234.00"), "1,234", 1.0), (said(" 1234\n"), " 1234 ", 1.0),
+    (said("1,234,567.50"), "1234567.5", 1.0), (said("007"), "7", 1.0), (said("+5"), "5", 1.0), (said("-0"), "0", 1.0),
+    (said("-12"), "-12", 1.0), (said("12"), "-12", 0.0), (said("1235"), "1234", 0.0), (said("0.1"), "0.10", 1.0), (said("0.1"), "0.11", 0.0),
+    (said("12,34"), "1234", 0.0), (said("1 234"), "1234", 0.0), (said("1234 apples"), "1234", 0.0), (said("=1234"), "1234", 0.0),
+    (said("1e3"), "1000", 0.0), (said("inf"), "1000", 0.0), (said("nan"), "nan", 1.0), (said(""), "1234", 0.0),
+    (said("Paris"), "Paris", 1.0), (said("paris"), "Paris", 0.0), (said("x = 2\ny = 3"), "x = 2\ny = 3", 1.0),
+    (said("9007199254740993"), "9007199254740992", 0.0),          # equal as floats
+    (said("1234"), 1234, 1.0), (said("1.5"), 1.5, 1.0),           # a data set may hold numbers
+    ("1234", "1234", 0.0), ("", "1234", 0.0), ("<answer>1234", "1234", 0.0), ("1234</answer>", "1234", 0.0),
+    ("<think>1234</think>", "1234", 0.0), ("<ANSWER>1234</ANSWER>", "1234", 0.0),
+    ("<answer>1234</answer> and more", "1234", 1.0),              # form is format_reward's business
+    ("<answer>1</answer><answer>1234</answer>", "1234", 0.0), ("<answer>1234</answer><answer>1234</answer>", "1234", 0.0),
+    ("<answer><answer>1234</answer></answer>", "1234", 0.0),
+    (said("1234"), None, None), ("", None, None),
+])
+def test_accuracy(completion, gold, expected):
+    """Several answers are wrong even if each is right: otherwise the policy learns to list guesses."""
+    assert accuracy(["q"], [completion], answer=[gold]) == [expected]
+
+
+def test_accuracy_of_a_very_long_number():
+    """int() refuses more than 4300 digits with a ValueError: one babbling completion stopped the run."""
+    nines = "9" * 10_000
+    answers, golds = [nines, nines[1:] + "8", "0" + nines, nines], [nines, nines, nines, "9"]
+    assert accuracy(["q"] * 4, [said(a) for a in answers], answer=golds) == [1.0, 0.0, 1.0, 0.0]
+
+
+def test_accuracy_takes_each_completion_with_its_own_answer():
+    assert accuracy(["q"] * 3, [said("1"), said("2"), said("3")], answer=["1", "3", None], worked=[""] * 3, extra=[0] * 3) == [1.0, 0.0, None]
+    assert accuracy([], [], answer=[]) == []
+    for answers in ([], ["1"], ["1"] * 3):
+        with pytest.raises(ValueError, match="answer"):
+            accuracy(["q"] * 2, [said("1")] * 2, answer=answers)
+
+
+GOOD = "<think>1+1=2</think><answer>2</answer>"
+
+
+@pytest.mark.parametrize("completion, expected", [
+    (GOOD, 1.0), (said(""), 1.0), (f"\n {GOOD}\n", 1.0), ("<think>a\nb</think>\n\n<answer>2\n</answer>", 1.0),
+    ("<think>1 < 2 > 0</think><answer><b></answer>", 1.0),
+    ("", 0.0), ("2", 0.0), ("<answer>2</answer>", 0.0), ("<think>1+1=2</think>", 0.0),
+    ("<answer>2</answer><think>1+1=2</think>", 0.0),                                         # order
+    (f"So: {GOOD}", 0.0), (f"{GOOD}.", 0.0), ("<think>a</think>so<answer>2</answer>", 0.0),  # text before, after, between
+    (GOOD + GOOD, 0.0), (GOOD + "<answer>3</answer>", 0.0), (GOOD + "</answer>", 0.0), ("<think>" + GOOD, 0.0), (GOOD + "<think>", 0.0),
+    ("<think>a<think>b</think></think><answer>2</answer>", 0.0), ("<think>a</think><answer><think>b</think>2</answer>", 0.0),
+    ("<think>a<answer>2</answer></think>", 0.0), ("<think>a<answer></think>2</answer>", 0.0), ("<answer><think>a</think>2</answer>", 0.0),
+    ("<think>a</think><answer>2", 0.0), ("<think>a<answer>2</answer>", 0.0), ("<think>a</think><answer>2</answer", 0.0),
+    ("<Think>a</Think><answer>2</answer>", 0.0),
+])
+def test_format_reward(completion, expected):
+    """Each tag once: a second pair was a loophole, since the non-greedy pattern is content with the first."""
+    assert format_reward(["q"], [completion], answer=["2"]) == [expected]
+
+
+@pytest.mark.parametrize("reward", [accuracy, format_reward])
+def test_conversations(reward):
+    """TRL hands over a list of messages for a conversational data set: the last one's content counts."""
+    chat = [[{"role": "assistant", "content": "hm"}, {"role": "assistant", "content": GOOD}], [{"role": "assistant", "content": "2"}]]
+    assert reward([[{"role": "user", "content": "1+1="}]] * 2, chat, answer=["2", "2"]) == [1.0, 0.0]
+
+
+def fixed(*verdicts):
+    return lambda prompts, completions, **_: list(verdicts)
+
+
+@pytest.mark.parametrize("verdicts, weights, expected", [
+    (((1.0, 0.0, 1.0), (1.0, 1.0, 0.0)), (1.0, 0.5), [1.5, 0.5, 1.0]),
+    (((1.0, None, None), (None, 1.0, None)), (1.0, 0.5), [1.0, 0.5, None]),                  # None: no verdict; from all: still none
+    (((0.0, 2.0),), (-3.0,), [0.0, -6.0]),
+    (((1.0, None), (1.0, 1.0)), (0.0, 0.0), [0.0, 0.0]),
+    (((None, None), (None, None), (None, None)), (1, 1, 1), [None, None]),
+])
+def test_combine(verdicts, weights, expected):
+    assert combine([fixed(*v) for v in verdicts], weights)(["q"] * len(expected), [""] * len(expected)) == expected
+
+
+def test_combine_hands_the_columns_on():
+    both = combine([accuracy, format_reward], [1.0, 0.5])
+    assert both(["q"] * 4, [GOOD, said("3"), "<answer>2</answer>", GOOD], answer=["2", "2", "2", None], worked=[""] * 4) == [1.5, 0.5, 1.0, 0.5]
+
+
+def test_combine_of_mismatched_lengths_raises():
+    for rewards, weights in (([accuracy], []), ([accuracy], [1.0, 1.0]), ([], []), ([accuracy, format_reward], [1.0])):
+        with pytest.raises(ValueError, match="weights"):
+            combine(rewards, weights)
+    with pytest.raises(ValueError):                          # a reward that loses a completion must not shift the others
+        combine([fixed(1.0, 1.0), fixed(1.0)], [1.0, 1.0])(["q"] * 2, ["", ""])
