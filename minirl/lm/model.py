@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minirl.lm.kernels import rms_norm
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -64,7 +66,7 @@ class ModelConfig:
 
 
 class RMSNorm(nn.Module):
-    """y = x / sqrt(mean(x^2) + eps) * weight, computed in float32 (arXiv:1910.07467, eq. 4). (..., d) -> (..., d)."""
+    """y = x / sqrt(mean(x^2) + eps) * weight. (..., d) -> (..., d). See kernels.rms_norm."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -72,8 +74,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Rope(nn.Module):

@@ -6,15 +6,16 @@ import torch
 from minirl.equations.reduce import AGGREGATIONS, aggregate, masked_mean, masked_whiten, normaliser
 
 NAN, INF = float("nan"), float("inf")
+HOWS = ("sequence_mean", "token_mean", "sequence_sum", "constant")
 REDUCTIONS = {
     "masked_mean": masked_mean,
     "masked_mean by row": lambda x, mask: masked_mean(x, mask, 1),
     "masked_whiten": masked_whiten,
     "masked_whiten, mean kept": lambda x, mask: masked_whiten(x, mask, shift_mean=False),
-    **{how: lambda x, mask, how=how: aggregate(x, mask, how, total=30.0) for how in AGGREGATIONS},
+    **{how: lambda x, mask, how=how: aggregate(x, mask, how, total=30.0) for how in HOWS},
 }
 every_reduction = pytest.mark.parametrize("reduction", REDUCTIONS.values(), ids=REDUCTIONS)
-every_how = pytest.mark.parametrize("how", AGGREGATIONS)
+every_how = pytest.mark.parametrize("how", HOWS)
 
 
 def ragged(*rows, junk=7.0):
@@ -43,7 +44,7 @@ def example():
 def test_aggregate_hand_numbers(rows, total, expected):
     """"The GRPO loss" is four losses: code bases mean different things by Dr. GRPO and DAPO, and 2.35, 2.2 and 1.65 are all somebody's number."""
     x, mask = ragged(*[[float(v) for v in row] for row in rows])
-    for how, value in zip(AGGREGATIONS, expected, strict=True):
+    for how, value in zip(HOWS, expected, strict=True):
         assert aggregate(x, mask, how, total=total if how == "constant" else None).item() == pytest.approx(value, abs=1e-6)
 
 
@@ -86,8 +87,9 @@ def test_masked_whiten_of_equal_values(n):
 
 
 def test_normaliser():
+    assert set(AGGREGATIONS) == set(HOWS)
     mask = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
-    assert [normaliser(mask, how, max_length=5) for how in AGGREGATIONS] == [3.0, 3.0, 3.0, 15.0]
+    assert [normaliser(mask, how, max_length=5) for how in HOWS] == [3.0, 3.0, 3.0, 15.0]
     assert normaliser(mask[:2], "token_mean") == 3.0 and normaliser(mask[:2], "sequence_mean") == 2.0
 
 
@@ -187,7 +189,7 @@ def test_empty_mask_without_total(how):
 def test_empty_row_adds_zero_and_counts_as_a_sequence():
     """A completion of no tokens used to make 0/0 = NaN of the whole batch."""
     x, mask = ragged([2.0, 4.0], [])
-    assert [aggregate(x, mask, how, total=4 if how == "constant" else None).item() for how in AGGREGATIONS] == [1.5, 3.0, 3.0, 1.5]
+    assert [aggregate(x, mask, how, total=4 if how == "constant" else None).item() for how in HOWS] == [1.5, 3.0, 3.0, 1.5]
     assert masked_mean(x, mask, 1).tolist() == [3.0, 0.0]
 
 
@@ -199,7 +201,7 @@ def test_shapes_that_would_broadcast_raise(reduction, x_shape, mask_shape):
         reduction(torch.ones(x_shape), torch.ones(mask_shape))
 
 
-@pytest.mark.parametrize("how", [*AGGREGATIONS, "mean"])
+@pytest.mark.parametrize("how", [*HOWS, "mean"])
 @pytest.mark.parametrize("total", [None, 4.0])
 def test_unknown_how_and_missing_total_raise(how, total):
     """A misspelt name must not fall through to some default sum, whether or not the caller brings the total."""

@@ -28,11 +28,10 @@ def test_start_values():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("pad", [0, 22])
-def test_a_reward_is_the_same_under_any_padding(model, ragged, pad):
+def test_a_reward_is_the_same_under_any_padding(model, ragged):
     """A reward model that searches for the first padding id reads the wrong token where a real token has that id (as EOS often does)."""
     torch.manual_seed(0)
-    head, width = ScalarHead(32), 9
+    head, width, pad = ScalarHead(32), 9, 9                                # 9 is a real token of two rows as well
     lengths = torch.tensor([len(row) for row in ragged])
     want = torch.stack([head(model.hidden(torch.tensor([row])))[0, -1] for row in ragged])
     right = torch.tensor([row + [pad] * (width - len(row)) for row in ragged])

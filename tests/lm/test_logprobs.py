@@ -140,6 +140,19 @@ def test_gradcheck(temperature, fast):
                                     fast_mode=fast)
 
 
+def test_a_second_derivative_is_refused_or_right_but_never_wrong():
+    """The backward pass is written by hand: differentiated once more, it takes what it saved for constants."""
+    hidden, weight, targets = problem(5, 3, 6)
+    want, = torch.autograd.grad(naive(hidden, weight, targets)[0].sum(), hidden, create_graph=True)
+    got, = torch.autograd.grad(linear_logprobs(hidden, weight, targets).sum(), hidden, create_graph=True)
+    want, = torch.autograd.grad(want.square().sum(), hidden)
+    try:
+        got, = torch.autograd.grad(got.square().sum(), hidden)
+    except RuntimeError:
+        return
+    torch.testing.assert_close(got, want)
+
+
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_a_frozen_side_gets_no_gradient(frozen):
     parts = list(problem(5, 3, 6))
@@ -239,7 +252,7 @@ def test_a_wrong_mask_raises(make_model):
 
 # ---------------------------------------------------------------- frozen columns
 
-@pytest.mark.parametrize("token_budget", [1, 20, 45, 10_000])
+@pytest.mark.parametrize("token_budget", [1, 45, 10_000])
 def test_rollout_logprobs_do_not_depend_on_the_token_budget(model, token_budget):
     starts, ends = torch.tensor([2, 5, 1, 3, 3, 7]), torch.tensor([4, 12, 9, 4, 12, 8])
     mask = span_mask(starts, ends, 12)

@@ -1,0 +1,34 @@
+"""minirl/lm/kernels.py"""
+
+import pytest
+import torch
+
+from minirl.lm.kernels import rms_norm
+
+
+def plain(x, weight, eps):
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+@pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 4, 8)])
+def test_value_and_gradients_are_those_of_the_plain_formula(shape):
+    torch.manual_seed(0)
+    x, weight = torch.randn(shape, dtype=torch.float64, requires_grad=True), torch.randn(8, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(rms_norm(x, weight, 1e-3), plain(x, weight, 1e-3))
+    assert torch.autograd.gradcheck(lambda x, weight: rms_norm(x, weight, 1e-3), (x, weight))
+
+
+def test_inputs_are_left_alone_and_a_zero_row_is_no_division_by_zero():
+    x, weight = torch.zeros(2, 4, requires_grad=True), torch.ones(4, requires_grad=True)
+    rms_norm(x, weight, 1e-6).sum().backward()
+    assert x.grad.isfinite().all() and weight.grad.isfinite().all() and bool((x == 0).all()) and bool((weight == 1).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_computed_in_float32(dtype):
+    """300^2 is more than float16 holds; the mean square of a row of them must not overflow."""
+    x = torch.full((1, 64), 300.0, dtype=dtype, requires_grad=True)
+    y = rms_norm(x, torch.ones(64, dtype=dtype), 1e-6)
+    y.sum().backward()
+    assert y.dtype == dtype and x.grad.dtype == dtype and x.grad.isfinite().all()
+    torch.testing.assert_close(y, torch.ones_like(y), atol=1e-2, rtol=0)
