@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import inspect
 import os
+import random
 import re
 import sys
 import types
@@ -85,7 +86,8 @@ def add_config(parser: Parser, config: type) -> None:
         if isinstance(kind, types.UnionType):
             kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
         note = " ".join(filter(None, (comments.get(field.name), f"(default {field.default})"))).replace("%", "%%")
-        parser.add_argument(flag(field.name), dest=field.name, type=kind, metavar=kind.__name__.upper(), default=None, help=note)
+        form = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind, metavar=kind.__name__.upper())
+        parser.add_argument(flag(field.name), dest=field.name, default=None, help=note, **form)
 
 
 def given(config: type, args: argparse.Namespace) -> dict:
@@ -198,8 +200,6 @@ def add_sample(parser: Parser) -> None:
 
 
 def command_sample(args: argparse.Namespace) -> None:
-    import random
-
     model, tokenizer, task = open_checkpoint(args)
     prompts = args.prompts or [p.prompt for p in task.sample(2, random.Random(args.seed), split="test")]
     print(show_samples(model, tokenizer, prompts, n=args.n, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,

@@ -33,8 +33,8 @@ class BaseConfig:
     num_heads: int = 4
     intermediate_size: int = 256
     max_seq_len: int = 128
-    examples: int = 32_000
-    worked_share: float = 0.5
+    examples: int = 32_000             # demonstrations
+    worked_share: float = 0.5          # of them worked out
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class RunConfig:
     """What every training command takes beside its page's numbers."""
 
     seed: int = 0
-    device: str = "auto"
-    dtype: str = "float32"
-    task: str = "addition"
-    digits: int = 4
-    init: str | None = None
-    eval_problems: int = 512
-    checkpoint_every: int = 20
+    device: str = "auto"               # auto, cpu or cuda
+    dtype: str = "float32"             # of the matrix products: float32 or bfloat16 (weights stay in float32)
+    task: str = "addition"             # addition, subtraction or multiplication (by one digit)
+    digits: int = 4                    # 1 to 5
+    init: str | None = None            # checkpoint folder or hub id to start from; without it a base model is made
+    eval_problems: int = 512           # held-out problems, before and after
+    checkpoint_every: int = 20         # steps (SFT: five times as many)
 
 
 def make_base(config: BaseConfig, *, seed: int, device):

@@ -27,9 +27,10 @@ def group_advantages(rewards: Tensor, *, scale: str = "group", ddof: int = 1, ep
     >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), scale="none")
     tensor([[ 0.7500, -0.2500, -0.2500, -0.2500]])
     """
-    if rewards.dim() != 2 or rewards.requires_grad or bool(rewards.isinf().any()):
-        raise ValueError(f"rewards {tuple(rewards.shape)}, requires_grad {rewards.requires_grad}, finite {not bool(rewards.isinf().any())}: finite numbers "
-                         "(NaN for no verdict) of shape (P, G), one row per prompt, are wanted")
+    rewards = rewards if rewards.is_floating_point() else rewards.float()                    # counts and yes-or-no are rewards too
+    if rewards.dim() != 2 or rewards.shape[1] == 0 or rewards.requires_grad or bool(rewards.isinf().any()):
+        raise ValueError(f"rewards: shape {tuple(rewards.shape)}, requires_grad {rewards.requires_grad}, {int(rewards.isinf().sum())} of them infinite: "
+                         "finite numbers (NaN for no verdict) of shape (P, G), one row per prompt, are wanted")
     if scale not in ("group", "batch", "none"):
         raise ValueError(f"scale is {scale!r}: one of group, batch, none is wanted")
     if ddof not in (0, 1):

@@ -56,14 +56,14 @@ def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
     Paper      DeepSeekMath, arXiv:2402.03300, eq. 4; Schulman, "Approximating KL divergence" (2020).
     Erratum    DeepSeekMath calls it unbiased. That holds for its value; as a loss its gradient is that of KL(ref || pi).
     Shapes     logp, ref_logp: the same -> the same
-    Gradient   through logp; 0 where the log-ratio is beyond +-20, where the exponential is held.
+    Gradient   through logp; 0 where ref / pi is above exp(20), a token that pi practically never samples: there the value is held.
     Raises     ValueError if shapes differ, or if ref_logp requires grad.
 
     >>> k3(torch.tensor([0.5]).log(), torch.tensor([0.25]).log())            # 1/2 + log 2 - 1
     tensor([0.1931])
     """
     _check(logp, ref_logp)
-    log_ratio = (ref_logp - logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    log_ratio = (ref_logp - logp).clamp(max=MAX_LOG_RATIO)
     return torch.expm1(log_ratio) - log_ratio
 
 
@@ -75,17 +75,16 @@ def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
     Gradient   through logits.
     Raises     ValueError if shapes differ, or if ref_logits requires grad.
 
-    An id that pi never takes (logit -inf) adds 0, in value and gradient, whatever ref gives it; one that pi takes and ref never does makes
-    KL infinite, rightly.
+    An id that pi never takes (probability 0) adds 0, in value and gradient, whatever ref gives it; one that pi takes and ref never does
+    makes KL infinite, rightly.
 
     >>> exact_kl(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log())      # (log 2 + log 2/3) / 2
     tensor(0.1438)
     """
     _check(logits, ref_logits)
     logp, ref_logp = logits.log_softmax(-1), ref_logits.log_softmax(-1)
-    taken = logits > -torch.inf
-    difference = torch.where(taken, logp, 0) - torch.where(taken, ref_logp, 0)
-    return (logp.exp() * difference).sum(-1)
+    p = logp.exp()
+    return (p * torch.where(p > 0, logp - ref_logp, 0)).sum(-1)
 
 
 def _check(logp: Tensor, ref_logp: Tensor) -> None:

@@ -20,7 +20,7 @@ def clipped_surrogate(logp: Tensor, old_logp: Tensor, adv: Tensor, *, clip_low: 
     Raises     ValueError if shapes differ, if old_logp or adv requires grad, or if a bound is negative.
     See        reduce.aggregate for the mean, kl.k3 for the penalty.
 
-    The log-ratio is held within +-20 before the exponential, so that one bad token gives a large number and not an overflow.
+    A ratio above exp(20) = 4.9e8 is held there, with gradient 0, so that one broken token gives a large number and not an overflow.
 
     >>> rho = torch.tensor([[0.5, 1.0, 1.5]]); zero = torch.zeros(1, 3); one = torch.ones(1, 3)
     >>> clipped_surrogate(rho.log(), zero, one)          # the gain is capped above 1 + eps
@@ -36,5 +36,5 @@ def clipped_surrogate(logp: Tensor, old_logp: Tensor, adv: Tensor, *, clip_low: 
             raise ValueError(f"{name} requires grad: it is a constant of the update; detach it")
     if clip_low < 0 or clip_high < 0:
         raise ValueError(f"clip_low is {clip_low}, clip_high {clip_high}: distances below and above 1, not negative, are wanted")
-    ratio = (logp - old_logp).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()                     # (B, T)
+    ratio = (logp - old_logp).clamp(max=MAX_LOG_RATIO).exp()                                 # (B, T)
     return torch.minimum(ratio * adv, ratio.clamp(1 - clip_low, 1 + clip_high) * adv)

@@ -20,8 +20,8 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     tensor(2.)
     """
     x, mask = _visible(x, mask)
-    total, count = (x.sum(), mask.sum()) if dim is None else (x.sum(dim), mask.sum(dim))
-    return total / count.clamp(min=1)
+    total, count = (x.sum(dtype=mask.dtype), mask.sum()) if dim is None else (x.sum(dim, dtype=mask.dtype), mask.sum(dim))
+    return (total / count.clamp(min=1)).to(x.dtype)
 
 
 def masked_whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, ddof: int = 1, eps: float = 1e-8) -> Tensor:
@@ -73,10 +73,11 @@ def aggregate(x: Tensor, mask: Tensor, how: str, *, total: float | Tensor | None
     x, mask = _visible(x, mask)
     if x.dim() != 2:
         raise ValueError(f"x is {tuple(x.shape)}: per-token terms of shape (B, T) are wanted")
-    total = normaliser(mask, how) if total is None else total
-    if not float(total) > 0:
+    _check_aggregation(how)
+    total = float(normaliser(mask, how) if total is None else total)
+    if not 0 < total < float("inf"):
         if bool(mask.any()):
-            raise ValueError(f"total is {float(total)}: the positive number of sequences, tokens or slots of the whole batch is wanted")
+            raise ValueError(f"total is {total}: the positive number of sequences, tokens or slots of the whole batch is wanted")
         return x.sum()                                   # nothing to average: 0, still attached to the graph
     rows = masked_mean(x, mask, dim=1) if how == "sequence_mean" else x.sum(1)             # (B,)
     return rows.sum() / total
@@ -89,8 +90,7 @@ def normaliser(mask: Tensor, how: str, *, max_length: int | None = None) -> floa
     >>> normaliser(mask, "sequence_mean"), normaliser(mask, "token_mean"), normaliser(mask, "constant", max_length=3)
     (2.0, 3.0, 6.0)
     """
-    if how not in AGGREGATIONS:
-        raise ValueError(f"how is {how!r}: one of {', '.join(AGGREGATIONS)} is wanted")
+    _check_aggregation(how)
     if how == "constant":
         if max_length is None:
             raise ValueError('"constant" needs its number, B * L_max: pass total to aggregate (or max_length to normaliser)')
@@ -98,8 +98,14 @@ def normaliser(mask: Tensor, how: str, *, max_length: int | None = None) -> floa
     return float(mask.sum()) if how == "token_mean" else float(len(mask))
 
 
+def _check_aggregation(how: str) -> None:
+    if how not in AGGREGATIONS:
+        raise ValueError(f"how is {how!r}: one of {', '.join(AGGREGATIONS)} is wanted")
+
+
 def _visible(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """x with 0 wherever mask is 0 (also over NaN, in value and gradient), and the mask in x's dtype."""
+    """x with 0 wherever mask is 0 (also over NaN, in value and gradient), and the mask as numbers that can be counted: in float16 a sum of
+    ones overflows at 65,504, in bfloat16 it stops at 256."""
     if x.shape != mask.shape:
         raise ValueError(f"x is {tuple(x.shape)} and mask {tuple(mask.shape)}: the same shape is wanted")
-    return torch.where(mask.bool(), x, 0), mask.to(x.dtype)
+    return torch.where(mask.bool(), x, 0), mask.to(torch.promote_types(x.dtype, torch.float32))

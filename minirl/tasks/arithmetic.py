@@ -1,7 +1,7 @@
 """Sums that a tiny model finds hard to answer at once and easy to work out: the toy on which thinking pays.
 
     347+285=   <think></think><answer>632</answer>                                 at once
-    347+285=   <think>7+5=12,4+8+1=13,3+2+1=6</think><answer>632</answer>          column by column, from the right
+    347+285=   <think>7+5+0=12,4+8+1=13,3+2+1=06</think><answer>632</answer>        column by column, from the right
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Arithmetic:
     def __post_init__(self):
         if self.operation not in SYMBOLS:
             raise ValueError(f"operation is {self.operation!r}: one of {', '.join(SYMBOLS)} is wanted")
-        if not isinstance(self.digits, int) or not 1 <= self.digits <= 5:
+        if type(self.digits) is not int or not 1 <= self.digits <= 5:
             raise ValueError(f"digits is {self.digits!r}: 1 to 5 is wanted")
 
     @property

@@ -3,7 +3,8 @@
 A task is any object with
 
     sample(n, rng, *, split="train") -> list[Problem]      n problems of a split ("train" or "test"), drawn with a random.Random
-    rewards: dict[str, RewardFunction]                     named reward functions, each f(prompts, completions, **columns) -> list[float | None]
+    rewards: dict[str, RewardFunction]                     named reward functions, each f(prompts, completions, **columns) -> list[float | None];
+                                                           the one called "accuracy" says what counts as right in evaluation
 
 Reward functions have the signature TRL uses: `columns` are the problems' fields by name ("answer", ...), each a list with one entry per
 completion. None means "no verdict". A task knows no model and no tokenizer: prompts and completions are text.
@@ -27,5 +28,9 @@ class Problem:
 
 
 def columns(problems: Sequence[Problem], *, repeat: int = 1) -> dict[str, list]:
-    """The problems' fields by name, each entry `repeat` times in a row: what reward functions get for groups of `repeat` completions."""
-    return {field.name: [getattr(p, field.name) for p in problems for _ in range(repeat)] for field in fields(Problem) if field.name != "prompt"}
+    """The problems' fields by name, each entry `repeat` times in a row: what reward functions get for groups of `repeat` completions.
+
+    A task may subclass Problem to add fields; all problems of one call are of one class.
+    """
+    names = [field.name for field in fields(problems[0] if problems else Problem) if field.name != "prompt"]
+    return {name: [getattr(p, name) for p in problems for _ in range(repeat)] for name in names}

@@ -8,7 +8,7 @@ from decimal import Decimal
 
 from minirl.tasks.problem import RewardFunction
 
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+ANSWER = re.compile(r"<answer>(.*)</answer>", re.DOTALL)
 FORMAT = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 NUMBER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?")
@@ -17,7 +17,8 @@ NUMBER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?")
 def accuracy(prompts: Sequence[str], completions: Sequence[str], answer: Sequence[str | None], **_) -> list[float | None]:
     """1.0 where what stands in <answer> equals the answer, as numbers where both are ("1,234" = "1234.00"), as text otherwise; else 0.0.
 
-    A completion without an <answer>, or with more than one, is wrong: listing guesses does not pay. None where `answer` is None.
+    A completion without an <answer>, or with more than one opening or closing tag, is wrong: listing guesses does not pay. None where
+    `answer` is None.
     """
     _same_length(completions, answer=answer)
     return [None if gold is None else float(_says(text(completion), str(gold))) for completion, gold in zip(completions, answer)]
@@ -48,15 +49,16 @@ def combine(rewards: Sequence[RewardFunction], weights: Sequence[float]) -> Rewa
 
 
 def text(completion: str | list[dict]) -> str:
-    """A completion's text: itself, or the content of the last message where TRL hands over a conversation."""
-    return completion if isinstance(completion, str) else completion[-1]["content"]
+    """A completion's text: itself, or the content of the last message where TRL hands over a conversation ("" where there is none)."""
+    if isinstance(completion, str):
+        return completion
+    return completion[-1].get("content") or "" if completion else ""
 
 
 def _says(completion: str, gold: str) -> bool:
-    said = ANSWER.findall(completion)
-    if len(said) != 1:
+    if completion.count("<answer>") != 1 or completion.count("</answer>") != 1 or (said := ANSWER.search(completion)) is None:
         return False
-    a, b = said[0].strip(), gold.strip()
+    a, b = said[1].strip(), gold.strip()
     if NUMBER.fullmatch(a) and NUMBER.fullmatch(b):
         return Decimal(a.replace(",", "")) == Decimal(b.replace(",", ""))
     return a == b

@@ -94,8 +94,8 @@ def test_dtype_is_kept_or_overridden(make_model, tmp_path, saved, asked):
 
 
 @pytest.mark.parametrize("changes, dtype", [({"dtype": ..., "torch_dtype": "bfloat16"}, torch.bfloat16),
-                                            ({"dtype": "torch.bfloat16"}, torch.bfloat16), ({"dtype": ...}, torch.float32), ({"dtype": None}, torch.float32),
-                                            ({"dtype": ..., "torch_dtype": None}, torch.float32)], ids=str)
+                                            ({"dtype": "torch.bfloat16"}, torch.bfloat16), ({"dtype": ...}, torch.float32),
+                                            ({"dtype": None}, torch.float32), ({"dtype": ..., "torch_dtype": None}, torch.float32)], ids=str)
 def test_dtype_is_read_as_all_versions_write_it(folder, changes, dtype):
     edit(folder / "config.json", **changes)
     assert load_pretrained(folder)[0].dtype == dtype
