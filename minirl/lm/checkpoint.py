@@ -37,8 +37,8 @@ def save_pretrained(model: Transformer, tokenizer: Tokenizer, path: str | Path) 
 def load_pretrained(path_or_hub_id: str | Path, *, dtype: torch.dtype | None = None, device="cpu") -> tuple[Transformer, Tokenizer]:
     """Read a folder, or download a Hugging Face hub id -> (model in eval mode, tokenizer).
 
-    `dtype` None keeps the dtype that config.json names. Raises CheckpointError for a missing or broken file, a model of another
-    family, and weights that do not fit config.json.
+    `dtype` None keeps the dtype that config.json names. Raises CheckpointError for missing or broken weights, a model of another family,
+    and weights that do not fit config.json; TokenizerError for a tokenizer that cannot be read; ValueError, naming the file, for broken JSON.
     """
     folder = find_checkpoint(path_or_hub_id)
     hf = read_json(folder / "config.json")
@@ -57,7 +57,7 @@ def load_pretrained(path_or_hub_id: str | Path, *, dtype: torch.dtype | None = N
         if x.shape != wanted[name].shape:
             raise CheckpointError(f"{folder}: {name} is {tuple(x.shape)}, but config.json asks for {tuple(wanted[name].shape)}: "
                                   "the two files are of different models")
-    dtype = dtype or getattr(torch, str(hf.get("dtype", hf.get("torch_dtype", "float32"))).removeprefix("torch."))
+    dtype = dtype or named_dtype(hf, folder)
     model.to(dtype)
     with torch.no_grad():
         for name, x in model.state_dict().items():                         # shares memory with the parameters
@@ -103,6 +103,14 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def named_dtype(hf: dict, folder: Path) -> torch.dtype:
+    name = str(hf.get("dtype") or hf.get("torch_dtype") or "float32").removeprefix("torch.")
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise CheckpointError(f"{folder / 'config.json'} names the dtype {name!r}: float32, bfloat16 or float16 is wanted")
+    return dtype
+
+
 def hf_name(name: str) -> str:
     """Our parameter names are Hugging Face's without the leading `model.`."""
     return name if name.startswith("lm_head.") else "model." + name
@@ -118,7 +126,8 @@ def to_hf_config(model: Transformer, tokenizer: Tokenizer) -> dict:
         "max_position_embeddings": c.max_seq_len, "rope_theta": c.rope_theta, "rope_scaling": c.rope_scaling, "rms_norm_eps": c.rms_norm_eps,
         "attention_bias": c.qkv_bias, "mlp_bias": False, "hidden_act": "silu", "tie_word_embeddings": c.tie_embeddings,
         "initializer_range": c.initializer_range, "attention_dropout": 0.0, "use_cache": True,
-        "pad_token_id": tokenizer.pad_id, "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id, "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id if tokenizer.stop_ids == [tokenizer.eos_id] else tokenizer.stop_ids,
     }
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -24,6 +25,7 @@ class _RMSNorm(torch.autograd.Function):
         return (wide * r).to(x.dtype).mul_(weight)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):
         x, weight, r = ctx.saved_tensors
         n, g, w = x.to(r.dtype) * r, grad.to(r.dtype), weight.to(r.dtype)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from minirl.lm.rollouts import Rollouts, micro_batches
 
@@ -53,6 +54,7 @@ class _LinearLogprobs(torch.autograd.Function):
         return logp, entropy
 
     @staticmethod
+    @once_differentiable                                          # a second derivative would take logsumexp for a constant: refused, not wrong
     def backward(ctx, grad_logp: Tensor | None, grad_entropy: Tensor | None):
         hidden, weight, targets, logsumexp, entropy = ctx.saved_tensors
         N, V = len(hidden), len(weight)
@@ -148,7 +150,7 @@ def token_logprobs(model, tokens: Tensor, *, mask: Tensor | None = None, tempera
 def rollout_logprobs(model, rollouts: Rollouts, *, temperature: float = 1.0, token_budget: int = 16_384) -> Tensor:
     """token_logprobs of every sampled token, without a gradient and a micro-batch at a time: the frozen columns old_logp and ref_logp. (B, T)."""
     out = torch.zeros(rollouts.tokens.shape, device=rollouts.tokens.device)
-    for rows in micro_batches(rollouts.prompt_lengths + rollouts.completion_lengths, token_budget):
+    for rows in micro_batches(rollouts.lengths, token_budget):
         part = rollouts.rows(rows)
         out[rows, :part.tokens.shape[1]] = token_logprobs(model, part.tokens, mask=part.mask, temperature=temperature).float()
     return out

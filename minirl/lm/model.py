@@ -47,12 +47,12 @@ class ModelConfig:
         for name, default in (("num_kv_heads", self.num_heads), ("intermediate_size", 4 * self.hidden_size)):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
-        if self.head_dim is None:
+        if self.head_dim is None and self.num_heads > 0:
             if self.hidden_size % self.num_heads:
                 raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}: "
                                  "change one of them, or give head_dim")
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "intermediate_size", "max_seq_len"):
+        for name in ("num_heads", "vocab_size", "hidden_size", "num_layers", "num_kv_heads", "head_dim", "intermediate_size", "max_seq_len"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"ModelConfig.{name} is {value!r}: a whole number of at least 1 is wanted")
@@ -61,8 +61,14 @@ class ModelConfig:
                              "each key/value head serves the same number of query heads")
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd: RoPE turns the features in pairs, so an even number is wanted")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout is {self.dropout}: a share in [0, 1) is wanted")
+        _check_dropout(self.dropout)
+        if self.output_bias and not self.qkv_bias:
+            raise ValueError("output_bias without qkv_bias is a model that no family has, and that transformers would load wrongly: set both, or neither")
+
+
+def _check_dropout(p: float) -> None:
+    if not 0.0 <= p < 1.0:
+        raise ValueError(f"dropout is {p}: a share in [0, 1) is wanted")
 
 
 class RMSNorm(nn.Module):
@@ -115,6 +121,9 @@ def scale_frequencies(frequencies: Tensor, scaling: dict | None) -> Tensor:
         return frequencies
     if kind != "llama3":
         raise ValueError(f"rope_scaling type {kind!r} is not supported: 'default' and 'llama3' are")
+    lacking = {"original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "factor"} - scaling.keys()
+    if lacking:
+        raise ValueError(f"rope_scaling of type 'llama3' lacks {', '.join(sorted(lacking))}: complete it in config.json")
     turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)      # full turns within the first context
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     keep = ((turns - low) / (high - low)).clamp(0, 1)                                      # 0: stretch, 1: keep
@@ -257,6 +266,7 @@ class Transformer(nn.Module):
 
     def set_dropout(self, p: float) -> None:
         """Dropout is a choice of the training stage, not of the weights: SFT sets it, reinforcement learning sets it to 0."""
+        _check_dropout(p)
         for module in self.modules():
             if isinstance(module, nn.Dropout):
                 module.p = p

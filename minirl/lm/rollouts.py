@@ -36,19 +36,24 @@ class Rollouts:
         return len(self.tokens)
 
     @property
+    def lengths(self) -> Tensor:
+        """(B,): tokens per row up to the last sampled one, or the prompt where nothing was sampled. Tool output between sampled tokens counts."""
+        last = self.mask.shape[1] - self.mask.flip(1).to(torch.int8).argmax(1) if self.mask.numel() else self.prompt_lengths
+        return torch.where(self.mask.any(1), last, self.prompt_lengths)
+
+    @property
     def completion_lengths(self) -> Tensor:
         """(B,): sampled tokens per row, EOS included."""
         return self.mask.sum(1)
 
     def completion_ids(self) -> list[list[int]]:
-        """The sampled ids of each row, EOS included: what was sampled, never decoded and encoded again."""
-        ends = self.prompt_lengths + self.completion_lengths
-        return [row[start:end] for row, start, end in zip(self.tokens.tolist(), self.prompt_lengths.tolist(), ends.tolist())]
+        """The ids behind each prompt, EOS included: what was sampled (and what tools put in), never decoded and encoded again."""
+        return [row[start:end] for row, start, end in zip(self.tokens.tolist(), self.prompt_lengths.tolist(), self.lengths.tolist())]
 
     def rows(self, index: Tensor) -> Rollouts:
         """The given rows, cut to the longest of them: a micro-batch carries no padding but its own."""
         picked = {field.name: getattr(self, field.name)[index] for field in fields(self)}
-        width = int((picked["prompt_lengths"] + picked["mask"].sum(1)).max()) if len(index) else 0
+        width = int(self.lengths[index].max()) if len(index) else 0
         return Rollouts(**{name: x[:, :width] if x.dim() == 2 else x for name, x in picked.items()})
 
     def to(self, device) -> Rollouts:
@@ -57,9 +62,9 @@ class Rollouts:
 
 def right_pad(rows: list[list[int]], pad_id: int, *, device=None) -> tuple[Tensor, Tensor]:
     """Rows of ids -> tokens (B, T) filled up with pad_id on the right, and lengths (B,)."""
-    lengths = torch.tensor([len(row) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
     width = int(lengths.max()) if len(rows) else 0
-    tokens = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], dtype=torch.long)
+    tokens = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], dtype=torch.long).view(len(rows), width)
     return tokens.to(device), lengths.to(device)
 
 

@@ -84,6 +84,9 @@ def build_tokenizer(texts: Iterable[str] = (), *, vocab_size: int | None = None,
     special = [PAD, BOS, EOS, *special_tokens]
     if len(set(special)) < len(special):
         raise TokenizerError(f"special_tokens {list(special_tokens)} repeat one another or {PAD}, {BOS}, {EOS}: give each once")
+    unsafe = [token for token in special if not token.isascii() and any(ord(c) < 0x180 for c in token if not c.isascii())]
+    if unsafe:
+        raise TokenizerError(f"special_tokens {unsafe}: the byte-level decoder reads Latin letters with accents as bytes; use ASCII or another script")
     smallest = 256 + len(special)
     if vocab_size is not None and vocab_size < smallest:
         raise TokenizerError(f"vocab_size is {vocab_size}: at least {smallest} is wanted, 256 bytes and {len(special)} special tokens")

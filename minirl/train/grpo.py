@@ -140,8 +140,7 @@ def train_grpo(model, tokenizer, task, config: GRPOConfig, *, seed: int = 0, rew
         for _ in range(config.iterations):
             for minibatch in torch.randperm(P * G, generator=shuffle).to(model.device).tensor_split(config.minibatches):
                 total = normaliser(rollouts.mask[minibatch], config.aggregate, max_length=config.max_new_tokens)
-                lengths = (rollouts.prompt_lengths + rollouts.completion_lengths)[minibatch]
-                for part in micro_batches(lengths, config.token_budget):
+                for part in micro_batches(rollouts.lengths[minibatch], config.token_budget):
                     rows = minibatch[part]
                     batch = rollouts.rows(rows)                                                                     # (b, T')
                     width = batch.tokens.shape[1]
@@ -160,7 +159,7 @@ def train_grpo(model, tokenizer, task, config: GRPOConfig, *, seed: int = 0, rew
                 state.optimizer.step()
                 state.optimizer.zero_grad()
         state.step += 1
-        state.num_tokens += int((rollouts.prompt_lengths + rollouts.completion_lengths).sum())
+        state.num_tokens += int(rollouts.lengths.sum())
         if reference is not None and config.ref_sync_steps and state.step % config.ref_sync_steps == 0:
             reference.load_state_dict(model.state_dict())
 

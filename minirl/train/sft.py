@@ -32,7 +32,6 @@ class SFTConfig:
 
     epochs: int = 1
     batch_size: int = 64
-    shuffle: bool = True               # off: the pairs in the order given, a curriculum
     lr: float = 6e-3
     min_lr_ratio: float = 0.1          # InstructGPT, appendix C.1: cosine to 10 %
     warmup_steps: int = 0              # InstructGPT, appendix C.1: no warm-up
@@ -80,11 +79,10 @@ def train_sft(model, tokenizer, pairs: Sequence[tuple[str, str]], config: SFTCon
         began, sums = time.perf_counter(), Sums()
         torch.manual_seed(derive_seed(seed, "sft", state.step, "dropout"))
 
-        # 1. sample: the next demonstrations of this epoch's order
+        # 1. sample: the next demonstrations of this epoch's shuffle
         epoch, position = divmod(state.step, steps_per_epoch)
-        generator = torch.Generator().manual_seed(derive_seed(seed, "sft", epoch, "shuffle"))
-        order = torch.randperm(len(pairs), generator=generator) if config.shuffle else torch.arange(len(pairs))
-        batch = order[position * config.batch_size:(position + 1) * config.batch_size]
+        shuffle = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(derive_seed(seed, "sft", epoch, "shuffle")))
+        batch = shuffle[position * config.batch_size:(position + 1) * config.batch_size]
 
         # 2. score: every token of a demonstration counts the same
         lengths = torch.tensor([len(prompts[i]) + len(completions[i]) for i in batch.tolist()])
