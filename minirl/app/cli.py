@@ -154,7 +154,7 @@ def command_grpo(args: argparse.Namespace) -> None:
     before, after, summary = run_grpo(run, built["base"], built["sft"], built["grpo"], built["run"], device=device)
     print("\n" + before_and_after(before, after))
     print(f"\n{summary['seconds']:.0f} s. {run.path}/ holds curves.png, samples.md, summary.json, metrics.jsonl and final/ (Hugging Face layout).")
-    print("Next: minirl sample '1234+5678='  |  minirl eval  |  minirl plot")
+    print("Next: minirl sample '123+456='  |  minirl eval  |  minirl plot")
 
 
 def described(built: dict, device: torch.device) -> str:

@@ -28,12 +28,12 @@ SHOWN = 3      # problems that a run shows before and after
 class BaseConfig:
     """The base model and what it reads: sizes, and how many demonstrations of which a share is worked out and the rest answered at once."""
 
-    hidden_size: int = 64
+    hidden_size: int = 96
     num_layers: int = 2
-    num_heads: int = 4
-    intermediate_size: int = 256
+    num_heads: int = 6
+    intermediate_size: int = 512
     max_seq_len: int = 128
-    examples: int = 32_000             # demonstrations
+    examples: int = 19_200             # demonstrations
     worked_share: float = 0.5          # of them worked out
 
 
@@ -45,20 +45,23 @@ class RunConfig:
     device: str = "auto"               # auto, cpu or cuda
     dtype: str = "float32"             # of the matrix products: float32 or bfloat16 (weights stay in float32)
     task: str = "addition"             # addition, subtraction or multiplication (by one digit)
-    digits: int = 4                    # 1 to 5
+    digits: int = 3                    # 1 to 5
     init: str | None = None            # checkpoint folder or hub id to start from; without it a base model is made
     eval_problems: int = 512           # held-out problems, before and after
     checkpoint_every: int = 20         # steps (SFT: five times as many)
 
 
 def make_base(config: BaseConfig, *, seed: int, device):
-    """A fresh tiny transformer and its byte tokenizer. Attention must find columns by position: a short RoPE wavelength and wide weights
-    at the start make it find them several times sooner than the family's defaults, which are made for large models."""
+    """A fresh tiny transformer and its byte tokenizer.
+
+    Attention must find columns by position, and the feed-forward part must learn a table of sums: a short RoPE wavelength, q/k norms, wide
+    weights at the start and a wide feed-forward part do so several times sooner than the family's defaults, made for large models.
+    """
     tokenizer = build_tokenizer()
     torch.manual_seed(derive_seed(seed, "init"))
     model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, hidden_size=config.hidden_size, num_layers=config.num_layers,
                                     num_heads=config.num_heads, intermediate_size=config.intermediate_size, max_seq_len=config.max_seq_len,
-                                    rope_theta=100.0, initializer_range=0.1))
+                                    rope_theta=100.0, qk_norm=True, initializer_range=0.15))
     return model.to(device), tokenizer
 
 

@@ -1,7 +1,10 @@
 """Sums that a tiny model finds hard to answer at once and easy to work out: the toy on which thinking pays.
 
-    347+285=   <think></think><answer>632</answer>                                 at once
-    347+285=   <think>7+5+0=12,4+8+1=13,3+2+1=06</think><answer>632</answer>        column by column, from the right
+    347+285=   <think></think><answer>0632</answer>                                at once
+    347+285=   <think>7+5+0=12,4+8+1=132,3+2+1=0632</think><answer>0632</answer>    column by column, from the right
+
+Each column adds its digits and the carry, and writes its total in front of the digits that are already done: 7+5 is 12, 47+85 is 132, 347+285
+is 0632. Totals have two digits and answers as many as the largest result, so that every column has its place.
 """
 
 from __future__ import annotations
@@ -66,12 +69,13 @@ class Arithmetic:
 
     def problem(self, a: int, b: int) -> Problem:
         work, result = {"addition": _add, "subtraction": _subtract, "multiplication": _multiply}[self.operation](a, b)
-        return Problem(prompt=f"{a}{SYMBOLS[self.operation]}{b}=", answer=str(result), worked=",".join(work))
+        width = self.digits + (self.operation != "subtraction")
+        return Problem(prompt=f"{a}{SYMBOLS[self.operation]}{b}=", answer=str(result), worked=",".join(work), written=str(result).zfill(width))
 
 
 def completion(problem: Problem, *, worked: bool) -> str:
     """The right completion of a problem, worked out or given at once."""
-    return f"<think>{problem.worked if worked else ''}</think><answer>{problem.answer}</answer>"
+    return f"<think>{problem.worked if worked else ''}</think><answer>{problem.written}</answer>"
 
 
 def demonstrations(task, n: int, rng: random.Random, *, worked_share: float, split: str = "train") -> list[tuple[str, str]]:
@@ -88,27 +92,28 @@ def _columns(a: int, b: int) -> list[tuple[int, int]]:
 
 
 def _add(a: int, b: int) -> tuple[list[str], int]:
-    work, carry = [], 0
+    work, carry, done = [], 0, ""
     for x, y in _columns(a, b):
         total = x + y + carry
-        work.append(f"{x}+{y}+{carry}={total:02}")
-        carry = total // 10
+        work.append(f"{x}+{y}+{carry}={total:02}{done}")
+        carry, done = total // 10, f"{total % 10}{done}"
     return work, a + b
 
 
 def _subtract(a: int, b: int) -> tuple[list[str], int]:
-    work, borrow = [], 0
+    work, borrow, done = [], 0, ""
     for x, y in _columns(a, b):
         top = x + 10 if x - borrow < y else x
-        work.append(f"{top}-{y}-{borrow}={top - y - borrow}" if borrow else f"{top}-{y}={top - y}")
+        done = f"{top - y - borrow}{done}"
+        work.append(f"{top:02}-{y}-{borrow}={done}")
         borrow = int(top > x)
     return work, a - b
 
 
 def _multiply(a: int, b: int) -> tuple[list[str], int]:
-    work, carry = [], 0
+    work, carry, done = [], 0, ""
     for x, _ in _columns(a, 0):
         total = x * b + carry
-        work.append(f"{x}*{b}+{carry}={total:02}")
-        carry = total // 10
+        work.append(f"{x}*{b}+{carry}={total:02}{done}")
+        carry, done = total // 10, f"{total % 10}{done}"
     return work, a * b

@@ -20,11 +20,16 @@ RewardFunction = Callable[..., "list[float | None]"]
 
 @dataclass(frozen=True)
 class Problem:
-    """One question. `prompt` is what the model reads, `answer` what a right completion says, `worked` one way to get there (for SFT), if known."""
+    """One question.
+
+    `prompt` is what the model reads, `answer` what a right completion says. For demonstrations, where known: `worked` is one way to get there,
+    and `written` the answer in their spelling.
+    """
 
     prompt: str
     answer: str
     worked: str = ""
+    written: str = ""
 
 
 def columns(problems: Sequence[Problem], *, repeat: int = 1) -> dict[str, list]:

@@ -25,6 +25,7 @@ from minirl.equations.advantages import group_advantages, zero_spread
 from minirl.equations.kl import k3
 from minirl.equations.objectives import clipped_surrogate
 from minirl.equations.reduce import AGGREGATIONS, aggregate, masked_mean, normaliser
+from minirl.equations.schedules import cosine_to_floor
 from minirl.lm.logprobs import rollout_logprobs, token_logprobs
 from minirl.lm.rollouts import micro_batches
 from minirl.lm.sampling import sample
@@ -37,13 +38,14 @@ from minirl.train.state import NonFiniteError, Sums, TrainState, clip_gradient, 
 class GRPOConfig:
     """Defaults: the tiny model on sums, on a laptop. Papers' numbers: GRPO_PRESETS."""
 
-    steps: int = 60
+    steps: int = 30
     prompts_per_step: int = 16
     group_size: int = 8                # G
     iterations: int = 1                # mu: passes over one batch of rollouts
     minibatches: int = 1               # optimizer steps per pass
-    lr: float = 2e-3
-    warmup_steps: int = 0
+    lr: float = 4e-4
+    warmup_steps: int = 3
+    min_lr_ratio: float = 0.1          # half a cosine down to this share of lr; 1 keeps it constant, as the papers do
     kl_coef: float = 0.01              # beta
     clip_low: float = 0.2              # epsilon: PPO, arXiv:1707.06347, section 6.1
     clip_high: float = 0.2
@@ -54,7 +56,7 @@ class GRPOConfig:
     temperature: float = 1.0
     ref_sync_steps: int = 0            # 0: the reference stays the first model
     beta1: float = 0.9
-    beta2: float = 0.95
+    beta2: float = 0.999              # a long memory: late steps, in which few groups differ, stay small
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     token_budget: int = 16_384         # slots per micro-batch; changes memory and time, not the result
@@ -82,13 +84,14 @@ class GRPOConfig:
 GRPO_PRESETS = {
     "grpo": {},
     # DeepSeekMath, section 4.2: lr 1e-6, KL 0.04, 64 samples per question, batch 1024, one update per exploration (max length 1024)
-    "deepseekmath": dict(lr=1e-6, kl_coef=0.04, group_size=64, prompts_per_step=16, iterations=1, minibatches=1, aggregate="sequence_mean"),
+    "deepseekmath": dict(lr=1e-6, min_lr_ratio=1.0, warmup_steps=0, kl_coef=0.04, group_size=64, prompts_per_step=16, iterations=1, minibatches=1, aggregate="sequence_mean"),
     # DeepSeek-R1 v2 / Nature, R1-Zero: lr 3e-6, KL 0.001, temperature 1, 16 samples, rollouts of 8192 outputs in 16 mini-batches of 32
     # questions, one inner epoch, reference replaced every 400 steps (max length 32768). Its eq. 1 has no 1/|o_i|.
-    "r1-zero": dict(lr=3e-6, kl_coef=0.001, group_size=16, prompts_per_step=512, iterations=1, minibatches=16, aggregate="sequence_sum",
+    "r1-zero": dict(lr=3e-6, min_lr_ratio=1.0, warmup_steps=0, kl_coef=0.001, group_size=16, prompts_per_step=512, iterations=1, minibatches=16, aggregate="sequence_sum",
                     temperature=1.0, ref_sync_steps=400),
-    # TRL 1.x, GRPOConfig's defaults: loss_type "dapo", beta 0, epsilon 0.2, 8 generations (max_completion_length 512)
-    "trl": dict(lr=1e-6, kl_coef=0.0, group_size=8, iterations=1, minibatches=1, clip_low=0.2, clip_high=0.2, aggregate="token_mean",
+    # TRL 1.x, GRPOConfig's defaults: loss_type "dapo", beta 0, epsilon 0.2, 8 generations (max_completion_length 512; its learning rate falls
+    # on a straight line to 0, here on a cosine)
+    "trl": dict(lr=1e-6, min_lr_ratio=0.0, warmup_steps=0, kl_coef=0.0, group_size=8, iterations=1, minibatches=1, clip_low=0.2, clip_high=0.2, aggregate="token_mean",
                 scale="group", ddof=1, temperature=1.0, beta2=0.999),
 }
 
@@ -133,7 +136,7 @@ def train_grpo(model, tokenizer, task, config: GRPOConfig, *, seed: int = 0, rew
                                                                    token_budget=config.token_budget)                # (B, T)
 
         # 4. update: surrogate - kl_coef * kl, aggregate, backward, clip, step               lines 10-11
-        lr = config.lr * min(1.0, (state.step + 1) / (config.warmup_steps + 1))
+        lr = config.lr * cosine_to_floor(state.step, config.steps, floor=config.min_lr_ratio, warmup=min(config.warmup_steps, config.steps - 1))
         for group in state.optimizer.param_groups:
             group["lr"] = lr
         shuffle = torch.Generator().manual_seed(derive_seed(seed, "grpo", state.step, "shuffle"))

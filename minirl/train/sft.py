@@ -31,10 +31,10 @@ class SFTConfig:
     """Defaults: a tiny model from nothing, on a laptop. Papers' numbers: SFT_PRESETS."""
 
     epochs: int = 1
-    batch_size: int = 64
-    lr: float = 6e-3
-    min_lr_ratio: float = 0.1          # InstructGPT, appendix C.1: cosine to 10 %
-    warmup_steps: int = 0              # InstructGPT, appendix C.1: no warm-up
+    batch_size: int = 32
+    lr: float = 1e-2
+    min_lr_ratio: float = 0.02         # InstructGPT, appendix C.1: cosine to 10 %
+    warmup_steps: int = 20             # InstructGPT, appendix C.1: none
     dropout: float = 0.0
     beta1: float = 0.9                 # InstructGPT, appendix C: Adam (0.9, 0.95)
     beta2: float = 0.98

@@ -16,7 +16,7 @@ from minirl.train.grpo import GRPO_PRESETS, GRPOConfig, train_grpo
 from minirl.train.state import NonFiniteError, derive_seed
 
 TOKENIZER = build_tokenizer()
-CONFIG = GRPOConfig(steps=3, prompts_per_step=3, group_size=4, lr=1e-2, max_new_tokens=6)
+CONFIG = GRPOConfig(steps=3, prompts_per_step=3, group_size=4, lr=1e-2, warmup_steps=0, min_lr_ratio=1.0, beta2=0.95, max_new_tokens=6)
 
 
 class Digits:
@@ -227,6 +227,12 @@ def test_presets_are_complete_configurations(name):
               "trl": dict(lr=1e-6, kl_coef=0.0, group_size=8, aggregate="token_mean", ddof=1)}[name]
     assert {key: getattr(config, key) for key in stated} == stated
     assert config.iterations == 1 and config.temperature == 1.0
+
+
+def test_learning_rate_rises_falls_or_stays():
+    rates = [m["learning_rate"] for m in logged(steps=5, warmup_steps=1, min_lr_ratio=0.1, lr=1.0, max_grad_norm=1e-9)]
+    assert rates == pytest.approx([0.5, 1.0, 0.775, 0.325, 0.1])                    # 0.1 + 0.9 (1 + cos(pi/3)) / 2 = 0.775
+    assert [m["learning_rate"] for m in logged(warmup_steps=0, min_lr_ratio=1.0, lr=1e-3)] == [1e-3] * 3
 
 
 def test_dropout_is_off_while_reinforcing():

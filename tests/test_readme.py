@@ -1,0 +1,73 @@
+"""The READMEs say what is there: commands parse, files and functions exist, the breakpoint stops at stage 1."""
+
+import ast
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from minirl.app.cli import build_parser
+
+ROOT = Path(__file__).parent.parent
+READMES = [ROOT / "README.md", ROOT / "README.ko.md"]
+
+
+def blocks(text, language=""):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda p: p.name)
+def test_every_command_parses(readme):
+    parser, _ = build_parser()
+    text = readme.read_text(encoding="utf-8")
+    shown = [line.split("   ")[0] for block in blocks(text) for line in block.splitlines() if line.startswith("minirl ") and not line.startswith("minirl grpo:")]
+    inline = [command for command in re.findall(r"`(minirl [^`]+)`", text) if "|" not in command]
+    assert len(shown) >= 4
+    for command in [*shown, *inline]:
+        if "--help" not in command:
+            parser.parse_args(shlex.split(command)[1:])
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda p: p.name)
+def test_files_functions_and_pictures_exist(readme):
+    text = readme.read_text(encoding="utf-8")
+    rows = re.findall(r"\| (`(?:equations|train|tasks|lm)/[^|]*) \|", text)
+    assert len(rows) >= 8
+    for row in rows:
+        module = None
+        for name in re.findall(r"`([^`]+)`", row):
+            if name.endswith(".py"):
+                assert (ROOT / "minirl" / name).is_file(), name
+                module = importlib.import_module("minirl." + name[:-3].replace("/", "."))
+            else:
+                assert hasattr(module, name), f"{module.__name__} has no {name}"
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
+        assert (ROOT / target).is_file(), target
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda p: p.name)
+def test_the_breakpoint_stops_at_stage_one(readme):
+    line = int(re.search(r"break minirl/train/grpo.py:(\d+)", readme.read_text(encoding="utf-8"))[1])
+    source = (ROOT / "minirl" / "train" / "grpo.py").read_text(encoding="utf-8").splitlines()
+    assert source[line - 2].strip().startswith("# 1. sample") and not source[line - 1].strip().startswith("#")
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda p: p.name)
+def test_the_two_commands_and_the_code(readme):
+    text = readme.read_text(encoding="utf-8")
+    commands = "\n".join(blocks(text))
+    assert "python -m pip install -c constraints.txt -e . && minirl grpo\n" in commands
+    assert "python -m pip install -c constraints.txt -e '.[test]' && python -m pytest\n" in commands
+    for block in blocks(text, "python"):
+        tree = ast.parse(block)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def test_ci_runs_the_readmes_test_command():
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "pip install" in script and "-c constraints.txt -e '.[test]'" in script and "python -m pytest\n" in script
