@@ -169,7 +169,7 @@ def described(built: dict, device: torch.device) -> str:
 def add_checkpoint(parser: Parser) -> None:
     parser.add_argument("--init", default=None, metavar="CHECKPOINT", help="folder or hub id (default: the newest runs/*/final)")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (default 1)")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="(default 64)")
+    parser.add_argument("--max-new-tokens", type=int, default=80, help="(default 80)")
     parser.add_argument("--seed", type=int, default=0, help="(default 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16 for the matrix products (default float32)")

@@ -36,7 +36,7 @@ class Evaluation:
         return sum(pass_at_k(self.samples, c, k) for c in self.correct) / len(self.correct)
 
 
-def evaluate(model, tokenizer, task, *, n: int, samples: int = 1, max_new_tokens: int = 64, temperature: float = 1.0, seed: int = 0,
+def evaluate(model, tokenizer, task, *, n: int, samples: int = 1, max_new_tokens: int = 80, temperature: float = 1.0, seed: int = 0,
              batch: int = 512) -> Evaluation:
     """Sample `samples` completions of n held-out problems. The problems depend on the seed alone; more than `batch` rows are done in turn."""
     problems = task.sample(n, random.Random(derive_seed(seed, "evaluate", "problems")), split="test")

@@ -52,7 +52,7 @@ class GRPOConfig:
     aggregate: str = "sequence_mean"   # eq. 3; see reduce.aggregate for the others
     scale: str = "group"               # advantages over the group's std; see advantages.group_advantages
     ddof: int = 1
-    max_new_tokens: int = 64
+    max_new_tokens: int = 80
     temperature: float = 1.0
     ref_sync_steps: int = 0            # 0: the reference stays the first model
     beta1: float = 0.9
@@ -197,7 +197,7 @@ def mean_judged(rewards: torch.Tensor) -> float:
 def check_finite(loss, step: int, rows, completions: list[str]) -> None:
     if not torch.isfinite(loss):
         first = int(rows[0])
-        raise NonFiniteError(f"step {step}: the loss is {float(loss)} on rows {rows.tolist()[:8]}. The weights are still those before the update. "
+        raise NonFiniteError(f"step {step}: the loss is {loss.item()} on rows {rows.tolist()[:8]}. The weights are still those before the update. "
                              f"Row {first} reads {completions[first]!r}")
 
 

@@ -100,7 +100,7 @@ def train_sft(model, tokenizer, pairs: Sequence[tuple[str, str]], config: SFTCon
             logp = token_logprobs(model, tokens, mask=mask)                                                                    # (b, T)
             loss = -aggregate(logp, mask, "token_mean", total=completion_tokens)
             if not torch.isfinite(loss):
-                raise NonFiniteError(f"step {state.step + 1}: the loss is {float(loss)} on pairs {picked[:8]}; the first is {pairs[picked[0]]!r}")
+                raise NonFiniteError(f"step {state.step + 1}: the loss is {loss.item()} on pairs {picked[:8]}; the first is {pairs[picked[0]]!r}")
             loss.backward()
             sums.add("loss", -logp, mask)
         grad_norm = clip_gradient(model, config.max_grad_norm, step=state.step + 1)

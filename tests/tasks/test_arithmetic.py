@@ -22,53 +22,52 @@ def read(problem):
 
 def add_up(a, b, work):
     """The answer that the columns of a sum spell, each recomputed from the one before."""
-    digits, carry = "", 0
+    done, carry = "", 0
     for i, column in enumerate(work):
-        x, y, c, total = map(int, re.fullmatch(r"(\d)\+(\d)\+(\d)=(\d\d)", column).groups())
-        assert (x, y, c) == (a // 10 ** i % 10, b // 10 ** i % 10, carry) and x + y + c == total
-        digits, carry = str(total % 10) + digits, total // 10
-    return int(str(carry) + digits)
+        x, y, c, total, before = re.fullmatch(r"(\d)\+(\d)\+(\d)=(\d\d)(\d*)", column).groups()
+        assert (int(x), int(y), int(c)) == (a // 10 ** i % 10, b // 10 ** i % 10, carry) and int(x) + int(y) + int(c) == int(total) and before == done
+        carry, done = int(total) // 10, total[1] + done
+    return int(f"{carry}{done}")
 
 
 def take_away(a, b, work):
-    digits, borrow = "", 0
+    done, borrow = "", 0
     for i, column in enumerate(work):
-        top, y, c, left = re.fullmatch(r"(\d+)-(\d)(?:-(1))?=(\d)", column).groups()
-        assert int(y) == b // 10 ** i % 10 and int(c or 0) == borrow and int(top) - int(y) - int(c or 0) == int(left)
-        borrow = int(int(top) >= 10)
-        assert int(top) - 10 * borrow == a // 10 ** i % 10
-        digits = left + digits
+        top, y, c, left = re.fullmatch(r"(\d\d)-(\d)-([01])=(\d+)", column).groups()
+        assert int(y) == b // 10 ** i % 10 and int(c) == borrow and left == f"{int(top) - int(y) - int(c)}{done}"
+        borrow, done = int(top[0]), left
+        assert int(top[1]) == a // 10 ** i % 10
     assert borrow == 0
-    return int(digits)
+    return int(done)
 
 
 def multiply_out(a, b, work):
-    digits, carry = "", 0
+    done, carry = "", 0
     for i, column in enumerate(work):
-        x, y, c, total = map(int, re.fullmatch(r"(\d)\*(\d)\+(\d)=(\d\d)", column).groups())
-        assert (x, y, c) == (a // 10 ** i % 10, b, carry) and x * y + c == total
-        digits, carry = str(total % 10) + digits, total // 10
-    return int(str(carry) + digits)
+        x, y, c, total, before = re.fullmatch(r"(\d)\*(\d)\+(\d)=(\d\d)(\d*)", column).groups()
+        assert (int(x), int(y), int(c)) == (a // 10 ** i % 10, b, carry) and int(x) * int(y) + int(c) == int(total) and before == done
+        carry, done = int(total) // 10, total[1] + done
+    return int(f"{carry}{done}")
 
 
-@pytest.mark.parametrize("operation, a, b, worked, answer", [
-    ("addition", 347, 285, "7+5+0=12,4+8+1=13,3+2+1=06", "632"),
-    ("addition", 12, 34, "2+4+0=06,1+3+0=04", "46"),
-    ("addition", 999, 999, "9+9+0=18,9+9+1=19,9+9+1=19", "1998"),
-    ("addition", 995, 5, "5+5+0=10,9+0+1=10,9+0+1=10", "1000"),
-    ("addition", 0, 0, "0+0+0=00", "0"),
-    ("subtraction", 58, 23, "8-3=5,5-2=3", "35"),
-    ("subtraction", 500, 123, "10-3=7,10-2-1=7,5-1-1=3", "377"),
-    ("subtraction", 100, 1, "10-1=9,10-0-1=9,1-0-1=0", "99"),
-    ("subtraction", 42, 42, "2-2=0,4-4=0", "0"),
-    ("multiplication", 347, 6, "7*6+0=42,4*6+4=28,3*6+2=20", "2082"),
-    ("multiplication", 999, 9, "9*9+0=81,9*9+8=89,9*9+8=89", "8991"),
-    ("multiplication", 21, 4, "1*4+0=04,2*4+0=08", "84"),
-    ("multiplication", 345, 0, "5*0+0=00,4*0+0=00,3*0+0=00", "0"),
+@pytest.mark.parametrize("operation, a, b, worked, answer, written", [
+    ("addition", 347, 285, "7+5+0=12,4+8+1=132,3+2+1=0632", "632", "0632"),          # 7+5, 47+85, 347+285
+    ("addition", 12, 34, "2+4+0=06,1+3+0=046", "46", "046"),
+    ("addition", 999, 999, "9+9+0=18,9+9+1=198,9+9+1=1998", "1998", "1998"),
+    ("addition", 995, 5, "5+5+0=10,9+0+1=100,9+0+1=1000", "1000", "1000"),
+    ("addition", 0, 0, "0+0+0=00", "0", "00"),
+    ("subtraction", 58, 23, "08-3-0=5,05-2-0=35", "35", "35"),
+    ("subtraction", 500, 123, "10-3-0=7,10-2-1=77,05-1-1=377", "377", "377"),
+    ("subtraction", 100, 1, "10-1-0=9,10-0-1=99,01-0-1=099", "99", "099"),
+    ("subtraction", 42, 42, "02-2-0=0,04-4-0=00", "0", "00"),
+    ("multiplication", 347, 6, "7*6+0=42,4*6+4=282,3*6+2=2082", "2082", "2082"),     # 7*6, 47*6, 347*6
+    ("multiplication", 999, 9, "9*9+0=81,9*9+8=891,9*9+8=8991", "8991", "8991"),
+    ("multiplication", 21, 4, "1*4+0=04,2*4+0=084", "84", "084"),
+    ("multiplication", 345, 0, "5*0+0=00,4*0+0=000,3*0+0=0000", "0", "0000"),
 ])
-def test_hand_examples(operation, a, b, worked, answer):
+def test_hand_examples(operation, a, b, worked, answer, written):
     sign = dict(zip(OPERATIONS, "+-*"))[operation]
-    assert Arithmetic(operation, len(str(a))).problem(a, b) == Problem(f"{a}{sign}{b}=", answer, worked)
+    assert Arithmetic(operation, len(str(a))).problem(a, b) == Problem(f"{a}{sign}{b}=", answer, worked, written)
 
 
 @every_operation
@@ -80,6 +79,7 @@ def test_worked_text_column_by_column(operation, digits):
         a, sign, b = read(problem)
         assert int(problem.answer) == {"+": a + b, "-": a - b, "*": a * b}[sign] >= 0
         assert spelt(a, b, problem.worked.split(",")) == int(problem.answer) and len(problem.worked.split(",")) == len(str(a))
+        assert problem.worked.endswith("=" + problem.written) and int(problem.written) == int(problem.answer), "the last total is the answer"
         assert len(str(a)) == digits and len(str(b)) == (1 if operation == "multiplication" else digits)
 
 
