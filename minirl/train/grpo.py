@@ -5,7 +5,8 @@
 
 Same as the paper  the objective; outcome supervision; k3 against a frozen reference; mu inner iterations (`iterations`); the reference
                    replaced every `ref_sync_steps` (the paper's outer loop; DeepSeek-R1 does so every 400 steps).
-Different          rewards come from rules and not from a reward model, as in DeepSeek-R1; the gradient is clipped in length.
+Different          rewards come from rules and not from a reward model, as in DeepSeek-R1; the gradient is clipped in length, and the
+                   learning rate falls on a cosine (constant in the papers, and in their presets).
 Why                a rule cannot be fooled by what it has not seen; one bad batch must not undo a hundred good ones.
 
 Three columns of log-probs: behavior_logp (the sampler's), old_logp (the learner's before the update), logp (the learner's now).
@@ -38,7 +39,7 @@ from minirl.train.state import NonFiniteError, Sums, TrainState, clip_gradient, 
 class GRPOConfig:
     """Defaults: the tiny model on sums, on a laptop. Papers' numbers: GRPO_PRESETS."""
 
-    steps: int = 30
+    steps: int = 44
     prompts_per_step: int = 16
     group_size: int = 8                # G
     iterations: int = 1                # mu: passes over one batch of rollouts
@@ -56,7 +57,7 @@ class GRPOConfig:
     temperature: float = 1.0
     ref_sync_steps: int = 0            # 0: the reference stays the first model
     beta1: float = 0.9
-    beta2: float = 0.999              # a long memory: late steps, in which few groups differ, stay small
+    beta2: float = 0.999               # a long memory: late steps, in which few groups differ, stay small
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     token_budget: int = 16_384         # slots per micro-batch; changes memory and time, not the result
