@@ -5,8 +5,8 @@ By hand, with n = x r (the normalised row), D features and g the gradient of y,
 
     dr / dx_j = -r^3 x_j / D = -r^2 n_j / D       so       dx = r (g w - n mean(g w n)),      dw = sum over rows of g n
 
-only x, w and one number per row are kept. On two CPU cores that makes a norm, forward and backward, about twice as fast
-(python benchmarks/rms_norm.py).
+only x, w and one number per row are kept. On two CPU cores a norm, forward and backward, of 128 rows of 45 tokens then takes 1.4 to 1.6 times
+less than the plain formula; of 16 rows about as long (python benchmarks/rms_norm.py).
 """
 
 from __future__ import annotations
