@@ -86,8 +86,7 @@ def add_config(parser: Parser, config: type) -> None:
         if isinstance(kind, types.UnionType):
             kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
         note = " ".join(filter(None, (comments.get(field.name), f"(default {field.default})"))).replace("%", "%%")
-        form = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind, metavar=kind.__name__.upper())
-        parser.add_argument(flag(field.name), dest=field.name, default=None, help=note, **form)
+        parser.add_argument(flag(field.name), dest=field.name, type=kind, metavar=kind.__name__.upper(), default=None, help=note)
 
 
 def given(config: type, args: argparse.Namespace) -> dict:

@@ -75,7 +75,7 @@ class Arithmetic:
 
 def completion(problem: Problem, *, worked: bool) -> str:
     """The right completion of a problem, worked out or given at once."""
-    return f"<think>{problem.worked if worked else ''}</think><answer>{problem.written}</answer>"
+    return f"<think>{problem.worked if worked else ''}</think><answer>{problem.written or problem.answer}</answer>"
 
 
 def demonstrations(task, n: int, rng: random.Random, *, worked_share: float, split: str = "train") -> list[tuple[str, str]]:
