@@ -30,9 +30,10 @@ class _RMSNorm(torch.autograd.Function):
         x, weight, r = ctx.saved_tensors
         n, g, w = x.to(r.dtype) * r, grad.to(r.dtype), weight.to(r.dtype)
         gn = g * n                                                                                                    # (..., D)
-        mean = (gn @ w).div_(x.shape[-1]).unsqueeze(-1)                                                               # (..., 1): mean(g w n)
-        grad_x = (g * w).addcmul_(n, mean, value=-1).mul_(r)
-        return grad_x.to(x.dtype), gn.reshape(-1, x.shape[-1]).sum(0).to(weight.dtype), None
+        gw = g * w
+        mean = torch.linalg.vecdot(gw, n).div_(x.shape[-1]).unsqueeze(-1)                                             # (..., 1): mean(g w n)
+        grad_x = gw.addcmul_(n, mean, value=-1).mul_(r)
+        return grad_x.to(x.dtype), gn.reshape(-1, *weight.shape).sum(0).to(weight.dtype), None
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -40,7 +41,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     Equation   y = x / sqrt(mean(x^2) + eps) * weight
     Paper      RMSNorm, arXiv:1910.07467, eq. 4 (there without eps).
-    Shapes     x (..., D), weight (D,) -> (..., D)
+    Shapes     x (..., D), weight (D,) or, a weight per head, (H, D) -> (..., D)
     Gradient   through x and weight.
 
     >>> rms_norm(torch.tensor([[3.0, 4.0]]), torch.tensor([1.0, 2.0]), 0.0)        # root mean square of 3 and 4: sqrt(12.5)

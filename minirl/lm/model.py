@@ -99,9 +99,8 @@ class Rope(nn.Module):
         self.register_buffer("sin", torch.cat([-angles.sin(), angles.sin()], dim=-1), persistent=False)
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """positions (T,) or (B, T) -> cos, sin, ready to multiply (B, H, T, D)."""
-        cos, sin = self.cos[positions].to(dtype), self.sin[positions].to(dtype)
-        return (cos, sin) if positions.dim() == 1 else (cos.unsqueeze(1), sin.unsqueeze(1))
+        """positions (T,) or (B, T) -> cos, sin, ready to multiply (B, T, H, D)."""
+        return self.cos[positions].to(dtype).unsqueeze(-2), self.sin[positions].to(dtype).unsqueeze(-2)
 
     def _apply(self, fn, recurse=True):
         """Follow .to(device), but keep the tables in float32 (or wider) when the model becomes bfloat16 or float16."""
@@ -131,7 +130,7 @@ def scale_frequencies(frequencies: Tensor, scaling: dict | None) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the feature pairs of x (B, H, T, D): x * cos + swap_halves(x) * sin, the minus sign already in `sin`."""
+    """Turn the feature pairs of x (B, T, H, D): x * cos + swap_halves(x) * sin, the minus sign already in `sin`."""
     return x * cos + torch.roll(x, x.shape[-1] // 2, dims=-1) * sin
 
 
@@ -175,12 +174,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], visible: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
         B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, -1, self.config.head_dim)             # (B, T, H, D)
-        k = self.k_proj(x).view(B, T, -1, self.config.head_dim)             # (B, T, K, D)
-        v = self.v_proj(x).view(B, T, -1, self.config.head_dim).transpose(1, 2)
+        H, K, D = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
+        weights, biases = zip(*((p.weight, p.bias) for p in (self.q_proj, self.k_proj, self.v_proj)))
+        qkv = F.linear(x, torch.cat(weights), torch.cat(biases) if self.config.qkv_bias else None)      # one product, then one turn, for all heads
+        qk, v = qkv.view(B, T, H + 2 * K, D).split([H + K, K], dim=2)
         if self.config.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q.transpose(1, 2), *rope), rotate(k.transpose(1, 2), *rope)   # (B, H, T, D), (B, K, T, D)
+            weight = torch.cat([self.q_norm.weight.expand(H, D), self.k_norm.weight.expand(K, D)])
+            qk = rms_norm(qk, weight, self.config.rms_norm_eps)
+        q, k = rotate(qk, *rope).transpose(1, 2).split([H, K], dim=1)       # (B, H, T, D), (B, K, T, D)
+        v = v.transpose(1, 2)                                               # (B, K, T, D)
         if cache is not None:
             k, v = cache.append(layer, k, v)                                # (B, K, S, D)
         out = attend(q, k, v, visible)                                      # (B, H, T, D)
@@ -271,30 +273,28 @@ class Transformer(nn.Module):
             if isinstance(module, nn.Dropout):
                 module.p = p
 
-    def hidden(self, tokens: Tensor, *, cache: KVCache | None = None, left_padding: Tensor | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, *, cache: KVCache | None = None, starts: Tensor | None = None) -> Tensor:
         """Last hidden states, normalised: tokens (B, T) -> (B, T, d).
 
-        With `cache`, `tokens` continue what it holds and are added to it. `left_padding` (B,) says how many slots at the start of
-        each row are padding: they are seen by nobody and not counted in the positions. Padding on the right needs no word: no
-        token looks ahead.
+        With `cache`, `tokens` continue what it holds and are added to it. `starts` says at which slot the sequence of a token starts, where that
+        is not 0: (B,) after padding on the left, (B, T) in rows that hold several sequences. A token sees and counts its own sequence only.
+        Padding on the right needs no word: no token looks ahead.
         """
         T = tokens.shape[1]
-        start = 0 if cache is None else cache.length
-        if start + T > self.config.max_seq_len + (0 if left_padding is None else int(left_padding.min())):
-            raise ValueError(f"{start + T} tokens do not fit the model's context of {self.config.max_seq_len}: "
-                             "shorten the prompt or max_new_tokens, or build the model with a larger max_seq_len")
-        slots = torch.arange(start, start + T, device=tokens.device)                                  # (T,)
-        visible = None
-        if left_padding is None:
-            positions = slots
-            if start and T > 1:
-                visible = (torch.arange(start + T, device=tokens.device) <= slots[:, None])[None, None]   # (1, 1, T, S)
+        before = 0 if cache is None else cache.length
+        slots = torch.arange(before, before + T, device=tokens.device)                                # (T,)
+        if starts is None:
+            positions, visible = slots, None
+            if before and T > 1:
+                visible = (torch.arange(before + T, device=tokens.device) <= slots[:, None])[None, None]   # (1, 1, T, S)
         else:
-            positions = (slots - left_padding[:, None]).clamp(min=0)                                  # (B, T)
-            keys = torch.arange(start + T, device=tokens.device)
-            # A padding slot sees itself alone: an empty softmax would be NaN.
-            visible = (keys <= slots[:, None]) & (keys >= torch.minimum(left_padding[:, None], slots)[..., None])   # (B, T, S)
-            visible = visible.unsqueeze(1)
+            starts = torch.minimum(starts if starts.dim() == 2 else starts[:, None], slots)           # (B, T): a padding slot sees itself, as an
+            positions = slots - starts                                                                # empty softmax would be NaN
+            keys = torch.arange(before + T, device=tokens.device)
+            visible = ((keys <= slots[:, None]) & (keys >= starts[..., None])).unsqueeze(1)           # (B, 1, T, S)
+        if before + T > self.config.max_seq_len and int(positions.max()) >= self.config.max_seq_len:
+            raise ValueError(f"{int(positions.max()) + 1} tokens do not fit the model's context of {self.config.max_seq_len}: "
+                             "shorten the prompt or max_new_tokens, or build the model with a larger max_seq_len")
         x = self.dropout(self.embed_tokens(tokens))                                                   # (B, T, d)
         rope = self.rope(positions, x.dtype)
         for i, block in enumerate(self.layers):

@@ -74,16 +74,33 @@ def span_mask(starts: Tensor, ends: Tensor, width: int) -> Tensor:
     return (slots >= starts[:, None]) & (slots < ends[:, None])
 
 
-def micro_batches(lengths: Tensor, token_budget: int, *, similar: float = 0.6) -> Iterator[Tensor]:
+def micro_batches(lengths: Tensor, token_budget: int) -> Iterator[Tensor]:
     """Split rows into micro-batches of similar length, at most token_budget slots each (padding counted; a single row may exceed it).
 
-    lengths (N,) -> index tensors that cover 0..N-1 once, longest rows first. A row shorter than `similar` times the longest of its
-    micro-batch starts a new one, as padding it would cost more than another pass. The split changes no gradient: see reduce.aggregate.
+    lengths (N,) -> index tensors that cover 0..N-1 once, longest rows first. The split changes no gradient: see reduce.aggregate.
     """
     order = lengths.argsort(descending=True, stable=True)
     start, sizes = 0, lengths[order].tolist()
     for end in range(1, len(sizes) + 1):
-        longest = sizes[start]
-        if end == len(sizes) or (end + 1 - start) * longest > token_budget or sizes[end] < similar * longest:
+        if end == len(sizes) or (end + 1 - start) * sizes[start] > token_budget:
             yield order[start:end]
             start = end
+
+
+def pack(lengths: list[int], width: int) -> tuple[list[int], list[int]]:
+    """Lay sequences of at most `width` tokens into as few rows of that width as a simple rule finds: the longest, then the shortest that still fit.
+
+    lengths (N) -> for each sequence the row it is in and the slot it starts at.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    row, start = [0] * len(lengths), [0] * len(lengths)
+    rows, first, last = 0, 0, len(order) - 1
+    while first <= last:
+        row[order[first]], filled = rows, lengths[order[first]]
+        first += 1
+        while first <= last and filled + lengths[order[last]] <= width:
+            row[order[last]], start[order[last]] = rows, filled
+            filled += lengths[order[last]]
+            last -= 1
+        rows += 1
+    return row, start

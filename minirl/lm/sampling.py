@@ -49,16 +49,16 @@ def _sample(model, prompts, group, max_new_tokens, temperature, top_k, top_p, st
     prompt_lengths = torch.tensor([len(prompt) for prompt in prompts])                            # (P,)
     width = int(prompt_lengths.max())
     tokens = torch.tensor([[pad_id] * (width - len(prompt)) + prompt for prompt in prompts], device=device)      # (P, width)
-    left_padding = None if bool((prompt_lengths == width).all()) else (width - prompt_lengths).to(device)
+    starts = None if bool((prompt_lengths == width).all()) else (width - prompt_lengths).to(device)
     cache = KVCache(model.config, len(prompts), width + max_new_tokens, device=device, dtype=compute_dtype(model))
-    hidden = model.hidden(tokens, cache=cache, left_padding=left_padding)[:, -1]                  # (P, d)
+    hidden = model.hidden(tokens, cache=cache, starts=starts)[:, -1]                  # (P, d)
 
     # 2. one cache row and one last hidden state per completion
     alive = torch.arange(len(prompts) * group, device=device)                                     # the rows still growing
     cache.select(alive // group)
     hidden = hidden.repeat_interleave(group, dim=0)                                               # (B, d)
-    if left_padding is not None:
-        left_padding = left_padding.repeat_interleave(group)
+    if starts is not None:
+        starts = starts.repeat_interleave(group)
     B = len(alive)
     new_tokens = torch.full((B, max_new_tokens), pad_id, device=device)
     new_logp = torch.zeros(B, max_new_tokens, device=device)
@@ -81,9 +81,9 @@ def _sample(model, prompts, group, max_new_tokens, temperature, top_k, top_p, st
                 break
             alive, ids = alive[going], ids[going]
             cache.select(going)
-            left_padding = None if left_padding is None else left_padding[going]
+            starts = None if starts is None else starts[going]
         if t + 1 < max_new_tokens:
-            hidden = model.hidden(ids[:, None], cache=cache, left_padding=left_padding)[:, -1]
+            hidden = model.hidden(ids[:, None], cache=cache, starts=starts)[:, -1]
 
     if not bool(new_logp.isfinite().all()):
         raise ValueError("the model gave logits that are not finite: its weights hold NaN or infinity, or overflow in its dtype; go back to an "

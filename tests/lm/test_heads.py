@@ -37,7 +37,7 @@ def test_a_reward_is_the_same_under_any_padding(model, ragged):
     right = torch.tensor([row + [pad] * (width - len(row)) for row in ragged])
     torch.testing.assert_close(head.reward(model.hidden(right), lengths - 1), want, atol=1e-5, rtol=1e-5)
     left = torch.tensor([[pad] * (width - len(row)) + row for row in ragged])
-    hidden = model.hidden(left, left_padding=width - lengths)
+    hidden = model.hidden(left, starts=width - lengths)
     torch.testing.assert_close(head.reward(hidden, torch.full((4,), width - 1)), want, atol=1e-5, rtol=1e-5)
 
 

@@ -54,8 +54,8 @@ def test_cached_decode_with_left_padding_equals_each_row_by_itself(model, ragged
     more = ids(len(ragged), 5)
     width = tokens.shape[1]
     cache = KVCache(model.config, len(ragged), width + 5)
-    got = [model.hidden(tokens, cache=cache, left_padding=padding), model.hidden(more[:, :2], cache=cache, left_padding=padding)]
-    got += [model.hidden(more[:, t:t + 1], cache=cache, left_padding=padding) for t in (2, 3, 4)]
+    got = [model.hidden(tokens, cache=cache, starts=padding), model.hidden(more[:, :2], cache=cache, starts=padding)]
+    got += [model.hidden(more[:, t:t + 1], cache=cache, starts=padding) for t in (2, 3, 4)]
     got = torch.cat(got, dim=1)
     assert got.isfinite().all()
     for i, row in enumerate(ragged):
@@ -70,7 +70,7 @@ def test_padding_on_either_side_changes_nothing_at_real_slots(model, ragged, sid
     for row in ragged:
         fill = [pad] * (width - len(row))
         if side == "left":
-            got = model.hidden(torch.tensor([fill + row]), left_padding=torch.tensor([len(fill)]))[0, len(fill):]
+            got = model.hidden(torch.tensor([fill + row]), starts=torch.tensor([len(fill)]))[0, len(fill):]
         else:
             got = model.hidden(torch.tensor([row + fill]))[0, :len(row)]
         torch.testing.assert_close(got, model.hidden(torch.tensor([row]))[0], **CLOSE)
@@ -263,9 +263,9 @@ def test_context_overflow_raises(make_model):
     model.hidden(ids(1, 6), cache=cache)
     with pytest.raises(ValueError, match="7 tokens"):
         model.hidden(ids(1, 1), cache=cache)
-    assert model.hidden(ids(2, 8), left_padding=torch.tensor([2, 3])).isfinite().all()     # padding takes no position
-    with pytest.raises(ValueError, match="8 tokens"):
-        model.hidden(ids(2, 8), left_padding=torch.tensor([1, 3]))
+    assert model.hidden(ids(2, 8), starts=torch.tensor([2, 3])).isfinite().all()     # padding takes no position
+    with pytest.raises(ValueError, match="7 tokens"):
+        model.hidden(ids(2, 8), starts=torch.tensor([1, 3]))
 
 
 def test_a_bfloat16_model_keeps_its_positions_apart(make_model):
@@ -277,7 +277,7 @@ def test_a_bfloat16_model_keeps_its_positions_apart(make_model):
     assert torch.equal(model.rope.cos, before)
     cos, sin = model.rope(torch.tensor([256, 257]), torch.float32)
     assert not torch.equal(cos[0], cos[1]) and not torch.equal(sin[0], sin[1])
-    assert cos[1, 0] == pytest.approx(math.cos(257), abs=1e-4)
+    assert cos[1, 0, 0] == pytest.approx(math.cos(257), abs=1e-4)
     hidden = model.hidden(ids(1, 8))
     assert hidden.dtype == torch.bfloat16
     torch.testing.assert_close(hidden.float(), make_model(max_seq_len=300).hidden(ids(1, 8)), atol=0.2, rtol=0.1)

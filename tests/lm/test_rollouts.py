@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minirl.lm.rollouts import Rollouts, micro_batches, right_pad, span_mask
+from minirl.lm.rollouts import Rollouts, micro_batches, pack, right_pad, span_mask
 from minirl.lm.tokenizer import build_tokenizer
 
 EOS = 9
@@ -75,31 +75,50 @@ def padded(lengths, rows):
 
 
 @pytest.mark.parametrize("token_budget", [1, 40, 100, 10_000])
-@pytest.mark.parametrize("similar", [0.0, 0.6, 1.0])
-def test_micro_batches_cover_all_rows_once_within_the_budget(token_budget, similar):
+def test_micro_batches_cover_all_rows_once_within_the_budget(token_budget):
     lengths = torch.randint(1, 60, (50,), generator=torch.Generator().manual_seed(0))
-    batches = list(micro_batches(lengths, token_budget, similar=similar))
+    batches = list(micro_batches(lengths, token_budget))
     assert sorted(torch.cat(batches).tolist()) == list(range(50))
     for rows in batches:
         assert len(rows) == 1 or padded(lengths, rows) <= token_budget
-        assert lengths[rows].min() >= similar * lengths[rows].max()
     longest = [int(lengths[rows].max()) for rows in batches]
     assert longest == sorted(longest, reverse=True)
-    # none is smaller than it must be: the next row would break one of the two rules
+    # none is smaller than it must be: the next row would break the budget
     for rows, after in zip(batches, batches[1:]):
-        assert padded(lengths, torch.cat([rows, after[:1]])) > token_budget or lengths[after[0]] < similar * lengths[rows].max()
+        assert padded(lengths, torch.cat([rows, after[:1]])) > token_budget
 
 
 @pytest.mark.parametrize("lengths, budget, want", [
     ([4, 4, 4, 4], 8, [[0, 1], [2, 3]]),
     ([4, 4, 4, 4], 7, [[0], [1], [2], [3]]),
-    ([2, 10, 9, 3], 100, [[1, 2], [3, 0]]),                                # 3 < 0.6 * 10 starts a new one
-    ([10, 6, 5], 100, [[0, 1], [2]]),                                      # 6 is just similar enough, 5 is not
+    ([2, 10, 9, 3], 100, [[1, 2, 3, 0]]),
+    ([2, 10, 9, 3], 20, [[1, 2], [3, 0]]),
     ([50, 1], 20, [[0], [1]]),                                             # a single row may exceed the budget
     ([], 20, []),
 ], ids=str)
 def test_micro_batches_by_hand(lengths, budget, want):
     assert [rows.tolist() for rows in micro_batches(torch.tensor(lengths, dtype=torch.long), budget)] == want
+
+
+# ---------------------------------------------------------------- packing
+
+@pytest.mark.parametrize("lengths, width, rows, starts", [
+    ([5, 5], 5, [0, 1], [0, 0]),
+    ([2, 5, 3], 5, [1, 0, 1], [3, 0, 0]),                                  # 5 fills its row; 3, and 2 behind it
+    ([1, 1, 4, 1], 5, [1, 1, 0, 0], [0, 1, 0, 4]),                         # 4 and a 1 (the last), then the others
+    ([0, 0], 1, [0, 0], [0, 0]),
+    ([], 1, [], []),
+], ids=str)
+def test_pack_by_hand(lengths, width, rows, starts):
+    assert pack(lengths, width) == (rows, starts)
+
+
+def test_packed_sequences_do_not_overlap_and_stay_inside_their_rows():
+    lengths = torch.randint(0, 40, (200,), generator=torch.Generator().manual_seed(1)).tolist()
+    rows, starts = pack(lengths, 40)
+    slots = [(row, start + t) for row, start, length in zip(rows, starts, lengths) for t in range(length)]
+    assert len(set(slots)) == len(slots) == sum(lengths) and max(slot for _, slot in slots) < 40
+    assert max(rows) + 1 < 1.2 * sum(lengths) / 40                         # and few slots are left empty
 
 
 # ---------------------------------------------------------------- padding and masks

@@ -26,7 +26,7 @@ class Markov(nn.Module):
         self.lm_head.weight.data = torch.tensor(table).T.contiguous()
         self.device, self.dtype = torch.device("cpu"), torch.float32
 
-    def hidden(self, tokens, *, cache=None, left_padding=None):
+    def hidden(self, tokens, *, cache=None, starts=None):
         return torch.eye(self.config.vocab_size)[tokens]
 
 
