@@ -1,8 +1,12 @@
-"""Schedules: numbers that change with the step."""
+"""Schedules: what changes with the step besides the gradient."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
 
 
 def cosine_to_floor(step: int, steps: int, *, floor: float = 0.1, warmup: int = 0) -> float:
@@ -21,3 +25,24 @@ def cosine_to_floor(step: int, steps: int, *, floor: float = 0.1, warmup: int = 
         return (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, steps - 1 - warmup)
     return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@torch.no_grad()
+def update_ema(averages: Iterable[Tensor], weights: Iterable[Tensor], *, decay: float = 0.992) -> None:
+    r"""Exponential moving average of the weights, in place: a policy that has forgotten the last few steps' noise.
+
+    Equation   average <- decay average + (1 - decay) weights
+    Paper      InstructGPT, arXiv:2203.02155, appendix C.4: decay 0.992. With the reference for `averages`, TRL's sync_ref_model (mixup alpha = 1 - decay).
+    Shapes     two lists of tensors, pairwise the same
+    Raises     ValueError if they do not fit, or if decay is outside [0, 1].
+
+    >>> average = [torch.tensor([1.0])]
+    >>> update_ema(average, [torch.tensor([2.0])], decay=0.9)
+    >>> average
+    [tensor([1.1000])]
+    """
+    averages, weights = list(averages), list(weights)
+    if not 0 <= decay <= 1 or [a.shape for a in averages] != [w.shape for w in weights]:
+        raise ValueError(f"decay {decay}, {len(averages)} averages, {len(weights)} weights: a decay in [0, 1] and pairwise the same shapes are wanted")
+    for average, weight in zip(averages, weights):
+        average.lerp_(weight.to(average), 1 - decay)
