@@ -19,13 +19,14 @@ import torch
 
 from minirl.app.looking import show_evaluation, show_samples
 from minirl.app.plots import plot_runs
+from minirl.app.presets import GRPO_PRESETS
 from minirl.app.rundir import RunDir, free_name, newest_checkpoint, newest_run
 from minirl.app.training import BaseConfig, RunConfig, before_and_after, run_grpo, run_sft
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.precision import pick_device
 from minirl.lm.tokenizer import read_json
 from minirl.tasks.arithmetic import SYMBOLS, Arithmetic
-from minirl.train.grpo import GRPO_PRESETS, GRPOConfig
+from minirl.train.grpo import GRPOConfig
 from minirl.train.sft import SFT_PRESETS, SFTConfig
 
 RUNS = Path("runs")
@@ -98,7 +99,7 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_training(parser: Parser, page: type, presets: dict[str, dict]) -> None:
+def add_training(parser: Parser, page: type, presets: dict) -> None:
     parser.add_argument("--preset", choices=list(presets), default=None, help="a paper's settings; flags beside it win (default: the first)")
     parser.add_argument("--run-dir", type=Path, default=None, help="where the run is kept (default: the next free name under runs/)")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was cut short (the newest, or --run-dir)")
@@ -108,7 +109,7 @@ def add_training(parser: Parser, page: type, presets: dict[str, dict]) -> None:
 
 # training commands
 
-def start_training(args: argparse.Namespace, name: str, configs: dict[str, type], presets: dict[str, dict]) -> tuple[RunDir, dict, torch.device]:
+def start_training(args: argparse.Namespace, name: str, configs: dict[str, type], presets: dict) -> tuple[RunDir, dict, torch.device]:
     """A new run directory with its config.json, or a resumed one with the configuration it was started with."""
     if args.resume:
         run = RunDir.resume(args.run_dir or newest_run(RUNS, name))
@@ -121,7 +122,8 @@ def start_training(args: argparse.Namespace, name: str, configs: dict[str, type]
         built = {key: config(**run.config[key]) for key, config in configs.items()}
     else:
         preset = args.preset or next(iter(presets))
-        built = {key: config(**((presets[preset] if key == name else {}) | given(config, args))) for key, config in configs.items()}
+        numbers = presets[preset].numbers if name == "grpo" else presets[preset]
+        built = {key: config(**((numbers if key == name else {}) | given(config, args))) for key, config in configs.items()}
         Arithmetic(built["run"].task, built["run"].digits)                   # a wrong task ends here, before a folder is made
         if built["run"].init is not None:
             load_pretrained(built["run"].init)
@@ -150,7 +152,8 @@ def command_grpo(args: argparse.Namespace) -> None:
     if run.finished:
         print(f"this run is complete; its figures are in {run.path}/summary.json")
         return
-    before, after, summary = run_grpo(run, built["base"], built["sft"], built["grpo"], built["run"], device=device)
+    preset = GRPO_PRESETS[run.config["preset"]]
+    before, after, summary = run_grpo(run, built["base"], built["sft"], built["grpo"], built["run"], preset, device=device)
     print("\n" + before_and_after(before, after))
     print(f"\n{summary['seconds']:.0f} s. {run.path}/ holds curves.png, samples.md, summary.json, metrics.jsonl and final/ (Hugging Face layout).")
     print("Next: minirl sample '123+456='  |  minirl eval  |  minirl plot")

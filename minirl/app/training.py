@@ -10,6 +10,7 @@ import torch
 
 from minirl.app.evaluate import Evaluation, evaluate, table, wilson_interval
 from minirl.app.plots import plot_runs
+from minirl.app.presets import GRPOPreset
 from minirl.app.rundir import RunDir, RunLog
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.model import ModelConfig, Transformer
@@ -87,7 +88,8 @@ def run_sft(run: RunDir, base: BaseConfig, sft: SFTConfig, common: RunConfig, *,
     return summary
 
 
-def run_grpo(run: RunDir, base: BaseConfig, sft: SFTConfig, grpo: GRPOConfig, common: RunConfig, *, device) -> tuple[Evaluation, Evaluation, dict]:
+def run_grpo(run: RunDir, base: BaseConfig, sft: SFTConfig, grpo: GRPOConfig, common: RunConfig, preset: GRPOPreset = GRPOPreset(), *,
+             device) -> tuple[Evaluation, Evaluation, dict]:
     """The main job: a base model (made in base/, or --init), GRPO on it, and what that changed: (before, after, summary)."""
     task = Arithmetic(common.task, common.digits)
     source, base_seconds = (common.init, 0.0) if common.init is not None else run_base(run, base, sft, common, device=device)
@@ -107,7 +109,8 @@ def run_grpo(run: RunDir, base: BaseConfig, sft: SFTConfig, grpo: GRPOConfig, co
         before = evaluate(first, tokenizer, task, **measure)
         if state is None:
             run.write_samples(0, "before", markdown(before))
-        train_grpo(model, tokenizer, task, grpo, seed=common.seed, log=report.log, save=save, resume=state)
+        train_grpo(model, tokenizer, task, grpo, advantages=preset.advantages and preset.advantages(grpo),
+                   objective=preset.objective and preset.objective(grpo), seed=common.seed, log=report.log, save=save, resume=state)
     with compute_in(common.dtype, device):
         after = evaluate(model, tokenizer, task, **measure)
     run.write_samples(grpo.steps, "after", markdown(after))

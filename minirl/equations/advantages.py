@@ -229,7 +229,7 @@ def process_advantages(step_rewards: Tensor, *, ddof: int = 1, eps: float = 1e-4
     if step_rewards.dim() != 3 or 0 in step_rewards.shape[1:]:
         raise ValueError(f"step_rewards is {tuple(step_rewards.shape)}: (P, G, S), one row of S steps per sample, is wanted")
     missing = step_rewards.isnan()
-    if bool((missing[..., :-1] & ~missing[..., 1:]).any()):
+    if bool((missing.int().cummax(-1).values != missing).any()):
         raise ValueError("a step follows one that is NaN: NaN stands behind a sample's last step only; give every step a reward")
     normalised = group_advantages(step_rewards.flatten(1), ddof=ddof, eps=eps).view_as(step_rewards)
     return torch.where(missing, 0, normalised.flip(-1).cumsum(-1).flip(-1))

@@ -136,7 +136,7 @@ def solution_score(step_scores: Tensor, how: str) -> Tensor:
     known = step_scores[~missing]
     if how not in ("last", "min", "product"):
         raise ValueError(f"how is {how!r}: one of last, min, product is wanted")
-    if step_scores.dim() == 0 or step_scores.shape[-1] == 0 or bool(missing[..., 0].any() | (missing[..., :-1] & ~missing[..., 1:]).any()):
+    if step_scores.dim() == 0 or step_scores.shape[-1] == 0 or bool(missing[..., 0].any() | (missing.int().cummax(-1).values != missing).any()):
         raise ValueError("a solution has no first step, or a step behind a missing one: NaN stands behind the last step only")
     if bool(((known < 0) | (known > 1)).any()):
         raise ValueError("a step's score is outside [0, 1]: probabilities are wanted; put logits through a sigmoid")

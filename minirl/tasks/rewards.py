@@ -42,10 +42,14 @@ def combine(rewards: Sequence[RewardFunction], weights: Sequence[float]) -> Rewa
         raise ValueError(f"{len(rewards)} rewards and {len(weights)} weights: at least one of each, and as many weights as rewards, are wanted")
 
     def combined(prompts: Sequence[str], completions: Sequence[str], **columns) -> list[float | None]:
-        verdicts = zip(*(reward(prompts, completions, **columns) for reward in rewards), strict=True)      # per completion
-        return [None if all(v is None for v in row) else sum(w * v for w, v in zip(weights, row) if v is not None) for row in verdicts]
+        return weighted_sum([reward(prompts, completions, **columns) for reward in rewards], weights)
 
     return combined
+
+
+def weighted_sum(verdicts: Sequence[list[float | None]], weights: Sequence[float]) -> list[float | None]:
+    """Per completion the weighted sum of several rewards' verdicts; None where none of them has one."""
+    return [None if all(v is None for v in row) else sum(w * v for w, v in zip(weights, row) if v is not None) for row in zip(*verdicts, strict=True)]
 
 
 def text(completion: str | list[dict]) -> str:

@@ -19,25 +19,31 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 
-from minirl.equations.advantages import group_advantages, zero_spread
+from minirl.equations.advantages import dynamic_sampling, group_advantages, zero_spread
 from minirl.equations.kl import k3
 from minirl.equations.objectives import clipped_surrogate
 from minirl.equations.reduce import AGGREGATIONS, aggregate, masked_mean, normaliser
+from minirl.equations.rewards import overlong_penalty
 from minirl.equations.schedules import cosine_to_floor
 from minirl.lm.logprobs import rollout_logprobs, token_logprobs
 from minirl.lm.rollouts import micro_batches
 from minirl.lm.sampling import sample
 from minirl.tasks.problem import columns
-from minirl.tasks.rewards import combine
+from minirl.tasks.rewards import weighted_sum
 from minirl.train.state import NonFiniteError, Sums, TrainState, clip_gradient, derive_seed, make_optimizer
+
+Advantages = Callable[[Tensor], Tensor]                             # rewards (P, G) -> (P, G)
+Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]      # logp, old_logp, adv, mask, all (b, T) -> (b, T), to be maximised
 
 
 @dataclass(frozen=True)
 class GRPOConfig:
-    """Defaults: the tiny model on sums, on a laptop. Papers' numbers: GRPO_PRESETS."""
+    """Defaults: the tiny model on sums, on a laptop. Papers' numbers and other variants: minirl/app/presets.py."""
 
     steps: int = 44
     prompts_per_step: int = 16
@@ -53,6 +59,8 @@ class GRPOConfig:
     aggregate: str = "sequence_mean"   # eq. 3; see reduce.aggregate for the others
     scale: str = "group"               # advantages over the group's std; see advantages.group_advantages
     ddof: int = 1
+    dynamic_sampling: bool = False     # DAPO, arXiv:2503.14476, eq. 11: learn from groups that differ in reward alone
+    overlong_cache: int = 0            # DAPO, eq. 13: over how many of max_new_tokens the punishment of length rises to -1; 0: none
     max_new_tokens: int = 80
     temperature: float = 1.0
     ref_sync_steps: int = 0            # 0: the reference stays the first model
@@ -74,41 +82,30 @@ class GRPOConfig:
         for name in ("lr", "temperature", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: a positive number is wanted")
-        for name in ("kl_coef", "clip_low", "clip_high", "warmup_steps", "ref_sync_steps"):
+        for name in ("kl_coef", "clip_low", "clip_high", "warmup_steps", "ref_sync_steps", "overlong_cache"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: 0 or more is wanted")
+        if self.overlong_cache > self.max_new_tokens:
+            raise ValueError(f"overlong_cache is {self.overlong_cache} and max_new_tokens {self.max_new_tokens}: at most as many are wanted")
         if self.aggregate not in AGGREGATIONS:
             raise ValueError(f"aggregate is {self.aggregate!r}: one of {', '.join(AGGREGATIONS)} is wanted")
 
 
-# What the papers state, with where. Learning rates are those of models of billions of parameters; lengths are left to the model at hand.
-GRPO_PRESETS = {
-    "grpo": {},
-    # DeepSeekMath, section 4.2: lr 1e-6, KL 0.04, 64 samples per question, batch 1024, one update per exploration (max length 1024)
-    "deepseekmath": dict(lr=1e-6, min_lr_ratio=1.0, warmup_steps=0, kl_coef=0.04, group_size=64, prompts_per_step=16, iterations=1, minibatches=1, aggregate="sequence_mean"),
-    # DeepSeek-R1 v2 / Nature, R1-Zero: lr 3e-6, KL 0.001, temperature 1, 16 samples, rollouts of 8192 outputs in 16 mini-batches of 32
-    # questions, one inner epoch, reference replaced every 400 steps (max length 32768). Its eq. 1 has no 1/|o_i|.
-    "r1-zero": dict(lr=3e-6, min_lr_ratio=1.0, warmup_steps=0, kl_coef=0.001, group_size=16, prompts_per_step=512, iterations=1, minibatches=16, aggregate="sequence_sum",
-                    temperature=1.0, ref_sync_steps=400),
-    # TRL 1.x, GRPOConfig's defaults: loss_type "dapo", beta 0, epsilon 0.2, 8 generations (max_completion_length 512; its learning rate falls
-    # on a straight line to 0, here on a cosine)
-    "trl": dict(lr=1e-6, min_lr_ratio=0.0, warmup_steps=0, kl_coef=0.0, group_size=8, iterations=1, minibatches=1, clip_low=0.2, clip_high=0.2, aggregate="token_mean",
-                scale="group", ddof=1, temperature=1.0, beta2=0.999),
-}
-
-
-def train_grpo(model, tokenizer, task, config: GRPOConfig, *, seed: int = 0, reward_weights: dict[str, float] | None = None,
-               log: Callable[[int, dict], None] | None = None, save: Callable[[TrainState], None] | None = None, resume: dict | None = None):
+def train_grpo(model, tokenizer, task, config: GRPOConfig, *, advantages: Advantages | None = None, objective: Objective | None = None, seed: int = 0,
+               reward_weights: dict[str, float] | None = None, log: Callable[[int, dict], None] | None = None,
+               save: Callable[[TrainState], None] | None = None, resume: dict | None = None):
     """Train `model` in place on a task's problems and rule rewards, and return it, in eval mode.
 
-    reward_weights None gives each of the task's rewards weight 1. log(step, metrics) and save(state) are called after every step; resume is an
+    advantages and objective are equations; left out, they are GRPO's, with the configuration's scale, ddof and clip. reward_weights None gives
+    each of the task's rewards weight 1. log(step, metrics) and save(state) are called after every step; resume is an
     earlier state's state_dict(). Raises ValueError where a prompt does not fit the context or nothing was judged, NonFiniteError if a loss or
     gradient leaves the finite numbers.
     """
     model.set_dropout(0.0)                                   # dropout would make the learner another policy than the sampler
     model.eval()
     weights = reward_weights or dict.fromkeys(task.rewards, 1.0)
-    reward_function = combine([task.rewards[name] for name in weights], list(weights.values()))
+    advantages = advantages or partial(group_advantages, scale=config.scale, ddof=config.ddof)
+    objective = objective or (lambda logp, old_logp, adv, mask: clipped_surrogate(logp, old_logp, adv, clip_low=config.clip_low, clip_high=config.clip_high))
     reference = freeze(copy.deepcopy(model)) if config.kl_coef > 0 else None
     state = TrainState(model, make_optimizer(model, lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay), reference)
     if resume is not None:
@@ -128,8 +125,13 @@ def train_grpo(model, tokenizer, task, config: GRPOConfig, *, seed: int = 0, rew
 
         # 2. score, then compare inside each group                                           lines 8-9
         prompts, known = [p.prompt for p in problems for _ in range(G)], columns(problems, repeat=G)
-        rewards = to_tensor(reward_function(prompts, completions, **known)).view(P, G)                              # (P, G), NaN: no verdict
-        adv = group_advantages(rewards, scale=config.scale, ddof=config.ddof).view(P * G).to(model.device)          # (B,)
+        verdicts = {name: task.rewards[name](prompts, completions, **known) for name in weights}                    # B numbers (None: no verdict) each
+        rewards = to_tensor(weighted_sum(list(verdicts.values()), list(weights.values()))).view(P, G)               # (P, G), NaN: no verdict
+        if config.overlong_cache:
+            lengths = rollouts.completion_lengths.cpu().view(P, G)
+            rewards = rewards + overlong_penalty(lengths, max_length=config.max_new_tokens, cache=config.overlong_cache)
+        adv = advantages(rewards).view(P * G).to(model.device)                                                      # (B,)
+        chosen = dynamic_sampling(rewards).repeat_interleave(G).nonzero().squeeze(1) if config.dynamic_sampling else torch.arange(P * G)
 
         # 3. freeze what the update may not touch
         old_logp = None if on_policy else rollout_logprobs(model, rollouts, temperature=config.temperature, token_budget=config.token_budget)
@@ -142,7 +144,9 @@ def train_grpo(model, tokenizer, task, config: GRPOConfig, *, seed: int = 0, rew
             group["lr"] = lr
         shuffle = torch.Generator().manual_seed(derive_seed(seed, "grpo", state.step, "shuffle"))
         for _ in range(config.iterations):
-            for minibatch in torch.randperm(P * G, generator=shuffle).to(model.device).tensor_split(config.minibatches):
+            for minibatch in chosen[torch.randperm(len(chosen), generator=shuffle)].to(model.device).tensor_split(config.minibatches):
+                if len(minibatch) == 0:
+                    continue
                 total = normaliser(rollouts.mask[minibatch], config.aggregate, max_length=config.max_new_tokens)
                 for part in micro_batches(rollouts.lengths[minibatch], config.token_budget):
                     rows = minibatch[part]
@@ -150,15 +154,15 @@ def train_grpo(model, tokenizer, task, config: GRPOConfig, *, seed: int = 0, rew
                     width = batch.tokens.shape[1]
                     logp, entropy = token_logprobs(model, batch.tokens, mask=batch.mask, temperature=config.temperature, return_entropy=True)
                     old = logp.detach() if on_policy else old_logp[rows, :width]
-                    objective = clipped_surrogate(logp, old, adv[rows, None].expand_as(logp), clip_low=config.clip_low, clip_high=config.clip_high)
+                    surrogate = objective(logp, old, adv[rows, None].expand_as(logp), batch.mask)                   # (b, T')
+                    watch(sums, surrogate, logp, old, batch, adv[rows], entropy)
                     if reference is not None:
                         kl = k3(logp, ref_logp[rows, :width])
-                        objective = objective - config.kl_coef * kl
+                        surrogate = surrogate - config.kl_coef * kl
                         sums.add("kl", kl, batch.mask)
-                    loss = -aggregate(objective, batch.mask, config.aggregate, total=total)
+                    loss = -aggregate(surrogate, batch.mask, config.aggregate, total=total)
                     check_finite(loss, state.step + 1, rows, completions)
                     loss.backward()
-                    watch(sums, logp, old, batch, adv[rows], entropy, config)
                 sums.add("grad_norm", torch.tensor(clip_gradient(model, config.max_grad_norm, step=state.step + 1)))
                 state.optimizer.step()
                 state.optimizer.zero_grad()
@@ -169,7 +173,7 @@ def train_grpo(model, tokenizer, task, config: GRPOConfig, *, seed: int = 0, rew
 
         # 5. report
         if log is not None:
-            rules = {f"rewards/{name}/mean": mean_judged(to_tensor(task.rewards[name](prompts, completions, **known))) for name in weights}
+            rules = {f"rewards/{name}/mean": mean_judged(to_tensor(verdict)) for name, verdict in verdicts.items()}
             log(state.step, {**describe(rewards, rollouts), **rules, **sums.means(), "learning_rate": lr, "num_tokens": state.num_tokens,
                              "step_time": time.perf_counter() - began})
         if save is not None:
@@ -202,12 +206,11 @@ def check_finite(loss, step: int, rows, completions: list[str]) -> None:
                              f"Row {first} reads {completions[first]!r}")
 
 
-def watch(sums: Sums, logp, old_logp, batch, adv, entropy, config: GRPOConfig) -> None:
-    """Per-token metrics of one micro-batch, in TRL's names. Before the first optimizer step every ratio is 1 and nothing is clipped."""
-    ratio = (logp - old_logp).detach().exp()                                                                        # (b, T)
-    below, above = (ratio < 1 - config.clip_low) & (adv[:, None] < 0), (ratio > 1 + config.clip_high) & (adv[:, None] > 0)
-    sums.add("clip_ratio/low_mean", below, batch.mask)
-    sums.add("clip_ratio/high_mean", above, batch.mask)
+def watch(sums: Sums, surrogate, logp, old_logp, batch, adv, entropy) -> None:
+    """Per-token metrics of one micro-batch, in TRL's names. A token is clipped where the objective has lost its gradient though A is not 0."""
+    slope, = torch.autograd.grad(surrogate.sum(), logp, retain_graph=True)                                          # (b, T')
+    sums.add("clip_ratio/low_mean", (slope == 0) & (adv[:, None] < 0), batch.mask)
+    sums.add("clip_ratio/high_mean", (slope == 0) & (adv[:, None] > 0), batch.mask)
     sums.add("entropy", entropy, batch.mask)
     sums.add("sampling/sampling_logp_difference/mean", (old_logp - batch.behavior_logp).abs(), batch.mask)
 
