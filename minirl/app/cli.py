@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from minirl.app.equations import markdown_index, show_equation, show_index
 from minirl.app.looking import show_evaluation, show_samples
 from minirl.app.plots import plot_runs
 from minirl.app.presets import GRPO_PRESETS
@@ -240,10 +241,20 @@ def command_plot(args: argparse.Namespace) -> None:
     print(f"{args.out}: {', '.join(str(path) for path in paths)}")
 
 
+def add_equations(parser: Parser) -> None:
+    parser.add_argument("name", nargs="?", default=None, metavar="NAME", help="one function, such as kl.k3: its docstring, source and example")
+    parser.add_argument("--markdown", action="store_true", help="the index as tutorials/EQUATIONS.md holds it")
+
+
+def command_equations(args: argparse.Namespace) -> None:
+    print(show_equation(args.name) if args.name else markdown_index() if args.markdown else show_index(), end="" if args.markdown else "\n")
+
+
 COMMANDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[argparse.Namespace], int | None]]] = {
     "sft": ("train a base model on sums, worked out and not", lambda p: (add_training(p, SFTConfig, SFT_PRESETS), add_config(p, BaseConfig)), command_sft),
     "grpo": ("the main job: make a base model and let it learn by GRPO", lambda p: add_training(p, GRPOConfig, GRPO_PRESETS), command_grpo),
     "sample": ("complete prompts, with the log-prob of every token", add_sample, command_sample),
     "eval": ("accuracy and pass@k on held-out problems", add_eval, command_eval),
+    "equations": ("which function computes which equation of which paper", add_equations, command_equations),
     "plot": ("draw the curves of one run or several", add_plot, command_plot),
 }

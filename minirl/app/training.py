@@ -27,7 +27,7 @@ SHOWN = 3      # problems that a run shows before and after
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """The base model and what it reads: sizes, and how many demonstrations of which a share is worked out and the rest answered at once."""
+    """The base model and what it reads: sizes, and how many demonstrations, of which a share is worked out and the rest answered at once."""
 
     hidden_size: int = 96
     num_layers: int = 2
@@ -36,6 +36,7 @@ class BaseConfig:
     max_seq_len: int = 128
     examples: int = 19_200             # demonstrations
     worked_share: float = 0.5          # of them worked out
+    guessed_share: float = 0.5         # of those answered at once a guess: haste errs
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def run_sft(run: RunDir, base: BaseConfig, sft: SFTConfig, common: RunConfig, *,
         (model, tokenizer), state = load_pretrained(common.init, device=device), None
     else:
         (model, tokenizer), state = make_base(base, seed=common.seed, device=device), None
-    pairs = demonstrations(task, base.examples, random.Random(derive_seed(common.seed, "demonstrations")), worked_share=base.worked_share)
+    pairs = demonstrations(task, base.examples, random.Random(derive_seed(common.seed, "demonstrations")), worked_share=base.worked_share,
+                           guessed_share=base.guessed_share)
     steps = sft.epochs * -(-len(pairs) // sft.batch_size)
     report = RunLog(run, tokenizer, title=title, steps=steps, state=state, every=5 * common.checkpoint_every, shown={"loss": "loss"})
     with compute_in(common.dtype, device), report:

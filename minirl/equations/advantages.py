@@ -21,7 +21,7 @@ def discounted_returns(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0) -> 
     r"""What is still to come: the discounted sum of this and all later rewards of a row.
 
     Equation   R_t = r_t + gamma R_{t+1}
-    Paper      REINFORCE with reward-to-go, Williams 1992; GAE, arXiv:1506.02438, section 2; in RLHF gamma = 1: InstructGPT, arXiv:2203.02155, appendix C.
+    Paper      Williams 1992 (REINFORCE); GAE, arXiv:1506.02438, section 2; in RLHF gamma = 1: InstructGPT, arXiv:2203.02155, appendix C.
     Shapes     rewards, mask (B, T) -> (B, T), 0 under a zero mask; t counts sampled tokens, so tool output between them discounts nothing
     Gradient   none: rewards are numbers.
     Raises     ValueError if shapes differ, a reward under the mask is not finite or requires grad, or gamma is outside [0, 1].

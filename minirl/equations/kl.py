@@ -27,7 +27,7 @@ def k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
     r"""The log-ratio itself: unbiased, often negative. Minimise (but see Gradient).
 
     Equation   k1 = log(pi / ref)
-    Paper      Schulman, "Approximating KL divergence" (2020). As reward -kl_coef * k1: InstructGPT, arXiv:2203.02155, eq. 2.
+    Paper      Schulman 2020, "Approximating KL divergence". As reward -kl_coef * k1: InstructGPT, arXiv:2203.02155, eq. 2.
     Shapes     logp, ref_logp: the same -> the same
     Gradient   through logp; as a loss its expectation is 0. It belongs into the reward.
     Raises     ValueError if shapes differ, or if ref_logp requires grad.
@@ -43,7 +43,7 @@ def k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
     r"""Half the squared log-ratio: never negative, biased as a value. Minimise.
 
     Equation   k2 = 1/2 log(pi / ref)^2
-    Paper      Schulman, "Approximating KL divergence" (2020); as a loss: arXiv:2510.01555.
+    Paper      Schulman 2020, "Approximating KL divergence"; as a loss: arXiv:2510.01555.
     Shapes     logp, ref_logp: the same -> the same
     Gradient   through logp; as an on-policy loss its expectation is the gradient of KL(pi || ref).
     Raises     ValueError if shapes differ, or if ref_logp requires grad.
@@ -59,7 +59,7 @@ def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
     r"""The ratio minus its logarithm minus 1: unbiased as a value, never negative, small variance. Minimise.
 
     Equation   k3 = ref / pi - log(ref / pi) - 1
-    Paper      DeepSeekMath, arXiv:2402.03300, eq. 4; Schulman, "Approximating KL divergence" (2020).
+    Paper      DeepSeekMath, arXiv:2402.03300, eq. 4; Schulman 2020, "Approximating KL divergence".
     Erratum    DeepSeekMath calls it unbiased. That holds for its value; as a loss its gradient is that of KL(ref || pi).
     Shapes     logp, ref_logp: the same -> the same
     Gradient   through logp; 0 where ref / pi is above exp(20), a token that pi practically never samples: there the value is held.
@@ -94,6 +94,7 @@ def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
     r"""KL(pi || ref) of each next-token distribution, summed over the whole vocabulary. Minimise.
 
     Equation   KL = sum_v pi(v) (log pi(v) - log ref(v))
+    Paper      Kullback and Leibler 1951; as PPO's penalty (there old || new): arXiv:1707.06347, eq. 8.
     Shapes     logits, ref_logits: (..., V) -> (...)
     Gradient   through logits.
     Raises     ValueError if shapes differ, or if ref_logits requires grad.

@@ -23,7 +23,7 @@ def importance_ratio(logp: Tensor, behavior_logp: Tensor) -> Tensor:
     r"""How much likelier the learner finds each token than the sampler did.
 
     Equation   rho_t = pi(y_t) / mu(y_t) = exp(logp_t - behavior_logp_t)
-    Paper      arXiv:2510.26788 (FP16 against the mismatch), section 3.
+    Paper      FP16 against the mismatch, arXiv:2510.26788, section 3.
     Shapes     logp, behavior_logp: the same -> the same
     Gradient   through logp, so that rho A is itself an objective (exact importance sampling, arXiv:2510.26788); 0 above exp(20), where it is held.
     Raises     ValueError if shapes differ, or if behavior_logp requires grad.
@@ -61,7 +61,7 @@ def masked_weights(ratio: Tensor, cap: float, *, floor: float = 0.0) -> Tensor:
     r"""MIS: weights outside the bounds are set to 0, so that what the two policies see too differently teaches nothing.
 
     Equation   w = rho 1{floor <= rho <= C}
-    Paper      arXiv:2510.26788, section 3 (sequence-level MIS, C = 3); also "IcePop", and TRL's sequence_mask.
+    Paper      FP16 against the mismatch, arXiv:2510.26788, section 3 (sequence-level MIS, C = 3); also "IcePop", and TRL's sequence_mask.
     Shapes     ratio, per token (B, T) or per sequence (B,) -> the same
     Gradient   none: a weight is a constant.
     Raises     ValueError if 0 <= floor < cap does not hold.
@@ -79,7 +79,7 @@ def sequence_weights(logp: Tensor, behavior_logp: Tensor, mask: Tensor) -> Tenso
     r"""The weight of a whole completion: without bias, and with a variance that grows like (1 + chi^2)^T.
 
     Equation   w_i = pi(o_i) / mu(o_i) = exp(sum_t log(pi_t / mu_t))
-    Paper      arXiv:2510.26788, section 3 (sequence-level importance sampling). Not normalised by length, as a weight must not be.
+    Paper      FP16 against the mismatch, arXiv:2510.26788, section 3 (sequence-level importance sampling). Not normalised by length, as a weight must not be.
     Shapes     logp, behavior_logp, mask (B, T) -> (B,)
     Gradient   none: a weight is a constant.
     Raises     ValueError if shapes differ.

@@ -23,7 +23,7 @@ def policy_gradient(logp: Tensor, adv: Tensor) -> Tensor:
     r"""The objective whose gradient is the policy gradient. Maximise.
 
     Equation   L_t = A_t log pi(y_t | x, y_<t)
-    Paper      REINFORCE, Williams 1992; PPO, arXiv:1707.06347, section 2.1, eqs. 1 and 2.
+    Paper      Williams 1992 (REINFORCE); PPO, arXiv:1707.06347, section 2.1, eqs. 1 and 2.
     Shapes     logp, adv: the same -> the same
     Gradient   through logp: A_t. It is the gradient of the expected reward only for samples of the policy itself.
     Raises     ValueError if shapes differ, or if adv requires grad.
@@ -106,7 +106,7 @@ def sequence_ratio(logp: Tensor, old_logp: Tensor, mask: Tensor, *, length_norma
     r"""One importance ratio for a whole completion: the product of its tokens' ratios, or their geometric mean.
 
     Equation   rho_i = pi(o_i) / pi_old(o_i) = exp(sum_t d_t) ;   s_i = rho_i^(1/|o_i|) = exp(mean_t d_t)      d_t = logp_t - old_logp_t
-    Paper      rho: DeepSeek-R1, arXiv:2501.12948, eq. 1; RLOO, arXiv:2402.14740. s: GSPO, arXiv:2507.18071, eq. 7.
+    Paper      GSPO, arXiv:2507.18071, eq. 7 (s); DeepSeek-R1, arXiv:2501.12948, eq. 1 (rho).
     Shapes     logp, old_logp, mask (B, T) -> (B,); 1 for an empty row
     Gradient   through logp; 0 where the ratio is above exp(20) and held there.
     Raises     ValueError if shapes differ, or if old_logp requires grad.
@@ -129,8 +129,8 @@ def sequence_clipped_surrogate(logp: Tensor, old_logp: Tensor, adv: Tensor, mask
     r"""PPO-clip on the ratio of the whole completion, one value per sequence. Maximise.
 
     Equation   L_i = min(s_i A_i, clip(s_i, 1 - eps_low, 1 + eps_high) A_i)
-    Paper      length_normalised: GSPO, arXiv:2507.18071, eq. 5, eps_low 3e-4, eps_high 4e-4. Not: DeepSeek-R1, arXiv:2501.12948, eq. 1
-               (RL stage 1: eps 10 in the Nature version).
+    Paper      GSPO, arXiv:2507.18071, eq. 5, eps_low 3e-4, eps_high 4e-4 (length_normalised); DeepSeek-R1, arXiv:2501.12948, eq. 1 (not;
+               RL stage 1: eps 10 in the Nature version).
     Shapes     logp, old_logp, mask (B, T), adv (B,) -> (B,); the mean over rows is the objective
     Gradient   through logp. At ratio 1 every token of row i has weight A_i / |o_i| (GSPO) or A_i (R1).
     Raises     ValueError if shapes differ, if old_logp or adv requires grad, or if a bound is negative.

@@ -18,7 +18,7 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, *, margin: Tensor | Non
     r"""Reward-model loss of one comparison. Minimise.
 
     Equation   -log sigmoid(r(x, y_w) - r(x, y_l) - margin)
-    Paper      Bradley and Terry 1952; Stiennon et al., arXiv:2009.01325, section 3.4; margin: Llama 2, arXiv:2307.09288, eq. 2.
+    Paper      Stiennon et al., arXiv:2009.01325, section 3.4; Bradley and Terry 1952; margin: Llama 2, arXiv:2307.09288, eq. 2.
     Shapes     chosen, rejected, margin (N,) -> (N,)
     Gradient   through both scores: -+ (1 - probability of the observed order).
     Raises     ValueError if shapes differ.

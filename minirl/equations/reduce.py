@@ -49,10 +49,12 @@ def masked_whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, ddof: int
 def aggregate(x: Tensor, mask: Tensor, how: str, *, total: float | Tensor | None = None) -> Tensor:
     r"""Reduce per-token terms to the scalar that is differentiated. The name says which mean.
 
-    Equation   sequence_mean   1/N sum_i 1/|o_i| sum_t x_it      N sequences: GRPO, arXiv:2402.03300, eq. 3
-               token_mean      1/N sum_i sum_t x_it              N tokens: DAPO, arXiv:2503.14476, eq. 8
-               sequence_sum    1/N sum_i sum_t x_it              N sequences: REINFORCE; RLOO, arXiv:2402.14740
-               constant        1/N sum_i sum_t x_it              N = B * L_max, given as `total`: Dr. GRPO, arXiv:2503.20783
+    Equation   sequence_mean   1/N sum_i 1/|o_i| sum_t x_it      N sequences
+               token_mean      1/N sum_i sum_t x_it              N tokens
+               sequence_sum    1/N sum_i sum_t x_it              N sequences
+               constant        1/N sum_i sum_t x_it              N = B * L_max, given as `total`
+    Paper      DeepSeekMath, arXiv:2402.03300, eq. 3 (sequence_mean); DAPO, arXiv:2503.14476, eq. 8 (token_mean); RLOO, arXiv:2402.14740
+               (sequence_sum); Dr. GRPO, arXiv:2503.20783 (constant).
     Shapes     x, mask: (B, T) -> scalar
     Gradient   through x, exactly 0 under a zero mask, whatever stands there.
     Raises     ValueError if shapes differ, `how` is unknown, `total` is not positive, or `constant` comes without it.

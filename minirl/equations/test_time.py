@@ -123,8 +123,8 @@ def solution_score(step_scores: Tensor, how: str) -> Tensor:
     r"""One score for a solution from the scores of its steps, probabilities of being right.
 
     Equation   "last" p_S ;   "min" min_j p_j ;   "product" prod_j p_j
-    Paper      "product": Lightman et al., arXiv:2305.20050, appendix E; "min": Math-Shepherd, arXiv:2312.08935, section 3.4; "last": Snell et al.,
-               arXiv:2408.03314, and Hugging Face's search-and-learn.
+    Paper      Lightman et al., arXiv:2305.20050, appendix E ("product"); Math-Shepherd, arXiv:2312.08935, section 3.4 ("min"); Snell et al.,
+               arXiv:2408.03314, and Hugging Face's search-and-learn ("last").
     Shapes     step_scores (..., S), NaN behind a solution's last step -> (...)
     Raises     ValueError for an unknown `how`, a solution without steps, a step behind a missing one, or a score outside [0, 1].
 

@@ -78,11 +78,20 @@ def completion(problem: Problem, *, worked: bool) -> str:
     return f"<think>{problem.worked if worked else ''}</think><answer>{problem.written or problem.answer}</answer>"
 
 
-def demonstrations(task, n: int, rng: random.Random, *, worked_share: float, split: str = "train") -> list[tuple[str, str]]:
-    """n (prompt, completion) pairs for SFT, of which a share is worked out and the rest answered at once: a base model's mixed reading."""
-    if not 0 <= worked_share <= 1:
-        raise ValueError(f"worked_share is {worked_share}: a share in [0, 1] is wanted")
-    return [(p.prompt, completion(p, worked=rng.random() < worked_share)) for p in task.sample(n, rng, split=split)]
+def demonstrations(task, n: int, rng: random.Random, *, worked_share: float, guessed_share: float = 0.0, split: str = "train") -> list[tuple[str, str]]:
+    """n (prompt, completion) pairs for SFT, of which a share is worked out and the rest answered at once: a base model's mixed reading.
+
+    Of the answers given at once, `guessed_share` are guesses: the right answer to another problem. What is worked out is always right.
+    """
+    for name, share in (("worked_share", worked_share), ("guessed_share", guessed_share)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} is {share}: a share in [0, 1] is wanted")
+    pairs = []
+    for problem in task.sample(n, rng, split=split):
+        worked, guessed = rng.random() < worked_share, rng.random() < guessed_share
+        answered = task.sample(1, rng, split=split)[0] if guessed and not worked else problem
+        pairs.append((problem.prompt, completion(answered, worked=worked)))
+    return pairs
 
 
 def _columns(a: int, b: int) -> list[tuple[int, int]]:

@@ -71,7 +71,8 @@ def test_the_sequence_ratio_of_gspo_is_clipped_where_a_token_ratio_is_not():
 def base(request):
     """The main job's base model, which answers about half of the sums right."""
     (model, tokenizer), config = make_base(BaseConfig(), seed=request.param, device="cpu"), BaseConfig()
-    pairs = demonstrations(Arithmetic(), config.examples, random.Random(request.param), worked_share=config.worked_share)
+    pairs = demonstrations(Arithmetic(), config.examples, random.Random(request.param), worked_share=config.worked_share,
+                           guessed_share=config.guessed_share)
     return train_sft(model, tokenizer, pairs, SFTConfig(), seed=request.param), tokenizer, request.param
 
 

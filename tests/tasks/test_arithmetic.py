@@ -139,6 +139,8 @@ def test_bad_arguments_raise():
     for share in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="share"):
             demonstrations(task, 1, rng, worked_share=share)
+        with pytest.raises(ValueError, match="share"):
+            demonstrations(task, 1, rng, worked_share=0.5, guessed_share=share)
 
 
 @pytest.mark.parametrize("share, low, high", [(0.0, 0, 0), (0.3, 230, 370), (1.0, 1000, 1000)])
@@ -146,6 +148,19 @@ def test_demonstrations_share(share, low, high):
     """Of 1000 at share .3, 300 +- 14.5: the band is nearly five deviations wide, and the seed is fixed."""
     pairs = demonstrations(Arithmetic("addition", 2), 1000, random.Random(0), worked_share=share)
     assert low <= sum("<think></think>" not in text for _, text in pairs) <= high and len(pairs) == 1000
+
+
+def test_guesses_are_answers_to_other_problems_and_only_where_nothing_is_worked_out():
+    """Half of 1000 answers at once are guesses: 500 +- 16 wrong (two sums of two digits are seldom the same)."""
+    task = Arithmetic("addition", 2)
+    right = {True: 0, False: 0}
+    pairs = demonstrations(task, 2000, random.Random(0), worked_share=0.5, guessed_share=0.5)
+    for prompt, text in pairs:
+        answer = task.problem(*read(Problem(prompt, ""))[::2]).answer
+        right["<think></think>" not in text] += task.rewards["accuracy"]([prompt], [text], answer=[answer]) == [1.0]
+        assert task.rewards["format_reward"]([prompt], [text]) == [1.0]
+    worked = sum("<think></think>" not in text for _, text in pairs)
+    assert right[True] == worked and 0.42 < right[False] / (2000 - worked) < 0.58
 
 
 @every_operation
