@@ -106,7 +106,7 @@ class Oracle:
         """V of the state before each token, (N, T): rewards (N, T) to come, over all completions that share the prefix. 0 outside the mask."""
         out = torch.zeros_like(rewards)
         for t in range(1, self.length + 1):
-            discount = gamma ** (torch.arange(self.length + 1) - t).clamp(min=0)
+            discount = gamma ** (torch.arange(self.length + 1) - t).clamp(min=0).double()
             to_come = (rewards * self.mask * discount)[:, t:].sum(1)                                             # (N,)
             same = (self.tokens[:, None, :t] == self.tokens[None, :, :t]).all(-1) & self.mask[:, t] & self.mask[:, None, t]      # (N, N)
             weight = same * logp[:, t:].sum(1).exp()                                                             # of what follows the prefix

@@ -5,12 +5,13 @@ questions, and tests/equations/test_kl.py answers both by enumeration:
 
     estimator   E_pi[value]        mean gradient as a loss                        ... as a reward, E_pi[value grad log pi]
     k1          KL(pi || ref)      0: no penalty at all                           that of KL(pi || ref)
-    k2          biased             that of KL(pi || ref)                          nearly none
-    k3          KL(pi || ref)      that of KL(ref || pi): the same minimum        nearly none: the difference of the two divergences'
+    k2          biased             that of KL(pi || ref)                          that of its own bias, E[k2] - KL
+    k3          KL(pi || ref)      that of KL(ref || pi): the same minimum        that of KL(pi || ref) - KL(ref || pi)
     rho k3      KL(pi || ref)      that of KL(pi || ref)
 
-(rho = pi / pi_old.) Over whole sequences only k1 in the reward, k2 of the sequence's log-ratio and rho k3 with the sequence's rho keep these
-gradients; token by token, k2 and rho k3 as losses leave out how a token changes the states behind it.
+(rho = pi / pi_old.) The two differences in the last column vanish near the reference, where a penalty is wanted first, and far from it point
+anywhere. Over whole sequences, k1 in the reward, k2 of the sequence's log-ratio and rho k3 with the sequence's rho keep the gradient of the KL;
+token by token, k2 and rho k3 as losses leave out how a token changes the states behind it. All this for ref / pi below exp(20).
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def corrected_k3(logp: Tensor, old_logp: Tensor, ref_logp: Tensor) -> Tensor:
     Equation   rho k3 = (pi / pi_old) (ref / pi - log(ref / pi) - 1)
     Paper      DeepSeek-V3.2, arXiv:2512.02556, section 3.1, eq. 7; in TRL use_bias_correction_kl.
     Shapes     logp, old_logp, ref_logp: the same -> the same
-    Gradient   through logp, in the ratio too: its mean under pi_old is the gradient of KL(pi || ref).
+    Gradient   through logp, in the ratio too: its mean under pi_old is the gradient of KL(pi || ref), while no ref / pi exceeds exp(20).
     Raises     ValueError if shapes differ, or if old_logp or ref_logp requires grad.
 
     >>> half, quarter = torch.tensor([0.5]).log(), torch.tensor([0.25]).log()
@@ -122,7 +123,7 @@ def kl_shaped_rewards(scores: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tens
     Shapes     scores (B,), logp, ref_logp, mask (B, T) -> (B, T), 0 under a zero mask
     Gradient   none: rewards are numbers.
     Raises     ValueError if shapes differ, if a score is not finite, if a row with a score has no sampled token to carry it, or for k3, which
-               as a reward has next to no gradient of a KL (module docstring): pass allow_biased=True to show that. k2 is no better.
+               near the reference pulls nowhere (module docstring): pass allow_biased=True to show that. k2 is no better.
     See        advantages.gae, which takes them.
 
     >>> half = torch.full((1, 3), 0.5).log(); quarter = torch.full((1, 3), 0.25).log()      # k1 = log 2 = 0.6931
@@ -130,8 +131,8 @@ def kl_shaped_rewards(scores: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tens
     tensor([[ 0.0000, -0.0693,  0.9307]])
     """
     if estimator is k3 and not allow_biased:
-        raise ValueError("k3 in the reward has almost no gradient of the KL (k1 has exactly it): use estimator=k1, put k3 into the loss, or pass "
-                         "allow_biased=True to see what happens")
+        raise ValueError("k3 in the reward has not the gradient of the KL, and near the reference almost none (k1 has exactly it): use estimator=k1, put "
+                         "k3 into the loss, or pass allow_biased=True to see what happens")
     if not logp.shape == ref_logp.shape == mask.shape or logp.dim() != 2 or scores.shape != logp.shape[:1]:
         raise ValueError(f"scores {tuple(scores.shape)}, logp {tuple(logp.shape)}, ref_logp {tuple(ref_logp.shape)}, mask {tuple(mask.shape)}: "
                          "(B,) and three times (B, T) are wanted")

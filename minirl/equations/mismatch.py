@@ -3,11 +3,11 @@
 Samples come from mu (the sampler: another kernel, another precision, older weights), the gradient is of pi. Three columns: behavior_logp is
 log mu, old_logp is the learner before the update, logp now. The weights correct old_logp / behavior_logp; PPO's ratio is logp / old_logp.
 
-    weight                                 bias of the gradient                             variance
-    none                                   grows with the mismatch                          none
-    token: truncated_weights, masked_weights   of order T^2: earlier tokens are left out    small
-    sequence_weights                       none                                             grows exponentially with the length
-    sequence, truncated or masked          only where the cap bites; masked can be worse than no weight at all
+    weight                                          bias of the gradient                                          variance
+    none                                            grows with the mismatch                                       that of the samples
+    importance_ratio, of each token                 earlier tokens' ratios are left out; mostly less than none's  small
+    sequence_weights                                none                                                          grows exponentially with the length
+    truncated_weights, masked_weights of either     more, where the cap bites; masked can be worse than none      bounded
 """
 
 from __future__ import annotations

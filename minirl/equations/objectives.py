@@ -204,7 +204,7 @@ def sapo(logp: Tensor, old_logp: Tensor, adv: Tensor, *, temp_pos: float = 1.0, 
     _check(logp, old_logp=old_logp, adv=adv)
     if not (temp_pos > 0 and temp_neg > 0):
         raise ValueError(f"temp_pos is {temp_pos}, temp_neg {temp_neg}: positive numbers are wanted")
-    temperature = torch.where(adv > 0, temp_pos, temp_neg)
+    temperature = torch.where(adv > 0, adv.new_tensor(temp_pos), adv.new_tensor(temp_neg))
     return 4 / temperature * torch.sigmoid(temperature * (_ratio(logp, old_logp) - 1)) * adv
 
 

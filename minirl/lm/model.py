@@ -139,17 +139,22 @@ class Attention(nn.Module):
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))
 
 
+SHORT = 64      # queries: on a CPU, up to here two plain matrix products take less time than the fused kernel
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """q (B, H, T, D) over k, v (B, K, S, D); `visible` (B, 1, T, S) or None: causal over S == T, or everything for one query."""
-    if q.shape[2] > 1:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=q.shape[1] != k.shape[1])
-    # One query a row, while sampling: two small matrix products are faster than the fused kernel at this length.
-    B, H, _, D = q.shape
-    K = k.shape[1]
-    scores = q.reshape(B, K, H // K, D) @ k.transpose(2, 3) * D ** -0.5     # (B, K, H/K, S)
+    """q (B, H, T, D) over k, v (B, K, S, D); `visible` (B or 1, 1, T, S) or None: causal over S == T, or everything for one query."""
+    B, H, T, D = q.shape
+    K, S = k.shape[1:3]
+    if T > 1 and (q.is_cuda or T > SHORT):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=H != K)
+    if visible is None and T > 1:
+        visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()[None, None]
+    k, v = k.unsqueeze(2), v.unsqueeze(2)                                   # (B, K, 1, S, D): a key/value head serves H/K query heads
+    scores = (q * D ** -0.5).reshape(B, K, H // K, T, D) @ k.transpose(3, 4)                            # (B, K, H/K, T, S)
     if visible is not None:
-        scores = scores.masked_fill(~visible, float("-inf"))
-    return (scores.softmax(-1) @ v).reshape(B, H, 1, D)
+        scores = scores + torch.where(visible, 0.0, float("-inf")).to(scores.dtype).unsqueeze(2)
+    return (scores.softmax(-1) @ v).reshape(B, H, T, D)
 
 
 class FeedForward(nn.Module):
