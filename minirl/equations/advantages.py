@@ -59,7 +59,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float = 1.0, la
                          f"{None if bootstrap is None else tuple(bootstrap.shape)}: three times (B, T), and (B,) for bootstrap, are wanted")
     if not (0 <= gamma <= 1 and 0 <= lam <= 1):
         raise ValueError(f"gamma is {gamma}, lam {lam}: both in [0, 1] are wanted")
-    mask = mask.bool()
+    mask, rewards = mask.bool(), rewards if rewards.is_floating_point() else rewards.float()
+    values = values.to(rewards.dtype) if not values.is_floating_point() else values
     for name, x in (("rewards", rewards), ("values", values), ("bootstrap", bootstrap)):
         if x is not None and (x.requires_grad or not bool((x if name == "bootstrap" else x[mask]).isfinite().all())):
             raise ValueError(f"{name}: requires_grad {x.requires_grad}, or a number under the mask that is not finite: finite constants are wanted; detach them")
@@ -118,7 +119,7 @@ def leave_one_out_advantages(rewards: Tensor) -> Tensor:
     Equation   A_i = r_i - 1/(G - 1) sum_{j != i} r_j  =  G/(G - 1) (r_i - mean(r))
     Paper      RLOO, arXiv:2402.14740, section 3.2 (there r holds the KL penalty of the whole sequence).
     Shapes     rewards (P, G) -> (P, G)
-    Gradient   none. Times grad log pi its expectation is exactly the policy gradient, at every G; Dr. GRPO's is (G - 1)/G of it.
+    Gradient   none. Times grad log pi its expectation is exactly the policy gradient, at every G > 1; Dr. GRPO's is (G - 1)/G of it.
     Raises     ValueError as group_advantages.
 
     NaN, "no verdict", is left out and gets 0; so does a sample that has no other to be compared with.
@@ -159,7 +160,7 @@ def optimal_baseline(rewards: Tensor, weights: Tensor) -> Tensor:
     Equation   b = sum_i w_i r_i / sum_i w_i,   w_i = |grad log pi(o_i)|^2
     Paper      Weaver and Tao 2001, "The optimal reward baseline for gradient-based reinforcement learning"; b* = E[s^2 R] / E[s^2].
     Shapes     rewards, weights (P, G) -> (P, 1)
-    Raises     ValueError as group_advantages, if shapes differ, or if weights are negative.
+    Raises     ValueError as group_advantages, if shapes differ, or if a weight is negative, not finite or requires grad.
     See        opo_advantages, which takes lengths for w.
 
     The plain mean is not it: for a coin with p = 0.9 and reward 1 for heads, b* = 1 - p leaves no variance, b = p more than no baseline does.
@@ -168,8 +169,9 @@ def optimal_baseline(rewards: Tensor, weights: Tensor) -> Tensor:
     tensor([[0.2500]])
     """
     rewards = _grouped(rewards)
-    if weights.shape != rewards.shape or bool((weights < 0).any()):
-        raise ValueError(f"weights {tuple(weights.shape)} beside rewards {tuple(rewards.shape)}: the same shape, and nothing negative, is wanted")
+    if weights.shape != rewards.shape or weights.requires_grad or not bool(((weights >= 0) & (weights < float("inf"))).all()):
+        raise ValueError(f"weights {tuple(weights.shape)} beside rewards {tuple(rewards.shape)}, requires_grad {weights.requires_grad}: finite constants of the "
+                         "same shape, none of them negative, are wanted")
     weights = torch.where(rewards.isnan(), 0, weights.to(rewards.dtype))
     total = weights.sum(-1, keepdim=True)
     return (weights * rewards.nan_to_num(nan=0.0)).sum(-1, keepdim=True) / torch.where(total > 0, total, 1)
@@ -206,7 +208,7 @@ def remax_advantages(rewards: Tensor, greedy_rewards: Tensor) -> Tensor:
     rewards = _grouped(rewards)
     if greedy_rewards.shape != rewards.shape[:1]:
         raise ValueError(f"greedy_rewards {tuple(greedy_rewards.shape)} beside rewards {tuple(rewards.shape)}: (P,) beside (P, G) is wanted")
-    return (rewards - greedy_rewards[:, None]).nan_to_num(nan=0.0)
+    return (rewards - _grouped(greedy_rewards[:, None])).nan_to_num(nan=0.0)
 
 
 def process_advantages(step_rewards: Tensor, *, ddof: int = 1, eps: float = 1e-4) -> Tensor:

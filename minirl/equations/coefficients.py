@@ -18,6 +18,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minirl.equations.kl import MAX_LOG_RATIO
+from minirl.equations.preferences import implicit_reward
+
 
 def sft_coefficient(logp: Tensor) -> Tensor:
     r"""Supervised fine-tuning: every token of a demonstration counts the same.
@@ -69,15 +72,16 @@ def dpo_coefficient(logp_chosen: Tensor, logp_rejected: Tensor, ref_chosen: Tens
     Equation   GC = sigmoid(beta h_l - beta h_w),   h = log(pi / ref)
     Paper      DeepSeekMath, arXiv:2402.03300, appendix A.1.4, eq. 15; DPO, arXiv:2305.18290, eq. 8, which has beta in front.
     Shapes     four times (N,), sums over tokens -> (N,)
-    Raises     ValueError if shapes differ.
+    Raises     ValueError if shapes differ, or if beta is not positive.
 
     >>> zero = torch.zeros(1)
     >>> dpo_coefficient(torch.tensor([2.0]), torch.tensor([-1.0]), zero, zero)            # sigmoid(-0.3)
     tensor([0.4256])
     """
-    if len({x.shape for x in (logp_chosen, logp_rejected, ref_chosen, ref_rejected)}) > 1:
-        raise ValueError("the four log-probs differ in shape: (N,) each is wanted")
-    return torch.sigmoid(beta * ((logp_rejected - ref_rejected) - (logp_chosen - ref_chosen))).detach()
+    chosen, rejected = (implicit_reward(logp.detach(), ref.detach(), beta=beta) for logp, ref in ((logp_chosen, ref_chosen), (logp_rejected, ref_rejected)))
+    if chosen.shape != rejected.shape:
+        raise ValueError(f"chosen {tuple(chosen.shape)} and rejected {tuple(rejected.shape)}: the same shape is wanted")
+    return torch.sigmoid(rejected - chosen)
 
 
 def ppo_coefficient(adv: Tensor) -> Tensor:
@@ -106,4 +110,5 @@ def grpo_coefficient(adv: Tensor, logp: Tensor, ref_logp: Tensor, *, kl_coef: fl
     """
     if not adv.shape == logp.shape == ref_logp.shape:
         raise ValueError(f"adv {tuple(adv.shape)}, logp {tuple(logp.shape)}, ref_logp {tuple(ref_logp.shape)}: the same shape is wanted")
-    return (adv + kl_coef * torch.expm1((ref_logp - logp).clamp(max=20.0))).detach()
+    log_ratio = ref_logp - logp
+    return (adv + kl_coef * torch.where(log_ratio > MAX_LOG_RATIO, 0, torch.expm1(log_ratio))).detach()      # where k3 is held, it does not pull

@@ -123,7 +123,7 @@ def kl_shaped_rewards(scores: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tens
     Shapes     scores (B,), logp, ref_logp, mask (B, T) -> (B, T), 0 under a zero mask
     Gradient   none: rewards are numbers.
     Raises     ValueError if shapes differ, if a score is not finite, if a row with a score has no sampled token to carry it, or for k3, which
-               near the reference pulls nowhere (module docstring): pass allow_biased=True to show that. k2 is no better.
+               near the reference pulls nowhere (module docstring): pass allow_biased=True to show that. k2 is little better.
     See        advantages.gae, which takes them.
 
     >>> half = torch.full((1, 3), 0.5).log(); quarter = torch.full((1, 3), 0.25).log()      # k1 = log 2 = 0.6931
@@ -166,7 +166,7 @@ class AdaptiveKLController:
 
     Equation   e = clip(KL / target - 1, -0.2, 0.2) ;   beta <- beta (1 + e n / horizon)
     Paper      Ziegler et al., arXiv:1909.08593, section 2.2; there target 6 nats (10 for one task), horizon 10,000.
-    Raises     ValueError if a number is not positive, or if kl is not finite.
+    Raises     ValueError if a number is not positive, if kl is not finite, or for so many samples at once (5 horizons) that kl_coef would turn its sign.
 
     `kl` is the mean over samples of the KL of the whole sequence, in nats; n counts samples since the last update.
 
@@ -184,6 +184,9 @@ class AdaptiveKLController:
     def update(self, kl: float, n_samples: int) -> None:
         if not abs(kl) < float("inf"):
             raise ValueError(f"kl is {kl}: a finite number is wanted; with it kl_coef would stay {kl} for ever")
+        if not 0 <= n_samples < 5 * self.horizon:
+            raise ValueError(f"n_samples is {n_samples} and horizon {self.horizon}: a number below 5 horizons, not negative, is wanted, or kl_coef would turn its sign; "
+                             "update more often, or raise the horizon")
         error = min(max(kl / self.target - 1, -0.2), 0.2)
         self.kl_coef *= 1 + error * n_samples / self.horizon
 

@@ -104,5 +104,6 @@ def effective_sample_size(weights: Tensor) -> Tensor:
     """
     if bool((weights < 0).any()) or not bool(weights.isfinite().all()):
         raise ValueError("weights hold a number that is negative or not finite: importance weights are wanted")
+    weights = weights if weights.is_floating_point() else weights.float()
     scaled = weights / weights.max().clamp(min=torch.finfo(weights.dtype).tiny) if weights.numel() else weights      # no overflow of the squares
     return scaled.sum().square() / scaled.square().sum().clamp(min=torch.finfo(weights.dtype).tiny)

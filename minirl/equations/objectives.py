@@ -165,7 +165,8 @@ def gspo_token(logp: Tensor, old_logp: Tensor, adv: Tensor, mask: Tensor, *, cli
     _check(logp, old_logp=old_logp, adv=adv)
     _check_clip(clip_low, clip_high)
     sequence = sequence_ratio(logp.detach(), old_logp, mask, length_normalised=True)[:, None]        # (B, 1)
-    ratio = sequence * (logp - logp.detach()).exp()                                          # (B, T), value: the sequence's
+    sampled = torch.where(mask.bool() & (sequence < sequence.new_tensor(MAX_LOG_RATIO).exp()), logp, 0)     # a ratio that is held has no gradient
+    ratio = sequence * (sampled - sampled.detach()).exp()                                    # (B, T), value: the sequence's
     return torch.minimum(ratio * adv, ratio.clamp(1 - clip_low, 1 + clip_high) * adv)
 
 
@@ -222,7 +223,7 @@ def entropy(logits: Tensor) -> Tensor:
     """
     logp = logits.log_softmax(-1)
     p = logp.exp()
-    return -(p * torch.where(p > 0, logp, 0)).sum(-1)
+    return (p * torch.where(p > 0, -logp, 0)).sum(-1)
 
 
 def ppo_objective(surrogate: Tensor, value_loss: Tensor, entropy: Tensor, *, value_coef: float = 1.0, entropy_coef: float = 0.01) -> Tensor:
@@ -233,10 +234,13 @@ def ppo_objective(surrogate: Tensor, value_loss: Tensor, entropy: Tensor, *, val
     Erratum    The paper's L_VF is (V - V_targ)^2; the code bases' value_loss has a factor 1/2, so its c1 = 1 is theirs at 2.
     Shapes     three times the same -> the same
     Gradient   through all three.
+    Raises     ValueError if shapes differ.
 
     >>> ppo_objective(torch.tensor(1.0), torch.tensor(0.5), torch.tensor(2.0))
     tensor(0.5200)
     """
+    if not surrogate.shape == value_loss.shape == entropy.shape:
+        raise ValueError(f"surrogate {tuple(surrogate.shape)}, value_loss {tuple(value_loss.shape)}, entropy {tuple(entropy.shape)}: the same shape is wanted")
     return surrogate - value_coef * value_loss + entropy_coef * entropy
 
 
@@ -286,7 +290,7 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, c
     tensor([[0.3200]])
     """
     _check(values, old_values=old_values, returns=returns)
-    if clip < 0:
+    if not clip >= 0:
         raise ValueError(f"clip is {clip}: a distance, not negative, is wanted")
     near = torch.maximum(torch.minimum(values, old_values + clip), old_values - clip)
     return 0.5 * torch.maximum((values - returns).square(), (near - returns).square())

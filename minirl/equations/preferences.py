@@ -55,12 +55,14 @@ def implicit_reward(logp: Tensor, ref_logp: Tensor, *, beta: float = 0.1) -> Ten
     Equation   r(x, y) = beta log(pi(y|x) / ref(y|x)) + beta log Z(x);   this is the first term
     Paper      DPO, arXiv:2305.18290, section 4, eq. 5; the converse, pi proportional to ref exp(r / beta), is eq. 4.
     Shapes     logp, ref_logp: the same -> the same
-    Raises     ValueError if shapes differ, or if beta is not positive.
+    Gradient   through logp.
+    Raises     ValueError if shapes differ, if ref_logp requires grad, or if beta is not positive.
 
     >>> implicit_reward(torch.tensor([-1.0]), torch.tensor([-3.0]))
     tensor([0.2000])
     """
     _same_shapes(logp=logp, ref_logp=ref_logp)
+    _check_constants(ref_logp=ref_logp)
     _check_positive(beta=beta)
     return beta * (logp - ref_logp)
 
@@ -154,6 +156,8 @@ def kto_loss(logp: Tensor, ref_logp: Tensor, desirable: Tensor, *, kl: float | T
     _check_positive(beta=beta)
     _check_constants(ref_logp=ref_logp)
     z = torch.as_tensor(kl, dtype=logp.dtype, device=logp.device).detach().clamp(min=0)
+    if z.dim():
+        raise ValueError(f"kl is {tuple(z.shape)}: a scalar, one number for the batch, is wanted")
     gain = beta * (logp - ref_logp - z)
     return torch.where(desirable.bool(), desirable_weight * torch.sigmoid(-gain), undesirable_weight * torch.sigmoid(gain))      # 1 - sigmoid(x) = sigmoid(-x)
 

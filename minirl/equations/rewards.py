@@ -20,7 +20,7 @@ def overlong_penalty(lengths: Tensor, *, max_length: int = 20_480, cache: int = 
     if not 0 < cache <= max_length or bool((lengths < 0).any()):
         raise ValueError(f"max_length is {max_length}, cache {cache}, the least length {int(lengths.min()) if lengths.numel() else 0}: 0 < cache <= max_length, and "
                          "lengths of at least 0, are wanted")
-    return ((max_length - cache - lengths) / cache).clamp(-1.0, 0.0) + 0.0                   # + 0.0: no negative zero
+    return ((max_length - cache - lengths) / cache).clamp(-1.0, 0.0)
 
 
 def reward_bias(demonstration_scores: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def reward_gain_and_bias(scores: Tensor, *, mean: float = 0.0, std: float = 1.0)
     Equation   g = std / std(r),   b = mean - g mean(r) ;   use g r + b
     Paper      Ziegler et al., arXiv:1909.08593, section 2.1: mean 0 and variance 1 under samples of the reference policy.
     Shapes     scores (N,) -> two scalars
-    Raises     ValueError for fewer than two scores, one that is not finite, or scores that are all equal.
+    Raises     ValueError for a score that is not finite, scores that are all equal, or a std that is not positive.
 
     >>> gain, bias = reward_gain_and_bias(torch.tensor([1.0, 3.0]))                      # mean 2, std (of the population) 1
     >>> gain, bias
@@ -53,12 +53,15 @@ def reward_gain_and_bias(scores: Tensor, *, mean: float = 0.0, std: float = 1.0)
     """
     _check_scores(scores)
     spread = scores.std(correction=0)
-    if not spread > 0:
+    if not std > 0:
+        raise ValueError(f"std is {std}: a positive number is wanted")
+    if not scores.max() > scores.min():
         raise ValueError(f"{scores.numel()} scores without any spread: no gain can give them a standard deviation of {std}; is the reward model untrained?")
     gain = std / spread
     return gain, mean - gain * scores.mean()
 
 
 def _check_scores(scores: Tensor) -> None:
-    if scores.dim() != 1 or scores.numel() == 0 or not bool(scores.isfinite().all()):
-        raise ValueError(f"scores are {tuple(scores.shape)}, {int((~scores.isfinite()).sum())} of them not finite: a row (N,) of finite scores is wanted")
+    if scores.dim() != 1 or scores.numel() == 0 or not scores.is_floating_point() or not bool(scores.isfinite().all()):
+        raise ValueError(f"scores are {tuple(scores.shape)}, {scores.dtype}, {int((~scores.isfinite()).sum())} of them not finite: a row (N,) of finite "
+                         "floating-point scores is wanted")

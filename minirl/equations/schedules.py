@@ -33,8 +33,8 @@ def update_ema(averages: Iterable[Tensor], weights: Iterable[Tensor], *, decay: 
 
     Equation   average <- decay average + (1 - decay) weights
     Paper      InstructGPT, arXiv:2203.02155, appendix C.4: decay 0.992. With the reference for `averages`, TRL's sync_ref_model (mixup alpha = 1 - decay).
-    Shapes     two lists of tensors, pairwise the same
-    Raises     ValueError if they do not fit, or if decay is outside [0, 1].
+    Shapes     two lists of tensors, pairwise the same; averages in float32 at least, as bfloat16 cannot take steps this small (1 + 2^-9 is 1 there)
+    Raises     ValueError if they do not fit, an average is of lower precision, or decay is outside [0, 1].
 
     >>> average = [torch.tensor([1.0])]
     >>> update_ema(average, [torch.tensor([2.0])], decay=0.9)
@@ -42,7 +42,11 @@ def update_ema(averages: Iterable[Tensor], weights: Iterable[Tensor], *, decay: 
     [tensor([1.1000])]
     """
     averages, weights = list(averages), list(weights)
-    if not 0 <= decay <= 1 or [a.shape for a in averages] != [w.shape for w in weights]:
-        raise ValueError(f"decay {decay}, {len(averages)} averages, {len(weights)} weights: a decay in [0, 1] and pairwise the same shapes are wanted")
+    unlike = [(tuple(a.shape), tuple(w.shape)) for a, w in zip(averages, weights) if a.shape != w.shape]
+    if not 0 <= decay <= 1 or len(averages) != len(weights) or unlike:
+        raise ValueError(f"decay {decay}, {len(averages)} averages, {len(weights)} weights, unlike shapes {unlike[:3]}: a decay in [0, 1] and pairwise the same "
+                         "shapes are wanted")
+    if low := {a.dtype for a in averages} - {torch.float32, torch.float64}:
+        raise ValueError(f"averages are of {', '.join(map(str, low))}: float32 or float64 is wanted, or small steps are lost in rounding")
     for average, weight in zip(averages, weights):
         average.lerp_(weight.to(average), 1 - decay)

@@ -116,7 +116,10 @@ def majority_accuracy(p: float, n: int) -> float:
     """
     if not 0 <= p <= 1 or n < 1 or n % 2 == 0:
         raise ValueError(f"p = {p}, n = {n}: a probability and an odd, positive number of voters are wanted")
-    return sum(math.comb(n, k) * p ** k * (1 - p) ** (n - k) for k in range(n // 2 + 1, n + 1))
+    if p in (0, 1):
+        return float(p)
+    terms = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(p) + (n - k) * math.log1p(-p) for k in range(n // 2 + 1, n + 1))
+    return math.fsum(math.exp(x) for x in terms)                                  # in logarithms, as C(n, k) overflows from n = 1030
 
 
 def solution_score(step_scores: Tensor, how: str) -> Tensor:

@@ -5,7 +5,9 @@ import itertools
 import pytest
 import torch
 
-from minirl.equations.advantages import group_advantages, zero_spread
+from minirl.equations.advantages import (discounted_returns, dynamic_sampling, gae, group_advantages, leave_one_out_advantages, maxrl_advantages,
+                                         opo_advantages, optimal_baseline, process_advantages, reinforce_plus_plus_advantages, remax_advantages,
+                                         zero_spread)
 
 NAN, INF = float("nan"), float("inf")
 every_scale = pytest.mark.parametrize("scale", ["group", "batch", "none"])
@@ -123,3 +125,301 @@ def test_bad_arguments_raise(rewards, options, message):
 ])
 def test_zero_spread(row, expected):
     assert zero_spread(torch.tensor([row])).tolist() == [[expected]]
+
+
+def close(actual, expected, tolerance=6e-5):
+    torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=actual.dtype), atol=tolerance, rtol=0)
+
+
+# ---- with a value function
+
+@pytest.mark.parametrize("rewards, mask, gamma, expected", [
+    ([0, 0, 1], [1, 1, 1], 1.0, [1, 1, 1]), ([1, 2, 4], [1, 1, 1], 1.0, [7, 6, 4]),
+    ([1, 2, 4], [1, 1, 1], 0.5, [3, 4, 4]),                     # 1 + 4/2, 2 + 4/2, 4
+    ([1, 2, 4], [1, 1, 1], 0.0, [1, 2, 4]),
+    ([9, 2, 4], [0, 1, 1], 0.5, [0, 4, 4]), ([1, 2, 9], [1, 1, 0], 0.5, [2, 2, 0]),         # a reward outside the mask is none
+    ([1, 9, 4], [1, 0, 1], 0.5, [3, 0, 4]),                     # one step from the first token to the third, not two
+    ([9, 1, 9], [0, 1, 0], 0.5, [0, 1, 0]), ([9, 9, 9], [0, 0, 0], 0.5, [0, 0, 0]),
+])
+def test_discounted_returns(rewards, mask, gamma, expected):
+    rewards, mask = torch.tensor([rewards]).double(), torch.tensor([mask])
+    assert discounted_returns(rewards, mask, gamma=gamma).tolist() == [expected]
+    assert discounted_returns(rewards.masked_fill(mask == 0, NAN), mask.float(), gamma=gamma).tolist() == [expected]
+
+
+def test_discounted_returns_of_whole_numbers():
+    """Rewards 0 and 1 as integers made the result an integer too, and 0.5 became 0 without a word."""
+    assert discounted_returns(torch.tensor([[0, 1]]), torch.ones(1, 2), gamma=0.5).tolist() == [[0.5, 1.0]]
+
+
+V = [0.5, 0.6, 0.8]
+GAE_TABLE = [
+    # delta = .6 - .5, .8 - .6, 1 - .8 = .1 .2 .2; lam .95: .2, .2 + .19, .1 + .95 * .39; returns = A + V
+    ([0, 0, 1], V, [1, 1, 1], {}, [0.4705, 0.39, 0.2], [0.9705, 0.99, 1.0]),
+    ([0, 0, 1], V, [1, 1, 1], {"lam": 0.0}, [0.1, 0.2, 0.2], [0.6, 0.8, 1.0]),
+    ([0, 0, 1], V, [1, 1, 1], {"lam": 1.0}, [0.5, 0.4, 0.2], [1.0, 1.0, 1.0]),
+    # the score a slot behind the EOS, where V is .9: delta .1 .2 .1 .1; .1, .1 + .095, .2 + .18525, .1 + .3659875: another answer
+    ([0, 0, 0, 1], [*V, 0.9], [1, 1, 1, 1], {}, [0.465987, 0.38525, 0.195, 0.1], [0.965987, 0.98525, 0.995, 1.0]),
+    # gamma 1/2: delta = .3 - .5, .4 - .6, .2; gamma lam = 1/4: .2, -.2 + .05, -.2 - .0375
+    ([0, 0, 1], V, [1, 1, 1], {"gamma": 0.5, "lam": 0.5}, [-0.2375, -0.15, 0.2], [0.2625, 0.45, 1.0]),
+    ([0, 0, 1], V, [1, 1, 1], {"gamma": 0.0}, [-0.5, -0.6, 0.2], [0.0, 0.0, 1.0]),
+    # tool output in the middle, padding on either side: stepped over
+    ([0, 7, 0, 1], [0.5, 9, 0.6, 0.8], [1, 0, 1, 1], {}, [0.4705, 0, 0.39, 0.2], [0.9705, 0, 0.99, 1.0]),
+    ([7, 0, 0, 7, 1, 7], [9, 0.5, 0.6, 9, 0.8, 9], [0, 1, 1, 0, 1, 0], {}, [0, 0.4705, 0.39, 0, 0.2, 0], [0, 0.9705, 0.99, 0, 1.0, 0]),
+    # cut off, and the state behind it is worth .5: the last delta is .7; then .2 + .665, .1 + .95 * .865
+    ([0, 0, 1], V, [1, 1, 1], {"bootstrap": 0.5}, [0.92175, 0.865, 0.7], [1.42175, 1.465, 1.5]),
+    ([0, 0, 1], V, [1, 1, 1], {"bootstrap": 0.5, "lam": 1.0}, [1.0, 0.9, 0.7], [1.5, 1.5, 1.5]),
+    ([0, 0, 1, 7], [*V, 9], [1, 1, 1, 0], {"bootstrap": 0.5, "gamma": 0.5, "lam": 0.0}, [-0.2, -0.2, 0.45, 0], [0.3, 0.4, 1.25, 0]),  # 1 + .25 - .8
+    # EOS at once; no token at all
+    ([1, 7, 7], [0.5, 9, 9], [1, 0, 0], {}, [0.5, 0, 0], [1.0, 0, 0]), ([7, 7], [9, 9], [0, 0], {"bootstrap": 0.5}, [0, 0], [0, 0]),
+]
+
+
+@pytest.mark.parametrize("rewards, values, mask, options, adv, returns", GAE_TABLE)
+@pytest.mark.parametrize("junk", [0.0, NAN, -INF])
+def test_gae_hand_numbers(rewards, values, mask, options, adv, returns, junk):
+    """What stands under a zero mask, NaN too, is not looked at; nothing is written to."""
+    mask = torch.tensor([mask])
+    rewards, values = (torch.tensor([x]).double().masked_fill(mask == 0, junk) for x in (rewards, values))
+    options = {k: torch.tensor([v]).double() if k == "bootstrap" else v for k, v in options.items()}
+    before = rewards.clone(), values.clone()
+    result = gae(rewards, values, mask, **options)
+    close(result[0], [adv], 1e-6), close(result[1], [returns], 1e-6)
+    torch.testing.assert_close((rewards, values), before, equal_nan=True, atol=0, rtol=0)
+
+
+def test_gae_rows_do_not_meet():
+    """Two rows, one cut off and one that ended: the bootstrap of the first is not the second's."""
+    adv, returns = gae(torch.tensor([[0.0, 0, 1]] * 2), torch.tensor([V] * 2), torch.ones(2, 3), lam=1.0, bootstrap=torch.tensor([0.5, 0.0]))
+    close(adv, [[1.0, 0.9, 0.7], [0.5, 0.4, 0.2]]), close(returns, [[1.5] * 3, [1.0] * 3])
+
+
+def test_gae_of_whole_number_values():
+    """Values of an untrained head written as integer zeros made integers of advantages: 0.5 became 0."""
+    adv, returns = gae(torch.tensor([[0.0, 1.0]]), torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2), gamma=0.5, lam=1.0)
+    assert adv.tolist() == returns.tolist() == [[0.5, 1.0]]
+
+
+GAE_GOOD = {"rewards": torch.zeros(2, 2), "values": torch.zeros(2, 2), "mask": torch.ones(2, 2)}
+
+
+@pytest.mark.parametrize("wrong, message", [
+    ({"values": torch.zeros(2)}, r"values \(2,\)"), ({"mask": torch.ones(2, 1)}, r"mask \(2, 1\)"),
+    ({"rewards": torch.zeros(1, 2)}, r"rewards \(1, 2\)"),
+    ({name: torch.zeros(2) for name in GAE_GOOD}, r"\(B, T\)"), ({"bootstrap": torch.zeros(2, 1)}, r"\(B,\) for bootstrap"),
+    ({"bootstrap": torch.zeros(3)}, "bootstrap"),
+    ({"gamma": 1.01}, "gamma is 1.01"), ({"gamma": -0.1}, "gamma"), ({"lam": 1.5}, "lam 1.5"), ({"lam": NAN}, "lam nan"),
+    ({"rewards": torch.tensor([[0.0, NAN], [0, 0]])}, "rewards: .* finite"), ({"values": torch.tensor([[0.0, INF], [0, 0]])}, "values: .* finite"),
+    ({"bootstrap": torch.tensor([NAN, 0.0])}, "bootstrap: .* finite"),
+    ({"values": torch.zeros(2, 2, requires_grad=True)}, "values: requires_grad True.* detach"),
+    ({"rewards": torch.zeros(2, 2, requires_grad=True)}, "rewards: requires_grad True"),
+    ({"bootstrap": torch.zeros(2, requires_grad=True)}, "bootstrap: requires_grad"),
+])
+def test_gae_bad_arguments_raise(wrong, message):
+    """With B == T, values (B,) would broadcast over the wrong axis; values with a gradient let the advantage train the value head."""
+    with pytest.raises(ValueError, match=message):
+        gae(**{**GAE_GOOD, **wrong})
+    if wrong.keys() <= {"rewards", "mask", "gamma"}:
+        with pytest.raises(ValueError, match=message):
+            discounted_returns(**{"rewards": GAE_GOOD["rewards"], "mask": GAE_GOOD["mask"], **wrong})
+
+
+# ---- with a group
+
+def opo(rewards):
+    return opo_advantages(rewards, torch.ones(rewards.shape, dtype=torch.long))
+
+
+def remax(rewards):
+    return remax_advantages(rewards, torch.zeros(len(rewards)))
+
+
+every_baseline = pytest.mark.parametrize("advantages", [leave_one_out_advantages, maxrl_advantages, opo, remax])
+
+
+@pytest.mark.parametrize("advantages, rewards, expected", [
+    (leave_one_out_advantages, [[1.0, 0, 0, 0]], [[1.0, -0.3333, -0.3333, -0.3333]]),       # the others' means: 0, 1/3
+    (leave_one_out_advantages, [[1.0, 0], [-3, 5]], [[1.0, -1.0], [-8.0, 8.0]]),
+    (leave_one_out_advantages, [[1.0, 2, 6]], [[-3.0, -1.5, 4.5]]),                         # 1 - 8/2, 2 - 7/2, 6 - 3/2
+    (leave_one_out_advantages, [[1.0, NAN, 0, 0, 0], [NAN, 3, NAN, NAN, NAN]], [[1.0, 0, -0.3333, -0.3333, -0.3333], [0] * 5]),
+    (maxrl_advantages, [[1.0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]], [[3.0, -1, -1, -1], [0] * 4, [0] * 4]),        # (1 - 1/4) / (1/4)
+    (maxrl_advantages, [[1.0, 1, 0, 0], [1, 1, 1, 0]], [[1.0, 1, -1, -1], [0.3333, 0.3333, 0.3333, -1]]),
+    (maxrl_advantages, [[1.0, NAN, 0, NAN], [NAN, NAN, NAN, NAN]], [[1.0, 0, -1, 0], [0] * 4]),
+    (opo, [[1.0, 0, 0, 0]], [[0.75, -0.25, -0.25, -0.25]]),                                 # equal lengths: the plain mean
+    (lambda r: opo_advantages(r, torch.tensor([[10, 30]])), [[1.0, 0]], [[0.75, -0.25]]),   # 10 / 40
+    (lambda r: opo_advantages(r, torch.tensor([[30, 10]])), [[1.0, 0]], [[0.25, -0.75]]),
+    (lambda r: opo_advantages(r, torch.tensor([[10, 99, 30]])), [[1.0, NAN, 0]], [[0.75, 0, -0.25]]),
+    (lambda r: opo_advantages(r, torch.tensor([[0, 5]])), [[1.0, 0]], [[1.0, 0]]),          # a completion of no tokens has no say
+    (lambda r: remax_advantages(r, torch.tensor([1.0, 0.5])), [[1.0, 0], [1, NAN]], [[0.0, -1], [0.5, 0]]),
+    (lambda r: remax_advantages(r, torch.tensor([NAN])), [[1.0, 0]], [[0.0, 0]]),           # no verdict on the greedy answer: nothing to compare with
+])
+def test_other_baselines_hand_numbers(advantages, rewards, expected):
+    close(advantages(torch.tensor(rewards)), expected)
+
+
+@pytest.mark.parametrize("weights, expected", [
+    ([1.0, 3.0], 0.25), ([3.0, 1.0], 0.75), ([0.0, 1.0], 0.0), ([2.0, 0.0], 1.0), ([0.0, 0.0], 0.0),  # of rewards 1 and 0; weights of 0 weigh nothing
+])
+def test_optimal_baseline_hand_numbers(weights, expected):
+    assert optimal_baseline(torch.tensor([[1.0, 0.0]]), torch.tensor([weights])).tolist() == [[expected]]
+    assert optimal_baseline(torch.tensor([[NAN, 1.0, 0.0]]), torch.tensor([[7.0, *weights]])).tolist() == [[expected]]
+
+
+@pytest.mark.parametrize("advantages", [leave_one_out_advantages, maxrl_advantages, opo])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_equal_rewards_give_exactly_zero_for_every_baseline(advantages, dtype):
+    """0.7 minus the mean of eight 0.7 is 6e-8, and a G/(G - 1) or a small mean only makes it more. A group of one has nothing to be compared with."""
+    for n in range(1, 17):
+        adv = advantages((torch.arange(1, 24, dtype=torch.float64) / 10)[:, None].expand(23, n).to(dtype))
+        assert (adv == 0).all() and adv.dtype == dtype
+    assert advantages(torch.tensor([[NAN, 0.7, NAN]])).tolist() == [[0.0] * 3]
+
+
+@every_baseline
+def test_groups_are_rows_for_every_baseline(advantages):
+    rewards = torch.rand(5, 6, generator=torch.Generator().manual_seed(0)).double()
+    adv, before = advantages(rewards), rewards.clone()
+    rows, samples = torch.tensor([4, 2, 0, 1, 3]), torch.tensor([5, 0, 3, 1, 2, 4])
+    close(advantages(rewards[rows][:, samples]), adv[rows][:, samples], 1e-12), close(advantages(rewards[2:3]), adv[2:3], 1e-12)
+    assert torch.equal(rewards, before) and not adv.requires_grad
+    holes = torch.cat([rewards, torch.full((5, 2), NAN).double()], 1)
+    close(advantages(holes)[:, :6], adv, 1e-12)
+    assert (advantages(holes)[:, 6:] == 0).all() and advantages((rewards > 0.5).long()).is_floating_point()
+
+
+@pytest.mark.parametrize("function", [
+    leave_one_out_advantages, maxrl_advantages, opo, remax, dynamic_sampling, lambda r: optimal_baseline(r, torch.ones(r.shape)),
+])
+def test_bad_rewards_raise(function):
+    for shape in ((4,), (2, 2, 2), (2, 0)):
+        with pytest.raises(ValueError, match=r"\(P, G\), one row per prompt"):
+            function(torch.zeros(shape))
+    for rewards in (torch.tensor([[1.0, INF]]), torch.tensor([[-INF, NAN]])):
+        with pytest.raises(ValueError, match="1 of them infinite"):
+            function(rewards)
+    with pytest.raises(ValueError, match="requires_grad True"):
+        function(torch.zeros(2, 2, requires_grad=True))
+
+
+REWARDS = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: maxrl_advantages(torch.tensor([[1.0, -0.5]])), "a reward is -0.5: .* at least 0"),
+    (lambda: maxrl_advantages(torch.tensor([[NAN, -0.5]])), "at least 0"),
+    (lambda: optimal_baseline(REWARDS, torch.ones(2)), r"weights \(2,\)"),
+    (lambda: optimal_baseline(REWARDS, torch.tensor([[1.0, -1], [1, 1]])), "negative"),
+    (lambda: opo_advantages(REWARDS, torch.ones(2, 1)), r"weights \(2, 1\)"), (lambda: opo_advantages(REWARDS, -torch.ones(2, 2)), "negative"),
+    (lambda: remax_advantages(REWARDS, torch.ones(2, 1)), r"greedy_rewards \(2, 1\)"),
+    (lambda: remax_advantages(REWARDS, torch.ones(3)), r"\(P,\) beside"),
+    (lambda: process_advantages(torch.zeros(2, 3)), r"\(2, 3\): \(P, G, S\)"), (lambda: process_advantages(torch.zeros(1, 2, 0)), r"\(P, G, S\)"),
+    (lambda: process_advantages(torch.tensor([[[NAN, 1.0]]])), "a step follows one that is NaN: .* give"),
+    (lambda: process_advantages(torch.tensor([[[1.0, INF]]])), "infinite"),
+    (lambda: process_advantages(torch.zeros(1, 2, 2, requires_grad=True)), "requires_grad"),
+    (lambda: process_advantages(torch.zeros(1, 2, 2), ddof=2), "ddof is 2"),
+])
+def test_other_bad_arguments_raise(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("call", [
+    lambda: remax_advantages(REWARDS, torch.tensor([INF, 0.0])), lambda: remax_advantages(REWARDS, torch.zeros(2, requires_grad=True)),
+    lambda: optimal_baseline(REWARDS, torch.tensor([[NAN, 1], [1, 1]])), lambda: optimal_baseline(REWARDS, torch.tensor([[INF, 1], [1, 1]])),
+    lambda: optimal_baseline(REWARDS, torch.ones(2, 2, requires_grad=True)),
+])
+def test_second_argument_is_a_finite_constant_too(call):
+    """An infinite greedy reward gave advantages of -3.4e38, a NaN or infinite weight a baseline of NaN, and either could carry a gradient along."""
+    with pytest.raises(ValueError, match="finite|negative|requires_grad"):
+        call()
+
+
+def coin(p, size):
+    """All groups of `size` throws of a coin that pays 1 for heads: rewards (2^size, size), their chances, and d log pi / d logit."""
+    rewards = torch.tensor(list(itertools.product([0.0, 1.0], repeat=size)), dtype=torch.float64)
+    return rewards, (p ** rewards * (1 - p) ** (1 - rewards)).prod(1), rewards - p
+
+
+@pytest.mark.parametrize("p, mean, variance", [(0.1, 0.09, 0.00749), (0.5, 0.25, 0.00223), (0.9, 0.09, 0.00749)])
+def test_leave_one_out_by_enumeration(p, mean, variance):
+    """Its mean is the policy gradient p (1 - p) itself, at every size from 2 on, where Dr. GRPO's is (G - 1)/G of it."""
+    for size in (2, 3, 8):
+        rewards, chance, score = coin(p, size)
+        estimate = (leave_one_out_advantages(rewards) * score).mean(1)
+        assert (chance * estimate).sum().item() == pytest.approx(mean, abs=1e-12)
+    assert (chance * (estimate - mean).square()).sum().item() == pytest.approx(variance, abs=6e-6)
+
+
+# log p = -sum_k (1 - p)^k / k; cut off behind k = N its slope in the logit is (1 - p)(1 - (1 - p)^N): .9 * .1, .9 * .19, .9 * (1 - .9^7); .5 * 7/8
+@pytest.mark.parametrize("p, size, mean", [(0.1, 2, 0.09), (0.1, 3, 0.171), (0.1, 8, 0.469533), (0.5, 4, 0.4375), (0.9, 2, 0.09), (0.9, 3, 0.099)])
+def test_maxrl_by_enumeration(p, size, mean):
+    """Zero where nothing was right: the mean is the gradient of the sum up to G - 1, not G; at G = 2 that is plain reinforcement, and at p = .1 and
+    G = 8 five times as much: the harder, the more."""
+    rewards, chance, score = coin(p, size)
+    assert (chance * (maxrl_advantages(rewards) * score).mean(1)).sum().item() == pytest.approx(mean, abs=1e-6)
+
+
+@pytest.mark.parametrize("baseline, variance", [("optimal", 0.0), (0.9, 0.0576), (0.0, 0.0009)])
+def test_the_mean_is_not_the_best_baseline(baseline, variance):
+    """A coin with p = .9: with b = 1 - p both sides give .09 and nothing varies; with b = p, the mean reward, heads give .01 and tails .81, worse
+    than with none (.1 and 0)."""
+    rewards, score = torch.tensor([[[1.0] * 9 + [0.0]], [[0.1] * 9 + [-0.9]]], dtype=torch.float64)
+    b = optimal_baseline(rewards, score.square()) if baseline == "optimal" else baseline
+    assert baseline != "optimal" or b.item() == pytest.approx(0.1, abs=1e-12)
+    estimate = (rewards - b) * score
+    assert estimate.mean().item() == pytest.approx(0.09, abs=1e-12) and estimate.var(correction=0).item() == pytest.approx(variance, abs=1e-12)
+
+
+@pytest.mark.parametrize("rewards, expected", [
+    ([[0.0, 0], [0, 1], [1, 1]], [False, True, False]), ([[NAN, 1.0, 1], [NAN, 0, 1], [NAN, NAN, 1], [NAN, NAN, NAN]], [False, True, False, False]),
+    ([[0.7] * 8, [0.7] * 7 + [0.6]], [False, True]), ([[1.0], [0.0]], [False, False]), ([[0, 1]], [True]), ([[-1.0, 1.0]], [True]),
+])
+def test_dynamic_sampling(rewards, expected):
+    """It keeps exactly the prompts that have an advantage: the others only dilute the batch."""
+    rewards = torch.tensor(rewards)
+    keep = dynamic_sampling(rewards)
+    assert keep.tolist() == expected and keep.tolist() == group_advantages(rewards).ne(0).any(1).tolist()
+
+
+@pytest.mark.parametrize("steps, options, expected", [
+    # five steps, mean 1/2, squares .09 + .09 + 0 + .16 + .16 = .5; std sqrt(.5 / 4) = .353553 or sqrt(.1) = .316228; -.3 + .3, then .3; 0, 0, .4
+    ([[0.2, 0.8, NAN], [0.5, 0.1, 0.9]], {"eps": 0.0}, [[0.0, 0.848528, 0.0], [0.0, 0.0, 1.131371]]),
+    ([[0.2, 0.8, NAN], [0.5, 0.1, 0.9]], {"eps": 0.0, "ddof": 0}, [[0.0, 0.948683, 0.0], [0.0, 0.0, 1.264911]]),
+    ([[0.2, 0.8, NAN], [0.5, 0.1, 0.9]], {}, [[0.0, 0.848288, 0.0], [0.0, 0.0, 1.131051]]),                         # .3 and .4 over .353653
+    # 0 1 1 1: mean 3/4, std 1/2: -1.5 .5 .5, and .5
+    ([[0.0, 1.0, 1.0], [1.0, NAN, NAN]], {"eps": 0.0}, [[-0.5, 1.0, 0.5], [0.5, 0.0, 0.0]]),
+    # nobody judged the third sample
+    ([[0.0, 1.0, 1.0], [1.0, NAN, NAN], [NAN, NAN, NAN]], {"eps": 0.0}, [[-0.5, 1.0, 0.5], [0.5, 0.0, 0.0], [0.0, 0.0, 0.0]]),
+    ([[0.7, 0.7, 0.7], [0.7, 0.7, NAN]], {"eps": 1e-8}, [[0.0] * 3, [0.0] * 3]), ([[0.3, NAN]], {}, [[0.0, 0.0]]), ([[NAN, NAN]], {}, [[0.0, 0.0]]),
+    ([[1.0, 0.0]], {"eps": 0.0}, [[0.0, -0.707107]]),                                       # G = 1: steps are still compared with steps
+])
+def test_process_advantages_hand_numbers(steps, options, expected):
+    """A step is praised for what it leads to: the sum runs from it to the end, over its own sample; a prompt beside it changes nothing."""
+    steps = torch.tensor([steps, [[9.0] * len(row) for row in steps]]).double()
+    adv = process_advantages(steps, **options)
+    close(adv[0], expected, 1e-6)
+    assert (adv[1] == 0).all()
+
+
+# ---- with neither
+
+# R = (1 - .2 log 2, 1 - .1 log 2) = .861371 .930685, and 0 0: mean .448014, squares .170864 .232971 .200717 .200717, / 3, root: .518095
+@pytest.mark.parametrize("scores, mask, kl_coef, expected", [
+    ([1.0, 0.0], [[1, 1], [1, 1]], 0.1, [[0.797839, 0.931626], [-0.864733, -0.864733]]),
+    ([1.0, 0.0], [[1, 1], [1, 1]], 0.0, [[0.866025, 0.866025], [-0.866025, -0.866025]]),    # 1 1 0 0: mean 1/2, var 4/4/3
+    ([1.0, 0.0], [[1, 0], [1, 1]], 0.0, [[1.154701, 0.0], [-0.577350, -0.577350]]),         # 1 . 0 0: mean 1/3, var (4 + 1 + 1)/9/2
+    ([1.0, 0.0], [[1, 1], [0, 0]], 0.0, [[0.0, 0.0], [0.0, 0.0]]),                          # only one row speaks, and its tokens agree
+    ([1.0, 1.0], [[1, 1], [1, 1]], 0.0, [[0.0, 0.0], [0.0, 0.0]]),
+])
+def test_reinforce_plus_plus_hand_numbers(scores, mask, kl_coef, expected):
+    """The first row left its reference by log 2 per token. The KL to come lowers an early token more than a late one; the mean is the tokens'."""
+    logp, ref_logp = torch.tensor([[0.5, 0.5], [0.3, 0.3]]).log(), torch.tensor([[0.25, 0.25], [0.3, 0.3]]).log()
+    mask = torch.tensor(mask)
+    for junk in (0.0, NAN):
+        adv = reinforce_plus_plus_advantages(torch.tensor(scores), logp.masked_fill(mask == 0, junk).requires_grad_(), ref_logp, mask, kl_coef)
+        close(adv, expected, 3e-6)
+        assert not adv.requires_grad
+    with pytest.raises(ValueError, match="wanted"):
+        reinforce_plus_plus_advantages(torch.tensor(scores)[:, None], logp, ref_logp, mask, kl_coef)
+    with pytest.raises(ValueError, match="finite"):
+        reinforce_plus_plus_advantages(torch.tensor([NAN, 0.0]), logp, ref_logp, mask, kl_coef)

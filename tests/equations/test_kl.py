@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minirl.equations.kl import exact_kl, k1, k2, k3
+from minirl.equations.kl import AdaptiveKLController, adaptive_kl_coef, corrected_k3, exact_kl, k1, k2, k3, kl_shaped_rewards
 from minirl.equations.reduce import aggregate, masked_mean
 
 INF, NAN = float("inf"), float("nan")
@@ -186,3 +186,143 @@ def test_exact_kl_in_bfloat16_stays_finite():
     logits = torch.tensor([[50.0, -50.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.bfloat16)
     assert exact_kl(logits, -logits).isfinite().all() and (exact_kl(logits, logits) == 0).all()
     assert gradient(lambda x: exact_kl(x, -logits).sum(), logits).isfinite().all()
+
+
+# rho k3; its slope in logp is rho k3 + rho (1 - ref/pi): .386294 + 2 / 2; .153426 - 1 / 2; .193147 + 1/2, as k3's own with its value added
+@pytest.mark.parametrize("pi, old, ref, value, slope", [
+    (0.5, 0.25, 0.25, 0.386294, 1.386294), (0.25, 0.5, 0.5, 0.153426, -0.346574), (0.5, 0.5, 0.25, 0.193147, 0.693147), (0.3, 0.6, 0.3, 0.0, 0.0),
+])
+def test_corrected_k3_hand_numbers(pi, old, ref, value, slope):
+    logp, old_logp, ref_logp = torch.tensor([pi, old, ref]).double().log().view(3, 1)
+    near(corrected_k3(logp, old_logp, ref_logp), [value], 1e-6)
+    near(gradient(lambda x: corrected_k3(x, old_logp, ref_logp).sum(), logp), [slope], 1e-6)
+
+
+@pytest.mark.parametrize("old", [(0.4615, 0.2292, 0.3093), (0.1, 0.3, 0.6), (0.7, 0.2, 0.1)])
+def test_corrected_k3_under_an_older_policy(old):
+    """Sampled from pi_old, k3 alone is off in value and gradient; the ratio mends both, at any distance of old from new."""
+    old = torch.tensor(old).double() / sum(old)
+
+    def mean(estimator):
+        return lambda x: (old * estimator(x.log_softmax(0))).sum()
+
+    near(mean(lambda logp: corrected_k3(logp, old.log(), REF))(LOGITS), 0.216570, 1e-6)
+    near(gradient(mean(lambda logp: corrected_k3(logp, old.log(), REF)), LOGITS), GRAD_KL)
+    assert (gradient(mean(lambda logp: k3(logp, REF)), LOGITS) - torch.tensor(GRAD_KL)).norm() > 0.05
+
+
+def test_corrected_k3_far_off_and_bad_arguments():
+    far = torch.tensor([100.0, -100.0, 0.0])
+    assert corrected_k3(far, -far, torch.zeros(3)).isfinite().all()
+    assert gradient(lambda x: corrected_k3(x, -far, torch.zeros(3)).sum(), far).isfinite().all()
+    for wrong in ((3,), (3, 1), (1, 3)):
+        for arguments in ((torch.zeros(wrong), torch.zeros(3, 3)), (torch.zeros(3, 3), torch.zeros(wrong))):
+            with pytest.raises(ValueError, match="same shape"):
+                corrected_k3(torch.zeros(3, 3), *arguments)
+    for arguments in ((torch.zeros(3, requires_grad=True), torch.zeros(3)), (torch.zeros(3), torch.zeros(3, requires_grad=True))):
+        with pytest.raises(ValueError, match="requires grad"):
+            corrected_k3(torch.zeros(3), *arguments)
+
+
+HALF, QUARTER = torch.full((1, 3), 0.5).log(), torch.full((1, 3), 0.25).log()
+
+
+# at half : quarter k1 = log 2 = .6931, k2 = .2402, k3 = .1931; times kl_coef .1; the score is 1
+@pytest.mark.parametrize("mask, options, expected", [
+    ([1, 1, 1], {}, [-0.0693, -0.0693, 0.9307]),
+    ([0, 1, 1], {}, [0.0, -0.0693, 0.9307]),                    # a prompt, or padding on the left
+    ([1, 1, 0], {}, [-0.0693, 0.9307, 0.0]),                    # padding on the right: on the last sampled token, neither behind it nor at the end
+    ([1, 0, 1], {}, [-0.0693, 0.0, 0.9307]),                    # tool output in between costs nothing
+    ([0, 1, 0], {}, [0.0, 0.9307, 0.0]),                        # an EOS at once pays and earns in one slot
+    ([1, 1, 0], {"estimator": k2}, [-0.0240, 0.9760, 0.0]),
+    ([1, 1, 0], {"estimator": k3, "allow_biased": True}, [-0.0193, 0.9807, 0.0]),
+    ([1, 1, 0], {"swap": True}, [0.0693, 1.0693, 0.0]),         # a token that the reference likes better is paid for
+    ([1, 1, 0], {"kl_coef": 0.0}, [0.0, 1.0, 0.0]),
+    ([1, 1, 0], {"kl_coef": 1.0, "score": -2.0}, [-0.6931, -2.6931, 0.0]),
+    ([0, 0, 0], {"score": 0.0}, [0.0, 0.0, 0.0]),               # no completion, no score
+])
+def test_kl_shaped_rewards_hand_numbers(mask, options, expected):
+    """Whatever stands outside the mask, NaN included, is nobody's reward; nothing is written to, nothing has a gradient."""
+    options = dict(options)
+    score, kl_coef, mask = torch.tensor([options.pop("score", 1.0)]), options.pop("kl_coef", 0.1), torch.tensor([mask])
+    logp, ref_logp = (QUARTER, HALF) if options.pop("swap", False) else (HALF, QUARTER)
+    for junk in (0.0, 100.0, -INF, NAN):
+        leaf, ref, score = logp.masked_fill(mask == 0, junk).requires_grad_(), ref_logp.masked_fill(mask == 0, -junk), score.clone().requires_grad_()
+        before = leaf.detach().clone()
+        rewards = kl_shaped_rewards(score, leaf, ref, mask.bool() if junk else mask, kl_coef, **options)
+        torch.testing.assert_close(rewards, torch.tensor([expected]), atol=6e-5, rtol=0)
+        assert not rewards.requires_grad and torch.equal(leaf.detach().nan_to_num(), before.nan_to_num())
+
+
+def test_kl_shaped_rewards_row_by_row():
+    scores, logp, ref_logp = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[-1.0, -2.0], [-3.0, -1.0], [-0.5, -0.5]]), torch.full((3, 2), -1.0)
+    mask = torch.tensor([[1, 0], [1, 1], [0, 1]])               # k1 = 0 . ; -2 0 ; . 1/2
+    assert kl_shaped_rewards(scores, logp, ref_logp, mask, 0.5).tolist() == [[1.0, 0.0], [1.0, 2.0], [0.0, 2.75]]
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"estimator": k3}, "allow_biased"),                        # E[k3 grad log pi] is 22 % as long as the gradient of KL, at right angles to it
+    ({"scores": torch.ones(2, 1)}, r"\(B,\)"), ({"scores": torch.ones(3)}, r"\(B,\)"), ({"ref_logp": torch.zeros(2)}, r"ref_logp \(2,\)"),
+    ({"mask": torch.ones(2)}, r"mask \(2,\)"), ({"logp": torch.zeros(2), "ref_logp": torch.zeros(2), "mask": torch.ones(2)}, r"\(B, T\)"),
+    ({"scores": torch.tensor([1.0, NAN])}, "1 values that are not finite: leave"), ({"scores": torch.tensor([INF, 0.0])}, "finite"),
+    ({"mask": torch.tensor([[1, 1], [0, 0]])}, "no sampled token to carry it: leave"),
+])
+def test_kl_shaped_rewards_bad_arguments_raise(options, message):
+    good = {"scores": torch.ones(2), "logp": torch.zeros(2, 2), "ref_logp": torch.zeros(2, 2), "mask": torch.ones(2, 2), "kl_coef": 0.1}
+    assert kl_shaped_rewards(**good).tolist() == [[0.0, 1.0], [0.0, 1.0]]
+    with pytest.raises(ValueError, match=message):
+        kl_shaped_rewards(**{**good, **options})
+
+
+@pytest.mark.parametrize("kl, expected", [
+    (0.0, 0.5), (-0.1, 0.5), (1.33, 0.5), (1.34, 1.0), (2.0, 1.0), (3.0, 1.0), (3.01, 2.0), (1e9, 2.0), (INF, 2.0),
+])
+def test_adaptive_kl_coef(kl, expected):
+    """Target 2: half below 2 / 1.5 = 1.333, twice above 2 * 1.5 = 3, and the edge itself belongs to the middle."""
+    assert adaptive_kl_coef(1.0, kl, 2.0) == expected and adaptive_kl_coef(0.04, kl, 2.0) == pytest.approx(0.04 * expected)
+
+
+@pytest.mark.parametrize("kl, n, expected", [
+    (9.0, 256, 1.00512), (3.0, 256, 0.99488), (6.0, 256, 1.0),  # e = +-.5, cut to +-.2: 1 +- .2 * 256 / 10,000
+    (6.6, 256, 1.00256), (5.4, 256, 0.99744), (6.6, 5000, 1.05),                            # e = +-.1 stays: 1 +- .1 * .0256, 1 + .1 / 2
+    (0.0, 256, 0.99488), (-3.0, 256, 0.99488), (1e9, 256, 1.00512), (9.0, 0, 1.0),          # an estimate below 0 is just too small
+])
+def test_adaptive_kl_controller_hand_numbers(kl, n, expected):
+    controller = AdaptiveKLController(0.15, target=6.0, horizon=10_000)
+    controller.update(kl=kl, n_samples=n)
+    assert controller.kl_coef == pytest.approx(0.15 * expected, rel=1e-9)
+    controller.update(kl=kl, n_samples=n)
+    assert controller.kl_coef == pytest.approx(0.15 * expected ** 2, rel=1e-9)
+
+
+@pytest.mark.parametrize("start", [0.01, 5.0])
+def test_adaptive_kl_controller_finds_the_target(start):
+    """A policy whose KL is 0.9 / kl_coef is at 6 nats where kl_coef is 0.15; the wrong sign of e runs away instead."""
+    controller = AdaptiveKLController(start, target=6.0, horizon=10_000)
+    for _ in range(2000):
+        controller.update(kl=0.9 / controller.kl_coef, n_samples=256)
+    assert controller.kl_coef == pytest.approx(0.15, rel=1e-3)
+
+
+def test_adaptive_kl_controller_never_turns_the_penalty_into_a_bonus():
+    """60,000 samples at horizon 10,000 and a KL of 0 gave 1 - 0.2 * 6 = -0.2: a kl_coef below 0 for ever, a prize for leaving the reference. Either
+    the factor stays positive or the call raises."""
+    controller = AdaptiveKLController(0.15, target=6.0, horizon=10_000)
+    try:
+        controller.update(kl=0.0, n_samples=60_000)
+    except ValueError:
+        pass
+    assert controller.kl_coef > 0
+
+
+@pytest.mark.parametrize("call", [
+    lambda: adaptive_kl_coef(0.0, 1.0, 1.0), lambda: adaptive_kl_coef(1.0, 1.0, 0.0), lambda: adaptive_kl_coef(-1.0, 1.0, 1.0),
+    lambda: adaptive_kl_coef(1.0, NAN, 1.0),
+    lambda: AdaptiveKLController(0.0, 6.0, 1e4), lambda: AdaptiveKLController(0.1, -6.0, 1e4), lambda: AdaptiveKLController(0.1, 6.0, 0),
+    lambda: AdaptiveKLController(NAN, 6.0, 1e4), lambda: AdaptiveKLController(0.1, 6.0, 1e4).update(NAN, 8),
+    lambda: AdaptiveKLController(0.1, 6.0, 1e4).update(INF, 8),
+])
+def test_controllers_bad_arguments_raise(call):
+    """NaN compares false with everything: a NaN KL would leave kl_coef as it is, and the run without a sign of it, or make NaN of it for ever."""
+    with pytest.raises(ValueError, match="wanted"):
+        call()

@@ -1,8 +1,9 @@
 """Tests of minirl.equations.schedules."""
 
 import pytest
+import torch
 
-from minirl.equations.schedules import cosine_to_floor
+from minirl.equations.schedules import cosine_to_floor, update_ema
 
 
 @pytest.mark.parametrize("steps, options, expected", [
@@ -33,3 +34,29 @@ def test_rises_then_falls_to_the_floor(floor, warmup):
 def test_bad_arguments_raise(step, steps, options):
     with pytest.raises(ValueError, match="wanted"):
         cosine_to_floor(step, steps, **options)
+
+
+@pytest.mark.parametrize("decay, steps, expected", [
+    ({"decay": 0.9}, 1, [1.1, -0.8]), ({"decay": 0.9}, 2, [1.19, -0.62]),  # 1 -> 2 and -1 -> 1: what is left to go is 1, 2, then .9 of it
+    ({"decay": 1.0}, 5, [1.0, -1.0]), ({"decay": 0.0}, 1, [2.0, 1.0]), ({}, 1, [1.008, -0.984]),
+    ({}, 100, [1.552114, 0.104228]),                            # .992^100 = .447886
+])
+def test_update_ema_hand_numbers(decay, steps, expected):
+    """In place, because the averages are a model's own weights; the weights themselves stay, and nothing is on the graph."""
+    average, frozen = torch.nn.Parameter(torch.tensor([1.0])), torch.tensor([[-1.0]])
+    weights = [torch.nn.Parameter(torch.tensor([2.0])), torch.tensor([[1.0]]).double()]
+    for _ in range(steps):
+        update_ema(iter([average, frozen]), (w for w in weights), **decay)                  # model.parameters() is an iterator
+    assert [average.item(), frozen.item()] == pytest.approx(expected, abs=2e-6)
+    assert average.is_leaf and average.grad_fn is None and [w.item() for w in weights] == [2.0, 1.0]
+
+
+@pytest.mark.parametrize("averages, weights, decay", [
+    ([1], [1], -0.1), ([1], [1], 1.1), ([1], [1], float("nan")), ([1, 1], [1], 0.9), ([1], [1, 1], 0.9), ([1, 2], [1, 3], 0.9), ([2], [1], 0.9),
+])
+def test_update_ema_bad_arguments_raise(averages, weights, decay):
+    """zip would stop at the shorter list and lerp would broadcast (1,) over (2,); and no average may have moved before the mistake is seen."""
+    averages = [torch.zeros(n) for n in averages]
+    with pytest.raises(ValueError, match="wanted"):
+        update_ema(averages, [torch.ones(n) for n in weights], decay=decay)
+    assert all((a == 0).all() for a in averages)
