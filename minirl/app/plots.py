@@ -13,13 +13,13 @@ import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 from minirl.app.rundir import RunDir  # noqa: E402
 from minirl.lm.tokenizer import read_json  # noqa: E402
 
-# metric, title, unit, fixed lower and upper end of the axis (None: from the data)
+# metric, title, unit, fixed lower and upper end of the axis (None: from the data; no lower end: a logarithmic axis)
 PANELS = (
     ("rewards/accuracy/mean", "Accuracy on sampled training problems", "share right", 0.0, 1.0),
     ("completions/mean_length", "Mean response length", "tokens", 0.0, None),
     ("kl", "KL to the reference (k3)", "nats per token", 0.0, None),
     ("entropy", "Policy entropy", "nats per token", 0.0, None),
-    ("loss", "Loss on completions", "nats per token", 0.0, None),
+    ("loss", "Loss on completions", "nats per token", None, None),
     ("learning_rate", "Learning rate", "", 0.0, None),
 )
 MOST_PANELS = 4
@@ -45,32 +45,36 @@ def plot_runs(runs: Sequence[RunDir], out: Path) -> None:
                 steps, values = zip(*points)
                 # One step is a few hundred samples: show them, and lead the eye with the mean of their neighbours.
                 axis.plot(steps, values, color=colour, alpha=0.28, linewidth=1)
-                axis.plot(steps, smooth(values), color=colour, linewidth=2, label=run.path.name)
-            held_out(axis, name, run, colour)
+                axis.plot(steps, smooth(values), color=colour, linewidth=2, label=run.path.name if len(runs) > 1 else "while training")
+        for run, colour in zip(runs, COLOURS * len(runs)):
+            held_out(axis, name, run, colour, labelled=run is runs[-1])
         axis.set_title(title, fontsize=10, loc="left", fontweight="bold")
         axis.set_xlabel("step", fontsize=9)
         axis.set_ylabel(unit, fontsize=9)
-        axis.set_ylim(low, None if high is None else high * 1.03)
+        if low is None:
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(low, None if high is None else high * 1.03)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25, linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in list(axes.flat)[len(panels):]:
         axis.set_visible(False)
-    if len(runs) > 1 or axes.flat[0].get_legend_handles_labels()[1] != [runs[0].path.name]:
+    if len(axes.flat[0].get_legend_handles_labels()[1]) > 1:
         axes.flat[0].legend(fontsize=8, frameon=False, loc="lower right")
     figure.suptitle(heading(runs), fontsize=11, x=0.01, ha="left")
     figure.savefig(out, dpi=130, format="png")
     plt.close(figure)
 
 
-def held_out(axis, name: str, run: RunDir, colour: str) -> None:
+def held_out(axis, name: str, run: RunDir, colour: str, *, labelled: bool) -> None:
     """Circles for what the summary says of held-out problems, before the first step and after the last."""
     summary = read_json(run.path / "summary.json")
     keys = {"rewards/accuracy/mean": "accuracy", "completions/mean_length": "mean_length"}
     if name in keys and f"{keys[name]}_after" in summary:
         values = [summary[f"{keys[name]}_before"], summary[f"{keys[name]}_after"]]
         axis.plot([0, summary["steps"]], values, "o", color=colour, markersize=6, markerfacecolor="white", markeredgewidth=1.8, zorder=5,
-                  clip_on=False, label="held-out problems, before and after")
+                  clip_on=False, label="held-out problems, before and after" if labelled else None)
 
 
 def smooth(values: Sequence[float], reach: int = 3) -> list[float]:
