@@ -10,7 +10,9 @@ is 0632. Totals have two digits and answers as many as the largest result, so th
 from __future__ import annotations
 
 import hashlib
+import operator
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from minirl.tasks.problem import Problem
@@ -101,12 +103,20 @@ def _columns(a: int, b: int) -> list[tuple[int, int]]:
 
 
 def _add(a: int, b: int) -> tuple[list[str], int]:
+    return _carried(_columns(a, b), "+", operator.add), a + b
+
+
+def _multiply(a: int, b: int) -> tuple[list[str], int]:
+    return _carried([(x, b) for x, _ in _columns(a, 0)], "*", operator.mul), a * b
+
+
+def _carried(columns: list[tuple[int, int]], sign: str, operation: Callable[[int, int], int]) -> list[str]:
     work, carry, done = [], 0, ""
-    for x, y in _columns(a, b):
-        total = x + y + carry
-        work.append(f"{x}+{y}+{carry}={total:02}{done}")
+    for x, y in columns:
+        total = operation(x, y) + carry
+        work.append(f"{x}{sign}{y}+{carry}={total:02}{done}")
         carry, done = total // 10, f"{total % 10}{done}"
-    return work, a + b
+    return work
 
 
 def _subtract(a: int, b: int) -> tuple[list[str], int]:
@@ -117,12 +127,3 @@ def _subtract(a: int, b: int) -> tuple[list[str], int]:
         work.append(f"{top:02}-{y}-{borrow}={done}")
         borrow = int(top > x)
     return work, a - b
-
-
-def _multiply(a: int, b: int) -> tuple[list[str], int]:
-    work, carry, done = [], 0, ""
-    for x, _ in _columns(a, 0):
-        total = x * b + carry
-        work.append(f"{x}*{b}+{carry}={total:02}{done}")
-        carry, done = total // 10, f"{total % 10}{done}"
-    return work, a * b

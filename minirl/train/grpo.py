@@ -45,7 +45,7 @@ Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]      # logp, old_
 class GRPOConfig:
     """Defaults: the tiny model on sums, on a laptop. Papers' numbers and other variants: minirl/app/presets.py."""
 
-    steps: int = 36
+    steps: int = 44
     prompts_per_step: int = 16
     group_size: int = 8                # G
     iterations: int = 1                # mu: passes over one batch of rollouts
