@@ -21,6 +21,15 @@ setup(
         "tqdm>=4.66",              # progress bars; comes with tokenizers' own huggingface_hub
         "huggingface_hub>=0.24",   # --init owner/name; comes with tokenizers
     ],
-    extras_require={"test": ["pytest>=8"]},
+    extras_require={
+        "test": ["pytest>=8"],
+        # Other people's code to compare ours with, in tests/parity and benchmarks only; nothing in minirl imports it. Needs Python 3.11.
+        "parity": [
+            "trl>=1.16",           # tests/parity calls its trainers' methods, which move between versions
+            "transformers>=5.0",   # the same weights, the same logits: tests/lm/test_checkpoint_parity.py
+            "datasets>=4.7",       # trl imports it, and so has its bound
+            "accelerate>=1.10",    # the same
+        ],
+    },
     entry_points={"console_scripts": ["minirl=minirl.app.cli:main"]},
 )
