@@ -34,7 +34,7 @@ class BaseConfig:
     num_heads: int = 6
     intermediate_size: int = 384
     max_seq_len: int = 128
-    examples: int = 19_200             # demonstrations
+    examples: int = 24_000             # demonstrations
     worked_share: float = 0.5          # of them worked out
     guessed_share: float = 0.5         # of those answered at once a guess: haste errs
 
