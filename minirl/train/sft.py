@@ -4,7 +4,7 @@
     Objective  maximise  1/N sum over completion tokens of log pi(y_t | x, y_<t),  N = completion tokens of the batch
 
 Same as the paper  cosine schedule to 10 % of the learning rate, no warm-up, residual dropout (preset "instructgpt": 0.2, 16 epochs).
-Different          the default preset is for a model of 0.4 million parameters: one pass over many short sums, no dropout, a large
+Different          the default preset is for a model of 0.3 million parameters: one pass over many short sums, no dropout, a large
                    learning rate.
 Why                a model trained from nothing needs to see many examples once rather than few often.
 
