@@ -127,6 +127,7 @@ def train_grpo(model, tokenizer, task, config: GRPOConfig, *, advantages: Advant
         prompts, known = [p.prompt for p in problems for _ in range(G)], columns(problems, repeat=G)
         verdicts = {name: task.rewards[name](prompts, completions, **known) for name in weights}                    # B numbers (None: no verdict) each
         rewards = to_tensor(weighted_sum(list(verdicts.values()), list(weights.values()))).view(P, G)               # (P, G), NaN: no verdict
+        check_judged(rewards)
         if config.overlong_cache:
             lengths = rollouts.completion_lengths.cpu().view(P, G)
             rewards = rewards + overlong_penalty(lengths, max_length=config.max_new_tokens, cache=config.overlong_cache)
@@ -173,7 +174,7 @@ def train_grpo(model, tokenizer, task, config: GRPOConfig, *, advantages: Advant
 
         # 5. report
         if log is not None:
-            rules = {f"rewards/{name}/mean": mean_judged(to_tensor(verdict)) for name, verdict in verdicts.items()}
+            rules = {f"rewards/{name}/mean": mean_judged(judged) for name, verdict in verdicts.items() if not (judged := to_tensor(verdict)).isnan().all()}
             log(state.step, {**describe(rewards, rollouts), **rules, **sums.means(), "learning_rate": lr, "num_tokens": state.num_tokens,
                              "step_time": time.perf_counter() - began})
         if save is not None:
@@ -187,12 +188,14 @@ def freeze(model):
 
 
 def to_tensor(rewards: list[float | None]) -> torch.Tensor:
-    """Reward functions' numbers as float32, None as NaN. Raises ValueError where nothing at all was judged."""
-    tensor = torch.tensor([float("nan") if reward is None else float(reward) for reward in rewards])
-    if bool(tensor.isnan().all()):
-        raise ValueError(f"none of the {len(rewards)} completions got a reward: every verdict was None or NaN; check the reward functions and the "
+    """Reward functions' numbers as float32, None as NaN."""
+    return torch.tensor([float("nan") if reward is None else float(reward) for reward in rewards])
+
+
+def check_judged(rewards: Tensor) -> None:
+    if bool(rewards.isnan().all()):
+        raise ValueError(f"none of the {rewards.numel()} completions got a reward: every verdict was None or NaN; check the reward functions and the "
                          "problems' answers")
-    return tensor
 
 
 def mean_judged(rewards: torch.Tensor) -> float:

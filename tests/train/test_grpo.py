@@ -124,6 +124,14 @@ def test_a_group_without_verdicts_is_left_out_and_counted():
     assert log[0]["frac_reward_none"] == 0.25 and log[0]["reward"] == pytest.approx(2 / 3)
 
 
+def test_a_rule_without_a_verdict_on_this_batch_stops_nothing():
+    """A language reward, say, on a batch of sums: None for every completion. The other rules' verdicts are enough."""
+    task, log = Digits(length), []
+    task.rewards = {**task.rewards, "silent": lambda prompts, completions, **_: [None] * len(completions)}
+    train_grpo(tiny(), TOKENIZER, task, CONFIG, log=lambda step, metrics: log.append(metrics))
+    assert "rewards/rule/mean" in log[0] and "rewards/silent/mean" not in log[0] and log[0]["frac_reward_none"] == 0
+
+
 def test_nan_is_no_verdict_like_none():
     def trained_on(missing):
         verdicts = iter([missing, 1.0, 0.0, 1.0] * 100)
