@@ -112,3 +112,8 @@ def grpo_coefficient(adv: Tensor, logp: Tensor, ref_logp: Tensor, *, kl_coef: fl
         raise ValueError(f"adv {tuple(adv.shape)}, logp {tuple(logp.shape)}, ref_logp {tuple(ref_logp.shape)}: the same shape is wanted")
     log_ratio = ref_logp - logp
     return (adv + kl_coef * torch.where(log_ratio > MAX_LOG_RATIO, 0, torch.expm1(log_ratio))).detach()      # where k3 is held, it does not pull
+
+
+# The table above, as functions: gradient_coefficient["GRPO"](adv, logp, ref_logp, kl_coef=0.04)
+gradient_coefficient = {"SFT": sft_coefficient, "RFT": rft_coefficient, "online RFT": online_rft_coefficient, "DPO": dpo_coefficient, "PPO": ppo_coefficient,
+                        "GRPO": grpo_coefficient}

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from minirl.equations import coefficients, kl
-from minirl.equations.coefficients import (dpo_coefficient, grpo_coefficient, online_rft_coefficient, ppo_coefficient, rft_coefficient,
-                                           sft_coefficient)
+from minirl.equations.coefficients import (dpo_coefficient, gradient_coefficient, grpo_coefficient, online_rft_coefficient, ppo_coefficient,
+                                           rft_coefficient, sft_coefficient)
 from minirl.equations.objectives import clipped_surrogate
 from minirl.equations.preferences import dpo_loss
 from minirl.equations.reduce import aggregate
@@ -96,7 +96,7 @@ def test_dpo_hand_numbers(chosen, rejected, ref_chosen, ref_rejected, beta, expe
 def test_online_rft_differs_in_the_data_only():
     """The two rows of the paper's table have one coefficient."""
     assert torch.equal(rft_coefficient(RIGHT, LOGP), online_rft_coefficient(RIGHT, LOGP))
-    assert {name for name in vars(coefficients) if name.endswith("_coefficient")} == {
+    assert {name for name, x in vars(coefficients).items() if name.endswith("_coefficient") and callable(x)} == {
         "sft_coefficient", "rft_coefficient", "online_rft_coefficient", "dpo_coefficient", "ppo_coefficient", "grpo_coefficient"}
 
 
@@ -108,3 +108,10 @@ def test_bad_arguments_raise():
     for i in range(4):
         with pytest.raises(ValueError, match=r"\(3, 3\).*wanted"):
             dpo_coefficient(*[torch.zeros(3, 3) if j == i else torch.zeros(3) for j in range(4)])
+
+
+def test_the_table_names_every_method():
+    """DeepSeekMath, appendix A.1: six methods. A = 1, beta = 0.04, ref / pi = 1/2: 0.98."""
+    assert list(gradient_coefficient) == ["SFT", "RFT", "online RFT", "DPO", "PPO", "GRPO"]
+    half = torch.full((1, 1), 0.5).log()
+    assert gradient_coefficient["GRPO"](torch.ones(1, 1), torch.zeros(1, 1), half, kl_coef=0.04).item() == pytest.approx(0.98)
