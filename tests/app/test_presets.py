@@ -3,13 +3,17 @@
 import copy
 import random
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
+from minirl.app.cli import main
 from minirl.app.evaluate import evaluate
 from minirl.app.presets import GRPO_PRESETS
 from minirl.app.training import BaseConfig, make_base
+from minirl.equations.advantages import group_advantages
+from minirl.equations.objectives import clipped_surrogate
 from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.tokenizer import build_tokenizer
 from minirl.tasks.arithmetic import Arithmetic, demonstrations
@@ -67,8 +71,23 @@ def test_the_sequence_ratio_of_gspo_is_clipped_where_a_token_ratio_is_not():
     assert clipped["gspo"] > 0 and clipped["cispo"] == clipped["sapo"] == 0
 
 
+@pytest.mark.parametrize("name, advantage, ratio_of_four", [("grpo", 1.4997, 1.2), ("dr_grpo", 0.75, 1.2), ("dapo", 1.4997, 1.28), ("gspo", 1.4997, 1.0004),
+                                                            ("rloo", 1.0, 1.2), ("maxrl", 3.0, 1.386294)])
+def test_the_command_line_hands_the_functions_on(name, advantage, ratio_of_four, base, tmp_path, monkeypatch):
+    """What --preset names must reach the page: the advantage of one right answer in four, and the objective of a ratio of 4 at A = 1 (log 4 = 1.386294)."""
+    seen = {}
+    monkeypatch.setattr("minirl.app.training.train_grpo", lambda *args, advantages, objective, **rest: seen.update(advantages=advantages, objective=objective))
+    main(["grpo", "--preset", name, "--init", str(base), "--max-new-tokens", "17", "--eval-problems", "4", "--run-dir", str(tmp_path / name)])
+    config = GRPOConfig(**GRPO_PRESETS[name].numbers)
+    advantages = seen["advantages"] or partial(group_advantages, scale=config.scale)
+    objective = seen["objective"] or (lambda logp, old, adv, mask: clipped_surrogate(logp, old, adv, clip_high=config.clip_high))
+    one = torch.ones(1, 1)
+    assert advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))[0, 0].item() == pytest.approx(advantage, abs=1e-4)
+    assert objective((4 * one).log(), 0 * one, one, one).item() == pytest.approx(ratio_of_four, abs=1e-4)
+
+
 @pytest.fixture(scope="module", params=[0, 1, 2])
-def base(request):
+def toy_base(request):
     """The main job's base model, which answers about half of the sums right."""
     (model, tokenizer), config = make_base(BaseConfig(), seed=request.param, device="cpu"), BaseConfig()
     pairs = demonstrations(Arithmetic(), config.examples, random.Random(request.param), worked_share=config.worked_share,
@@ -78,9 +97,9 @@ def base(request):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GRPO_PRESETS)
-def test_every_preset_learns_sums(name, base):
+def test_every_preset_learns_sums(name, toy_base):
     """30 steps at the toy's learning rate and batch: accuracy on held-out sums up by at least 0.2, on every seed."""
-    (first, tokenizer, seed), preset = base, GRPO_PRESETS[name]
+    (first, tokenizer, seed), preset = toy_base, GRPO_PRESETS[name]
     model, task = copy.deepcopy(first), Arithmetic()
     config = replace(GRPOConfig(**preset.numbers), steps=30, prompts_per_step=16, group_size=8, warmup_steps=3, lr=min(4e-4, max(2e-4, preset.numbers.get("lr", 4e-4))),
                      minibatches=min(4, preset.numbers.get("minibatches", 1)))
