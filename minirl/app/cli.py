@@ -110,7 +110,7 @@ def add_training(parser: Parser, page: type, presets: dict) -> None:
 
 # training commands
 
-def start_training(args: argparse.Namespace, name: str, configs: dict[str, type], presets: dict) -> tuple[RunDir, dict, torch.device]:
+def start_training(args: argparse.Namespace, name: str, configs: dict[str, type], presets: dict[str, dict]) -> tuple[RunDir, dict, torch.device]:
     """A new run directory with its config.json, or a resumed one with the configuration it was started with."""
     if args.resume:
         run = RunDir.resume(args.run_dir or newest_run(RUNS, name))
@@ -123,8 +123,7 @@ def start_training(args: argparse.Namespace, name: str, configs: dict[str, type]
         built = {key: config(**run.config[key]) for key, config in configs.items()}
     else:
         preset = args.preset or next(iter(presets))
-        numbers = presets[preset].numbers if name == "grpo" else presets[preset]
-        built = {key: config(**((numbers if key == name else {}) | given(config, args))) for key, config in configs.items()}
+        built = {key: config(**((presets[preset] if key == name else {}) | given(config, args))) for key, config in configs.items()}
         Arithmetic(built["run"].task, built["run"].digits)                   # a wrong task ends here, before a folder is made
         if built["run"].init is not None:
             load_pretrained(built["run"].init)
@@ -148,7 +147,8 @@ def command_sft(args: argparse.Namespace) -> None:
 
 
 def command_grpo(args: argparse.Namespace) -> None:
-    run, built, device = start_training(args, "grpo", {"run": RunConfig, "base": BaseConfig, "sft": SFTConfig, "grpo": GRPOConfig}, GRPO_PRESETS)
+    run, built, device = start_training(args, "grpo", {"run": RunConfig, "base": BaseConfig, "sft": SFTConfig, "grpo": GRPOConfig},
+                                        {name: preset.numbers for name, preset in GRPO_PRESETS.items()})
     print(f"minirl grpo: {described(built, device)} -> {run.path}/", flush=True)
     if run.finished:
         print(f"this run is complete; its figures are in {run.path}/summary.json")

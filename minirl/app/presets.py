@@ -25,6 +25,10 @@ class GRPOPreset:
     advantages: Callable[[GRPOConfig], Advantages] | None = None
     objective: Callable[[GRPOConfig], Objective] | None = None
 
+    def functions(self, config: GRPOConfig) -> dict:
+        """What train_grpo takes beside the configuration; None leaves GRPO's own."""
+        return {"advantages": self.advantages and self.advantages(config), "objective": self.objective and self.objective(config)}
+
 
 def without_mask(objective: Callable[..., Tensor], **numbers) -> Objective:
     """An equation of single tokens, in the signature that those of whole sequences need."""

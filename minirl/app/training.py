@@ -111,8 +111,7 @@ def run_grpo(run: RunDir, base: BaseConfig, sft: SFTConfig, grpo: GRPOConfig, co
         before = evaluate(first, tokenizer, task, **measure)
         if state is None:
             run.write_samples(0, "before", markdown(before))
-        train_grpo(model, tokenizer, task, grpo, advantages=preset.advantages and preset.advantages(grpo),
-                   objective=preset.objective and preset.objective(grpo), seed=common.seed, log=report.log, save=save, resume=state)
+        train_grpo(model, tokenizer, task, grpo, **preset.functions(grpo), seed=common.seed, log=report.log, save=save, resume=state)
     with compute_in(common.dtype, device):
         after = evaluate(model, tokenizer, task, **measure)
     run.write_samples(grpo.steps, "after", markdown(after))

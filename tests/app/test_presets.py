@@ -46,8 +46,7 @@ def learn(name, **changes):
     config = replace(GRPOConfig(**preset.numbers), lr=1e-2, warmup_steps=0, prompts_per_step=4, group_size=8, max_new_tokens=4, overlong_cache=0,
                      minibatches=min(2, preset.numbers.get("minibatches", 1)), **changes)
     log = []
-    train_grpo(model, tokenizer, CountDigits(), config, advantages=preset.advantages and preset.advantages(config),
-               objective=preset.objective and preset.objective(config), log=lambda step, metrics: log.append(metrics))
+    train_grpo(model, tokenizer, CountDigits(), config, **preset.functions(config), log=lambda step, metrics: log.append(metrics))
     return log
 
 
@@ -104,8 +103,7 @@ def test_every_preset_learns_sums(name, toy_base):
     config = replace(GRPOConfig(**preset.numbers), steps=30, prompts_per_step=16, group_size=8, warmup_steps=3, lr=min(4e-4, max(2e-4, preset.numbers.get("lr", 4e-4))),
                      minibatches=min(4, preset.numbers.get("minibatches", 1)))
     before = evaluate(first, tokenizer, task, n=512, seed=seed).accuracy
-    train_grpo(model, tokenizer, task, config, advantages=preset.advantages and preset.advantages(config),
-               objective=preset.objective and preset.objective(config), seed=seed)
+    train_grpo(model, tokenizer, task, config, **preset.functions(config), seed=seed)
     after = evaluate(model, tokenizer, task, n=512, seed=seed).accuracy
     print(f"{name} seed {seed}: {before:.3f} -> {after:.3f}")
     assert after > before + 0.2
