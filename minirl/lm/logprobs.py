@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from minirl.lm.rollouts import Rollouts, micro_batches, pack, span_mask
+from minirl.lm.attention import Distinct
+from minirl.lm.rollouts import Rollouts, micro_batches
 
 MOST_LOGITS = 2 ** 24        # held at once: 64 MiB in float32, and an eighth of all of them
 FEW_LOGITS = 2 ** 18         # so few (1 MiB) are cheap: half of all of them may be held
-WORTH_PACKING = 0.9          # of the rows; fewer are saved at too high a price, as attention then needs a mask
 
 
 def chunk_rows(rows: int, vocab: int) -> int:
@@ -140,32 +140,30 @@ def token_logprobs(model, tokens: Tensor, *, mask: Tensor | None = None, tempera
         wanted = mask.bool()
         if bool(wanted[:, 0].any()):
             raise ValueError("the mask asks for slot 0, but the first token of a row is given, not predicted: start rows with a BOS or a prompt")
-    hidden, place = packed_hidden(model, tokens, wanted)                                       # (slots, d), (B, T)
-    results = linear_logprobs(hidden[place[wanted] - 1], model.lm_head.weight, tokens[wanted], temperature=temperature, return_entropy=return_entropy)
+    hidden, before = states_before(model, tokens, wanted)                                      # (N, d), (slots,)
+    results = linear_logprobs(hidden[before], model.lm_head.weight, tokens[wanted], temperature=temperature, return_entropy=return_entropy)
     spread = [result.new_zeros(tokens.shape).masked_scatter(wanted, result) for result in (results if return_entropy else (results,))]
     return tuple(spread) if return_entropy else spread[0]
 
 
-def packed_hidden(model, tokens: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden states of all that the wanted slots depend on, without the padding behind them: tokens, wanted (B, T) -> (slots, d), place (B, T).
+def states_before(model, tokens: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states of all that the wanted slots depend on, and which of them each wanted slot is predicted from: (B, T) -> (N, d), (slots,).
 
-    Slot (b, t) is at place[b, t] of the hidden states. Where rows of different lengths leave enough of the batch empty, several are laid
-    behind one another in one row, each seeing only itself.
+    Computed are a row's tokens before its last wanted slot, and those before its first one, its prompt, once for all rows that begin with it. A model
+    that has `hidden` alone, such as a table of logits, computes every slot.
     """
-    (B, T), device = tokens.shape, tokens.device
-    lengths = torch.where(wanted, torch.arange(1, T + 1, device=device), 0).amax(1)            # (B,): up to the last wanted slot
-    width = max(1, int(lengths.max()))
-    row, start = pack(lengths.tolist(), width)
-    if max(row) + 1 > WORTH_PACKING * B:
-        return model.hidden(tokens[:, :width]).flatten(0, 1), torch.arange(B, device=device)[:, None] * width + torch.arange(T, device=device)
-    used = span_mask(torch.zeros_like(lengths), lengths, T)                                    # (B, T)
-    row, start = torch.tensor(row, device=device)[:, None], torch.tensor(start, device=device)[:, None]        # (B, 1)
-    place = row * width + start + torch.arange(T, device=device)                               # (B, T)
-    starts = torch.arange(width, device=device).repeat(int(row.max()) + 1)                     # (slots,): an empty slot is a sequence of its own
-    starts[place[used]] = start.expand(B, T)[used]
-    packed = torch.zeros_like(starts)
-    packed[place[used]] = tokens[used]
-    return model.hidden(packed.view(-1, width), starts=starts.view(-1, width)).flatten(0, 1), place
+    previous = wanted.roll(-1, 1)                                                              # slot 0 is not wanted, so that nothing comes round
+    if not hasattr(model, "hidden_of"):
+        return model.hidden(tokens).flatten(0, 1), previous.flatten().nonzero().squeeze(1)
+    on_cpu = wanted.cpu()
+    B, T = on_cpu.shape
+    some = on_cpu.any(1)
+    first = torch.where(some, on_cpu.int().argmax(1), 0)                                       # (B,): tokens of prompt
+    used = torch.where(some, T - 1 - on_cpu.flip(1).int().argmax(1), 0)                        # (B,): tokens before the last wanted slot
+    if not some.any():
+        used[:1] = 1                                                                           # nothing wanted: a token, for zeros of the right shape
+    context = Distinct(tokens, first, used)
+    return model.hidden_of(context.tokens, context), context.place[previous]
 
 
 @torch.no_grad()

@@ -6,19 +6,23 @@ One block is two residual steps, attention and a gated feed-forward, each on the
     x = x + SwiGLU(RMSNorm(x))           arXiv:2002.05202; RMSNorm is arXiv:1910.07467
 
 Module names are those of Hugging Face's LlamaForCausalLM without the leading `model.`, so that a checkpoint maps one to one
-(checkpoint.py). Shapes: B rows, T tokens, S cached slots, d width, H query heads, K key/value heads, D head width.
+(checkpoint.py). Shapes: B rows of T tokens, or N tokens in a list; d width, H query heads, K key/value heads, D head width.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minirl.lm.attention import KVCache, Rows
+from minirl.lm.compiled import compiled
 from minirl.lm.kernels import rms_norm
+from minirl.lm.precision import compute_dtype
 from minirl.lm.rope import Rope, rotate
 
 
@@ -84,36 +88,12 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
-class KVCache:
-    """Keys and values of the tokens seen so far, preallocated: one (2, B, K, S, D) tensor per layer; `length` slots are filled."""
-
-    def __init__(self, config: ModelConfig, rows: int, slots: int, *, device=None, dtype=None):
-        shape = (2, rows, config.num_kv_heads, slots, config.head_dim)
-        self.layers = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
-        self.length = 0
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v (B, K, T, D) behind the filled slots of one layer; return all keys and values up to them."""
-        end = self.length + k.shape[2]
-        store = self.layers[layer]
-        store[0, :, :, self.length:end] = k
-        store[1, :, :, self.length:end] = v
-        return store[0, :, :, :end], store[1, :, :, :end]
-
-    def select(self, rows: Tensor) -> None:
-        """Keep (or repeat) the given rows, in that order; only the filled slots are copied."""
-        for i, store in enumerate(self.layers):
-            kept = store.new_empty((2, len(rows), *store.shape[2:]))
-            kept[:, :, :, :self.length] = store[:, rows, :, :self.length]
-            self.layers[i] = kept
-
-
 class Attention(nn.Module):
-    """softmax(q k^T / sqrt(D)) v over the past, H query heads sharing K key/value heads (arXiv:2305.13245)."""
+    """The parameters of softmax(q k^T / sqrt(D)) v over the past, H query heads sharing K key/value heads (arXiv:2305.13245). See attention.py."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        c = self.config = config
+        c = config
         self.q_proj = nn.Linear(c.hidden_size, c.num_heads * c.head_dim, bias=c.qkv_bias)
         self.k_proj = nn.Linear(c.hidden_size, c.num_kv_heads * c.head_dim, bias=c.qkv_bias)
         self.v_proj = nn.Linear(c.hidden_size, c.num_kv_heads * c.head_dim, bias=c.qkv_bias)
@@ -122,43 +102,9 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(c.head_dim, c.rms_norm_eps)
             self.k_norm = RMSNorm(c.head_dim, c.rms_norm_eps)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], visible: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
-        B, T, _ = x.shape
-        H, K, D = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
-        weights, biases = zip(*((p.weight, p.bias) for p in (self.q_proj, self.k_proj, self.v_proj)))
-        qkv = F.linear(x, torch.cat(weights), torch.cat(biases) if self.config.qkv_bias else None)      # one product, then one turn, for all heads
-        qk, v = qkv.view(B, T, H + 2 * K, D).split([H + K, K], dim=2)
-        if self.config.qk_norm:
-            weight = torch.cat([self.q_norm.weight.expand(H, D), self.k_norm.weight.expand(K, D)])
-            qk = rms_norm(qk, weight, self.config.rms_norm_eps)
-        q, k = rotate(qk, *rope).transpose(1, 2).split([H, K], dim=1)       # (B, H, T, D), (B, K, T, D)
-        v = v.transpose(1, 2)                                               # (B, K, T, D)
-        if cache is not None:
-            k, v = cache.append(layer, k, v)                                # (B, K, S, D)
-        out = attend(q, k, v, visible)                                      # (B, H, T, D)
-        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))
-
-
-SHORT = 64      # queries: on a CPU, up to here two plain matrix products take less time than the fused kernel
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """q (B, H, T, D) over k, v (B, K, S, D); `visible` (B or 1, 1, T, S) or None: causal over S == T, or everything for one query."""
-    B, H, T, D = q.shape
-    K, S = k.shape[1:3]
-    if T > 1 and (q.is_cuda or T > SHORT):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None, enable_gqa=H != K)
-    if visible is None and T > 1:
-        visible = torch.ones(T, S, dtype=torch.bool, device=q.device).tril()[None, None]
-    k, v = k.unsqueeze(2), v.unsqueeze(2)                                   # (B, K, 1, S, D): a key/value head serves H/K query heads
-    scores = (q * D ** -0.5).reshape(B, K, H // K, T, D) @ k.transpose(3, 4)                            # (B, K, H/K, T, S)
-    if visible is not None:
-        scores = scores + torch.where(visible, 0.0, float("-inf")).to(scores.dtype).unsqueeze(2)
-    return (scores.softmax(-1) @ v).reshape(B, H, T, D)
-
 
 class FeedForward(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)) (arXiv:2002.05202, eq. 6)."""
+    """The parameters of SwiGLU: down(silu(gate(x)) * up(x)) (arXiv:2002.05202, eq. 6)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -166,22 +112,68 @@ class FeedForward(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+class Weights(NamedTuple):
+    """What one block computes with: matrices that multiply the same input are joined, so that there is one product for them."""
+
+    norm: Tensor
+    qkv: Tensor                   # ((H + 2 K) D, d)
+    qkv_bias: Tensor | None
+    qk_norm: Tensor | None        # (H + K, D)
+    output: Tensor
+    output_bias: Tensor | None
+    second_norm: Tensor
+    gate_up: Tensor               # (2 * intermediate, d)
+    down: Tensor
 
 
 class Block(nn.Module):
+    """Two residual steps. What happens to each token by itself is in two functions, so that they can be compiled; between them tokens meet."""
+
     def __init__(self, config: ModelConfig):
         super().__init__()
+        self.config = config
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rope, visible, cache, layer: int) -> Tensor:
-        x = x + self.dropout(self.self_attn(self.input_layernorm(x), rope, visible, cache, layer))
-        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+    def weights(self, dtype: torch.dtype | None = None) -> Weights:
+        """Joined, and with `dtype` the matrices cast to it."""
+        a, c, cast = self.self_attn, self.config, lambda x: x if x is None or dtype is None else x.to(dtype)
+        qkv = (a.q_proj, a.k_proj, a.v_proj)
+        return Weights(
+            norm=self.input_layernorm.weight, second_norm=self.post_attention_layernorm.weight,
+            qkv=cast(torch.cat([p.weight for p in qkv])), qkv_bias=cast(torch.cat([p.bias for p in qkv])) if c.qkv_bias else None,
+            qk_norm=torch.cat([a.q_norm.weight.expand(c.num_heads, -1), a.k_norm.weight.expand(c.num_kv_heads, -1)]) if c.qk_norm else None,
+            output=cast(a.o_proj.weight), output_bias=cast(a.o_proj.bias),
+            gate_up=cast(torch.cat([self.mlp.gate_proj.weight, self.mlp.up_proj.weight])), down=cast(self.mlp.down_proj.weight))
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], context, layer: int, w: Weights, compiled: bool) -> Tensor:
+        before, after = (_compiled_before, _compiled_after) if compiled else (before_attention, after_attention)
+        q, k, v = before(x, *rope, w, self.config.num_heads, self.config.num_kv_heads, self.config.rms_norm_eps)
+        return after(x, context(layer, q, k, v), w, self.config.rms_norm_eps, self.dropout.p if self.training else 0.0)
+
+
+def before_attention(x: Tensor, cos: Tensor, sin: Tensor, w: Weights, H: int, K: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens (N, d) -> their queries (N, H, D), keys and values (N, K, D), normalised where the family does so, and turned by position."""
+    qkv = F.linear(rms_norm(x, w.norm, eps), w.qkv, w.qkv_bias).unflatten(-1, (H + 2 * K, -1))
+    qk, v = qkv.split([H + K, K], dim=1)
+    if w.qk_norm is not None:
+        qk = rms_norm(qk, w.qk_norm, eps)
+    q, k = rotate(qk, cos, sin).to(v.dtype).split([H, K], dim=1)
+    return q, k, v
+
+
+def after_attention(x: Tensor, attended: Tensor, w: Weights, eps: float, dropout: float) -> Tensor:
+    """Add what attention found, (N, H * D), and what the feed-forward part makes of it, to the stream x (N, d)."""
+    x = x + F.dropout(F.linear(attended, w.output, w.output_bias), dropout, training=dropout > 0)
+    gate, up = F.linear(rms_norm(x, w.second_norm, eps), w.gate_up).chunk(2, dim=-1)
+    return x + F.dropout(F.linear(F.silu(gate) * up, w.down), dropout, training=dropout > 0)
+
+
+_compiled_before, _compiled_after = compiled(before_attention), compiled(after_attention)
 
 
 class Transformer(nn.Module):
@@ -198,6 +190,7 @@ class Transformer(nn.Module):
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.rope = Rope(config.head_dim, config.max_seq_len, theta=config.rope_theta, scaling=config.rope_scaling)
+        self.compiled = False            # whether the blocks run as one compiled piece on either side of attention: see compiled.py
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
@@ -231,31 +224,29 @@ class Transformer(nn.Module):
     def hidden(self, tokens: Tensor, *, cache: KVCache | None = None, starts: Tensor | None = None) -> Tensor:
         """Last hidden states, normalised: tokens (B, T) -> (B, T, d).
 
-        With `cache`, `tokens` continue what it holds and are added to it. `starts` says at which slot the sequence of a token starts, where that
-        is not 0: (B,) after padding on the left, (B, T) in rows that hold several sequences. A token sees and counts its own sequence only.
-        Padding on the right needs no word: no token looks ahead.
+        With `cache`, `tokens` continue what it holds and are added to it. `starts` (B,) says at which slot each row starts, after padding on the
+        left, which is neither seen nor counted. Padding on the right needs no word: no token looks ahead.
         """
-        T = tokens.shape[1]
-        before = 0 if cache is None else cache.length
-        slots = torch.arange(before, before + T, device=tokens.device)                                # (T,)
-        if starts is None:
-            positions, visible = slots, None
-            if before and T > 1:
-                visible = (torch.arange(before + T, device=tokens.device) <= slots[:, None])[None, None]   # (1, 1, T, S)
-        else:
-            starts = torch.minimum(starts if starts.dim() == 2 else starts[:, None], slots)           # (B, T): a padding slot sees itself, as an
-            positions = slots - starts                                                                # empty softmax would be NaN
-            keys = torch.arange(before + T, device=tokens.device)
-            visible = ((keys <= slots[:, None]) & (keys >= starts[..., None])).unsqueeze(1)           # (B, 1, T, S)
-        if before + T > self.config.max_seq_len and int(positions.max()) >= self.config.max_seq_len:
-            raise ValueError(f"{int(positions.max()) + 1} tokens do not fit the model's context of {self.config.max_seq_len}: "
+        context = Rows(*tokens.shape, device=tokens.device, cache=cache, starts=starts)
+        return self.hidden_of(tokens.flatten(), context, cache=cache).unflatten(0, tokens.shape)
+
+    def hidden_of(self, tokens: Tensor, context, *, cache: KVCache | None = None) -> Tensor:
+        """Last hidden states of a list of tokens, (N,) -> (N, d). `context` says which positions they have and who sees whom: see attention.py."""
+        if context.longest > self.config.max_seq_len and int(context.positions.max()) >= self.config.max_seq_len:
+            raise ValueError(f"{int(context.positions.max()) + 1} tokens do not fit the model's context of {self.config.max_seq_len}: "
                              "shorten the prompt or max_new_tokens, or build the model with a larger max_seq_len")
-        x = self.dropout(self.embed_tokens(tokens))                                                   # (B, T, d)
-        rope = self.rope(positions, x.dtype)
+        if cache is None:
+            weights = [block.weights() for block in self.layers]
+        else:
+            if cache.weights is None:
+                cache.weights = [block.weights(compute_dtype(self)) for block in self.layers]
+            weights = cache.weights
+        x = self.dropout(self.embed_tokens(tokens))                                                   # (N, d)
+        rope = self.rope(context.positions, x.dtype)
         for i, block in enumerate(self.layers):
-            x = block(x, rope, visible, cache, i)
+            x = block(x, rope, context, i, weights[i], self.compiled)
         if cache is not None:
-            cache.length += T
+            cache.length = context.longest
         return self.norm(x)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -24,3 +24,9 @@ def compute_in(dtype: str, device: torch.device) -> AbstractContextManager:
         raise ValueError(f"dtype is {dtype!r}: one of {', '.join(DTYPES)} is wanted")
     # No cache: autocast would keep its low-precision copy of the weights past the optimizer step, and the run would train on old ones.
     return torch.autocast(device.type, dtype=DTYPES[dtype], enabled=DTYPES[dtype] is not torch.float32, cache_enabled=False)
+
+
+def compute_dtype(model) -> torch.dtype:
+    """What the model's matrix products give: the autocast dtype where that is on, its own otherwise."""
+    device = model.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype

@@ -85,22 +85,3 @@ def micro_batches(lengths: Tensor, token_budget: int) -> Iterator[Tensor]:
         if end == len(sizes) or (end + 1 - start) * sizes[start] > token_budget:
             yield order[start:end]
             start = end
-
-
-def pack(lengths: list[int], width: int) -> tuple[list[int], list[int]]:
-    """Lay sequences of at most `width` tokens into as few rows of that width as a simple rule finds: the longest, then the shortest that still fit.
-
-    lengths (N) -> for each sequence the row it is in and the slot it starts at.
-    """
-    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-    row, start = [0] * len(lengths), [0] * len(lengths)
-    rows, first, last = 0, 0, len(order) - 1
-    while first <= last:
-        row[order[first]], filled = rows, lengths[order[first]]
-        first += 1
-        while first <= last and filled + lengths[order[last]] <= width:
-            row[order[last]], start[order[last]] = rows, filled
-            filled += lengths[order[last]]
-            last -= 1
-        rows += 1
-    return row, start

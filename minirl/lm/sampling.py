@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from minirl.lm.model import KVCache
+from minirl.lm.attention import KVCache
+from minirl.lm.precision import compute_dtype
 from minirl.lm.rollouts import Rollouts, span_mask
 
 
@@ -128,12 +129,6 @@ def keep_likeliest(logp: Tensor, top_k: int, top_p: float) -> Tensor:
         drop = torch.zeros_like(logp, dtype=torch.bool).scatter(1, order, before >= top_p)
         logp = logp.masked_fill(drop, float("-inf")).log_softmax(-1)
     return logp
-
-
-def compute_dtype(model) -> torch.dtype:
-    """What the model's matrix products give: the autocast dtype where that is on, its own otherwise."""
-    device = model.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
 
 
 def _ids(prompt) -> list[int]:

@@ -108,17 +108,17 @@ def test_right_padding_changes_no_log_prob(model):
     torch.testing.assert_close(token_logprobs(model, tokens, mask=mask), token_logprobs(model, other, mask=mask), atol=1e-5, rtol=1e-5)
 
 
-def test_packed_rows_see_only_themselves(model):
-    """Rows of 3 to 20 tokens share rows while they are computed. Each must read as if it stood alone: positions, attention and gradient."""
+def test_rows_of_many_lengths_see_only_themselves(model):
+    """Rows of 3 to 20 tokens are one list of tokens while they are computed. Each must read as if it stood alone: positions, attention and gradient."""
     ends = torch.tensor([20, 3, 5, 9, 4, 7, 11, 3])
     tokens = torch.randint(23, (8, 20), generator=torch.Generator().manual_seed(0))
     mask = span_mask(torch.full((8,), 2), ends, 20)
     weight = torch.randn(8, 20, generator=torch.Generator().manual_seed(1))
     parameters = [p for p in model.parameters()]
-    widths = []
-    forward, model.hidden = model.hidden, lambda tokens, **given: (widths.append(tokens.shape), forward(tokens, **given))[1]
+    computed = []
+    forward, model.hidden_of = model.hidden_of, lambda tokens, context: (computed.append(tokens.shape), forward(tokens, context))[1]
     got = token_logprobs(model, tokens, mask=mask)
-    assert widths == [(4, 20)]                                             # 20 | 11 + 3 + 3 | 9 + 4 + 5 | 7: 62 tokens
+    assert computed == [(54,)]                                             # 20 + 3 + 5 + 9 + 4 + 7 + 11 + 3, and no row's last token
     grads = torch.autograd.grad((weight * got).sum(), parameters)
     alone = [token_logprobs(model, tokens[i:i + 1, :end], mask=mask[i:i + 1, :end]) for i, end in enumerate(ends.tolist())]
     for i, want in enumerate(alone):

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from minirl.lm.model import KVCache, ModelConfig, RMSNorm, Transformer, attend
+from minirl.lm.attention import KVCache, attend
+from minirl.lm.model import ModelConfig, RMSNorm, Transformer
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minirl.lm.rollouts import Rollouts, micro_batches, pack, right_pad, span_mask
+from minirl.lm.rollouts import Rollouts, micro_batches, right_pad, span_mask
 from minirl.lm.tokenizer import build_tokenizer
 
 EOS = 9
@@ -101,25 +101,6 @@ def test_micro_batches_by_hand(lengths, budget, want):
 
 
 # ---------------------------------------------------------------- packing
-
-@pytest.mark.parametrize("lengths, width, rows, starts", [
-    ([5, 5], 5, [0, 1], [0, 0]),
-    ([2, 5, 3], 5, [1, 0, 1], [3, 0, 0]),                                  # 5 fills its row; 3, and 2 behind it
-    ([1, 1, 4, 1], 5, [1, 1, 0, 0], [0, 1, 0, 4]),                         # 4 and a 1 (the last), then the others
-    ([0, 0], 1, [0, 0], [0, 0]),
-    ([], 1, [], []),
-], ids=str)
-def test_pack_by_hand(lengths, width, rows, starts):
-    assert pack(lengths, width) == (rows, starts)
-
-
-def test_packed_sequences_do_not_overlap_and_stay_inside_their_rows():
-    lengths = torch.randint(0, 40, (200,), generator=torch.Generator().manual_seed(1)).tolist()
-    rows, starts = pack(lengths, 40)
-    slots = [(row, start + t) for row, start, length in zip(rows, starts, lengths) for t in range(length)]
-    assert len(set(slots)) == len(slots) == sum(lengths) and max(slot for _, slot in slots) < 40
-    assert max(rows) + 1 < 1.2 * sum(lengths) / 40                         # and few slots are left empty
-
 
 # ---------------------------------------------------------------- padding and masks
 

@@ -1,0 +1,212 @@
+"""Where tokens meet. Outside attention a transformer treats every token by itself, so its blocks work on a plain list of N tokens, (N, d). In
+attention a context lays the list out in rows and says who sees whom:
+
+    Rows       B rows of T tokens, each a sequence: on their own, or behind what a cache holds
+    Distinct   rows that begin alike and end at many lengths: each prompt is computed once, and padding never
+
+A context is called with q (N, H, D), k and v (N, K, D) of one layer, and gives back (N, H * D).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+SHORT = 64            # queries: on a CPU, up to here two plain matrix products take less time than the fused kernel
+WORTH_A_PIECE = 0.8   # of the attention's work: what a layout in two pieces must come down to, to pay for its calls
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, preallocated: one (2, B, K, S, D) tensor per layer; `length` slots are filled.
+
+    It is good for as long as the weights stay as they are, and so are `weights`, the blocks' weights joined and cast once for all steps.
+    `slot`, where it is set, says on the device where the next token goes (then `length` is how far rows are read): see decoding.py.
+    """
+
+    def __init__(self, config, rows: int, slots: int, *, device=None, dtype=None):
+        shape = (2, rows, config.num_kv_heads, slots, config.head_dim)
+        self.layers = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
+        self.length = 0
+        self.weights: list | None = None
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write k, v (B, K, T, D) behind the filled slots of one layer; return all keys and values up to them."""
+        end = self.length + k.shape[2]
+        store = self.layers[layer]
+        store[0, :, :, self.length:end] = k
+        store[1, :, :, self.length:end] = v
+        return store[0, :, :, :end], store[1, :, :, :end]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep (or repeat) the given rows, in that order; only the filled slots are copied."""
+        for i, store in enumerate(self.layers):
+            kept = store.new_empty((2, len(rows), *store.shape[2:]))
+            torch.index_select(store[:, :, :, :self.length], 1, rows, out=kept[:, :, :, :self.length])
+            self.layers[i] = kept
+
+
+class Rows:
+    """B rows of T tokens; with a cache they continue what it holds. `starts` (B,): the slot of each row's first token, after padding on the left."""
+
+    def __init__(self, B: int, T: int, *, device, cache: KVCache | None = None, starts: Tensor | None = None):
+        before = 0 if cache is None else cache.length
+        self.B, self.T, self.cache, self.bias = B, T, cache, None
+        slots = torch.arange(before, before + T, device=device)                                       # (T,)
+        keys = torch.arange(before + T, device=device)                                                # (S,)
+        self.longest = before + T                                                                     # no position is beyond it
+        if starts is None:
+            self.positions = slots.repeat(B)                                                          # (N,)
+            if T > 1 and (before or T <= SHORT):
+                self.bias = hide(keys > slots[:, None])[None, None]                                   # (1, 1, T, S)
+        else:
+            starts = torch.minimum(starts[:, None], slots)                # (B, T): a padding slot sees itself, as an empty softmax would be NaN
+            self.positions = (slots - starts).flatten()
+            self.bias = hide((keys > slots[:, None]) | (keys < starts[..., None])).unsqueeze(1)       # (B, 1, T, S)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.unflatten(0, (self.B, self.T)).transpose(1, 2) for x in (q, k, v))               # (B, H, T, D), (B, K, T, D)
+        if self.cache is not None:
+            k, v = self.cache.append(layer, k, v)                                                     # (B, K, S, D)
+        return attend(q, k, v, self.bias).transpose(1, 2).reshape(self.B * self.T, -1)
+
+
+class Distinct:
+    """The tokens that B rows have need of, each once: `tokens` (N,) at `positions` (N,); slot (b, t) of the rows is token `place[b, t]`.
+
+    tokens (B, T); first, used (B,) on the CPU: row b begins with first[b] tokens of prompt, which rows with an equal prompt share, and needs its first
+    used[b] tokens, its prompt at least. Attention runs over whole rows, right-padded, a piece of similar lengths at a time: a shared token then stands
+    in several slots, and a slot behind a row's end holds any token, which no other sees. The gradient of a token is the sum over its slots.
+    """
+
+    def __init__(self, tokens: Tensor, first: Tensor, used: Tensor):
+        (B, T), device = tokens.shape, tokens.device
+        rows = torch.arange(B)
+        source = same_prompt(tokens, first, used)                                                     # (B,): the row that computes the prompt
+        t = torch.arange(T)
+        origin = torch.where(t < first[:, None], source[:, None], rows[:, None])                      # (B, T): the row that computes each slot
+        own = (t < used[:, None]) & (origin == rows[:, None])
+        place = (own.flatten().cumsum(0) - 1).view(B, T)[origin, t]                                   # (B, T)
+        self.tokens, self.positions = tokens[own.to(device)], t.expand(B, T)[own].to(device)
+        self.place, self.longest = place.to(device), int(used.max())
+
+        self.pieces, slots, at, offset = [], [], torch.zeros(B, dtype=torch.long), 0
+        for piece in similar(used):
+            width = max(1, int(used[piece].max()))
+            slots.append(torch.where(t[:width] < used[piece, None], place[piece, :width], 0).flatten())
+            at[piece] = offset + torch.arange(len(piece)) * width                                     # (B,): the slot at which each row starts
+            offset += len(piece) * width
+            bias = hide(torch.ones(width, width, dtype=torch.bool, device=device).triu(1))[None, None] if 1 < width <= SHORT else None
+            self.pieces.append((len(piece), width, bias))
+        slots, home = torch.cat(slots), (at[:, None] + t)[own]                                        # (S,): token of a slot; (N,): slot of a token
+        self.as_they_are = len(home) == offset and bool((slots == torch.arange(offset)).all())
+        answers = torch.zeros(offset, dtype=torch.bool).index_fill_(0, home, True)                    # (S,): the slot whose result is its token's
+        shared, users, valid = self.users(first, used, source, at, place)
+        self.slots, self.home, self.answers = slots.to(device), home.to(device), answers.to(device)
+        self.shared = None if shared is None else (shared.to(device), users.to(device), valid.to(device))
+
+    @staticmethod
+    def users(first: Tensor, used: Tensor, source: Tensor, at: Tensor, place: Tensor):
+        """The tokens of shared prompts (M,), all slots that hold them (M, U), and which of these are real, as prompts are shared by different numbers."""
+        groups = [g for row in source[used > 0].unique().tolist() if len(g := ((source == row) & (used > 0)).nonzero().squeeze(1)) > 1]
+        if not groups:
+            return None, None, None
+        most = max(map(len, groups))
+        tokens, users, valid = [], [], []
+        for g in groups:
+            t = torch.arange(int(first[g[0]]))
+            tokens.append(place[g[0], t])
+            users.append(F.pad(at[g] + t[:, None], (0, most - len(g))))
+            valid.append((torch.arange(most) < len(g)).expand(len(t), most))
+        return torch.cat(tokens), torch.cat(users), torch.cat(valid)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        N, H, D = q.shape
+        K = k.shape[1]
+        heads = torch.cat([q, k, v], dim=1)
+        if not self.as_they_are:
+            heads = _ToSlots.apply(heads.flatten(1), self.slots, self.home, self.shared).unflatten(1, (H + 2 * K, D))
+        out = []
+        for (B, T, bias), x in zip(self.pieces, heads.split([B * T for B, T, _ in self.pieces])):
+            q, k, v = x.unflatten(0, (B, T)).transpose(1, 2).split([H, K, K], dim=1)
+            out.append(attend(q, k, v, bias).transpose(1, 2).reshape(B * T, H * D))
+        out = torch.cat(out) if len(out) > 1 else out[0]
+        return out if self.as_they_are else _FromSlots.apply(out, self.slots, self.home, self.answers)
+
+
+class _ToSlots(torch.autograd.Function):
+    """x (N, F) of tokens -> (S, F) of slots. Both directions only read, in a fixed order: no scattered additions, and the same bits every time."""
+
+    @staticmethod
+    def forward(ctx, x, slots, home, shared):
+        ctx.index = home, shared
+        return x.index_select(0, slots)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        home, shared = ctx.index
+        out = grad.index_select(0, home)
+        if shared is not None:
+            tokens, users, valid = shared                                                             # (M,), (M, U), (M, U)
+            out[tokens] = (grad[users] * valid[..., None]).sum(1)
+        return out, None, None, None
+
+
+class _FromSlots(torch.autograd.Function):
+    """out (S, F) of slots -> (N, F) of tokens, each from its own slot."""
+
+    @staticmethod
+    def forward(ctx, out, slots, home, answers):
+        ctx.index = slots, answers
+        return out.index_select(0, home)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        slots, answers = ctx.index
+        return grad.index_select(0, slots).mul_(answers[:, None]), None, None, None
+
+
+def same_prompt(tokens: Tensor, first: Tensor, used: Tensor) -> Tensor:
+    """For each row the first row with the same prompt (first[b] tokens), itself where it is alone. (B,) on the CPU."""
+    known, source = {}, []
+    for b, row in enumerate(tokens[:, :max(1, int(first.max()))].tolist()):
+        key = tuple(row[:int(first[b])]) if used[b] else b
+        source.append(known.setdefault(key, b))
+    return torch.tensor(source)
+
+
+def similar(lengths: Tensor) -> list[Tensor]:
+    """Rows in pieces of similar length, up to four of them, where padding to the longest of a piece costs attention clearly less. (B,) -> indices."""
+    def split(rows: Tensor, depth: int) -> list[Tensor]:                                              # rows from long to short
+        n, sizes = len(rows), lengths[rows].double() ** 2
+        count = torch.arange(1, n)
+        cost = sizes[0] * count + sizes[1:] * (n - count)                                             # of cutting behind each row
+        if depth == 0 or n < 2 or cost.min() > WORTH_A_PIECE * sizes[0] * n:
+            return [rows.sort().values]
+        cut = int(cost.argmin()) + 1
+        return split(rows[:cut], depth - 1) + split(rows[cut:], depth - 1)
+    return split(lengths.argsort(descending=True, stable=True), 2)
+
+
+def hide(hidden: Tensor) -> Tensor:
+    """What attention adds to a score: minus infinity where `hidden` is true."""
+    return torch.where(hidden, float("-inf"), 0.0)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """q (B, H, T, D) over k, v (B, K, S, D); added to the scores is `bias` (B or 1, 1, T, S), or without one T == S is causal and one query sees all."""
+    B, H, T, D = q.shape
+    K, S = k.shape[1:3]
+    if bias is not None:
+        bias = bias.to(q.dtype)
+    if T > 1 and (q.is_cuda or T > SHORT):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=H != K)
+    if bias is None and T > 1:
+        bias = hide(torch.ones(T, S, dtype=torch.bool, device=q.device).triu(1))[None, None].to(q.dtype)
+    scores = (q * D ** -0.5).reshape(B, K, H // K * T, D) @ k.transpose(2, 3)       # (B, K, H/K * T, S): a key/value head serves H/K query heads
+    if bias is not None:
+        scores = scores.view(B, K, H // K, T, S).add_(bias.unsqueeze(2)).view(B, K, -1, S)
+    return (scores.softmax(-1) @ v).view(B, H, T, D)
