@@ -21,30 +21,35 @@ WORTH_A_PIECE = 0.8   # of the attention's work: what a layout in two pieces mus
 class KVCache:
     """Keys and values of the tokens seen so far, preallocated: one (2, B, K, S, D) tensor per layer; `length` slots are filled.
 
-    It is good for as long as the weights stay as they are, and so are `weights`, the blocks' weights joined and cast once for all steps.
-    `slot`, where it is set, says on the device where the next token goes (then `length` is how far rows are read): see decoding.py.
+    It is good for as long as the weights stay as they are, and so are `weights`, the blocks' weights joined and cast once for all steps. Where
+    `slot` (1,) is set, it says on the device where the next token goes, and `length` how far rows are read: then no step depends on a number that
+    the host must know, and a step can be recorded once and played again (decoding.py).
     """
 
     def __init__(self, config, rows: int, slots: int, *, device=None, dtype=None):
         shape = (2, rows, config.num_kv_heads, slots, config.head_dim)
-        self.layers = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
+        self.layers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
         self.length = 0
+        self.slot: Tensor | None = None
         self.weights: list | None = None
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v (B, K, T, D) behind the filled slots of one layer; return all keys and values up to them."""
-        end = self.length + k.shape[2]
-        store = self.layers[layer]
-        store[0, :, :, self.length:end] = k
-        store[1, :, :, self.length:end] = v
+        """Write k, v (B, K, T, D) behind the filled slots of one layer's first B rows; return their keys and values, with the new ones."""
+        store = self.layers[layer][:, :len(k)]
+        if self.slot is not None:
+            store.index_copy_(3, self.slot, torch.stack([k, v]).to(store.dtype))
+            end = self.length
+        else:
+            end = self.length + k.shape[2]
+            store[0, :, :, self.length:end] = k
+            store[1, :, :, self.length:end] = v
         return store[0, :, :, :end], store[1, :, :, :end]
 
-    def select(self, rows: Tensor) -> None:
-        """Keep (or repeat) the given rows, in that order; only the filled slots are copied."""
-        for i, store in enumerate(self.layers):
-            kept = store.new_empty((2, len(rows), *store.shape[2:]))
-            torch.index_select(store[:, :, :, :self.length], 1, rows, out=kept[:, :, :, :self.length])
-            self.layers[i] = kept
+    def take(self, source: KVCache, rows: Tensor) -> None:
+        """Make the given rows of `source`, which may be this cache, the first rows of this one; only filled slots are copied."""
+        for mine, theirs in zip(self.layers, source.layers):
+            mine[:, :len(rows), :, :source.length] = theirs[:, :, :, :source.length].index_select(1, rows)
+        self.length = source.length
 
 
 class Rows:
@@ -52,13 +57,14 @@ class Rows:
 
     def __init__(self, B: int, T: int, *, device, cache: KVCache | None = None, starts: Tensor | None = None):
         before = 0 if cache is None else cache.length
+        recorded = cache is not None and cache.slot is not None                                       # T is 1, and the cache knows the slot
         self.B, self.T, self.cache, self.bias = B, T, cache, None
-        slots = torch.arange(before, before + T, device=device)                                       # (T,)
-        keys = torch.arange(before + T, device=device)                                                # (S,)
-        self.longest = before + T                                                                     # no position is beyond it
+        self.longest = before if recorded else before + T                                             # no position is beyond it
+        slots = cache.slot if recorded else torch.arange(before, before + T, device=device)           # (T,)
+        keys = torch.arange(self.longest, device=device)                                              # (S,)
         if starts is None:
             self.positions = slots.repeat(B)                                                          # (N,)
-            if T > 1 and (before or T <= SHORT):
+            if recorded or (T > 1 and (before or T <= SHORT)):
                 self.bias = hide(keys > slots[:, None])[None, None]                                   # (1, 1, T, S)
         else:
             starts = torch.minimum(starts[:, None], slots)                # (B, T): a padding slot sees itself, as an empty softmax would be NaN

@@ -1,7 +1,7 @@
 """Sampling: prompts in, Rollouts out. A prompt is read once for its whole group, then every row grows by one token a step.
 
 Rows share one clock: prompts are padded on the *left* while sampling, so that all rows write the same cache slot, and the result is
-laid out again with padding on the right, as everything else in the library has it.
+laid out again with padding on the right, as everything else in the library has it. How rows grow is in decoding.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minirl.lm.attention import KVCache
+from minirl.lm.decoding import Choice, decoder_for
 from minirl.lm.precision import compute_dtype
 from minirl.lm.rollouts import Rollouts, span_mask
 
@@ -50,50 +51,29 @@ def _sample(model, prompts, group, max_new_tokens, temperature, top_k, top_p, st
     prompt_lengths = torch.tensor([len(prompt) for prompt in prompts])                            # (P,)
     width = int(prompt_lengths.max())
     tokens = torch.tensor([[pad_id] * (width - len(prompt)) + prompt for prompt in prompts], device=device)      # (P, width)
-    starts = None if bool((prompt_lengths == width).all()) else (width - prompt_lengths).to(device)
-    cache = KVCache(model.config, len(prompts), width + max_new_tokens, device=device, dtype=compute_dtype(model))
-    hidden = model.hidden(tokens, cache=cache, starts=starts)[:, -1]                  # (P, d)
+    padding = None if bool((prompt_lengths == width).all()) else (width - prompt_lengths).to(device)
+    decoder = decoder_for(model, len(prompts) * group, width, max_new_tokens, Choice(temperature, top_k, top_p, tuple(stops)), padded=padding is not None)
+    cache = KVCache(model.config, len(prompts), width, device=device, dtype=compute_dtype(model))
+    cache.weights = decoder.cache.weights
+    hidden = model.hidden(tokens, cache=cache, starts=padding)[:, -1]                             # (P, d)
 
-    # 2. one cache row and one last hidden state per completion
-    alive = torch.arange(len(prompts) * group, device=device)                                     # the rows still growing
-    cache.select(alive // group)
-    hidden = hidden.repeat_interleave(group, dim=0)                                               # (B, d)
-    if starts is not None:
-        starts = starts.repeat_interleave(group)
-    B = len(alive)
-    new_tokens = torch.full((B, max_new_tokens), pad_id, device=device)
-    new_logp = torch.zeros(B, max_new_tokens, device=device)
-    lengths = torch.full((B,), max_new_tokens, device=device)
-    truncated = torch.ones(B, dtype=torch.bool, device=device)
-    stop_ids = torch.tensor(stops, dtype=torch.long, device=device)
-
-    # 3. grow
-    for t in range(max_new_tokens):
-        uniform = torch.rand(B, generator=generator, device=device if generator is None else generator.device).to(device)
-        ids, logp = draw(model.lm_head(hidden).float(), uniform[alive], temperature, top_k, top_p)
-        new_tokens[alive, t] = ids
-        new_logp[alive, t] = logp
-        ended = torch.isin(ids, stop_ids)
-        if bool(ended.any()):                                                                     # ended rows leave the batch
-            lengths[alive[ended]] = t + 1
-            truncated[alive[ended]] = False
-            going = (~ended).nonzero().squeeze(1)
-            if len(going) == 0:
-                break
-            alive, ids = alive[going], ids[going]
-            cache.select(going)
-            starts = None if starts is None else starts[going]
-        if t + 1 < max_new_tokens:
-            hidden = model.hidden(ids[:, None], cache=cache, starts=starts)[:, -1]
-
+    # 2. a row per completion, each growing by a token a step, until all have ended
+    source = generator.device if generator is not None else device
+    uniform = torch.rand(max_new_tokens, len(prompts) * group, generator=generator, device=source).to(device)    # row i's t-th draw, whatever has ended
+    new_tokens, new_logp = decoder.grow(model, hidden, cache, padding, group, uniform)            # (B, max_new_tokens) each, with anything behind the ends
     if not bool(new_logp.isfinite().all()):
         raise ValueError("the model gave logits that are not finite: its weights hold NaN or infinity, or overflow in its dtype; go back to an "
                          "earlier checkpoint, or use float32")
 
+    # 3. where each row ended
+    ended = torch.isin(new_tokens, torch.tensor(stops, dtype=torch.long, device=device))          # (B, max_new_tokens)
+    truncated = ~ended.any(1)
+    lengths = torch.where(truncated, max_new_tokens, ended.int().argmax(1) + 1)                   # (B,)
+
     # 4. lay out with padding on the right
     prompt_lengths = prompt_lengths.to(device).repeat_interleave(group)                           # (B,)
     ends = prompt_lengths + lengths
-    T = int(ends.max())
+    B, T = len(ends), int(ends.max())
     mask = span_mask(prompt_lengths, ends, T)                                                     # (B, T)
     sampled = span_mask(torch.zeros_like(lengths), lengths, max_new_tokens)                       # (B, max_new_tokens)
     out = torch.full((B, T), pad_id, device=device)
@@ -102,33 +82,6 @@ def _sample(model, prompts, group, max_new_tokens, temperature, top_k, top_p, st
     behavior_logp = torch.zeros(B, T, device=device)
     behavior_logp[mask] = new_logp[sampled]
     return Rollouts(out, mask, prompt_lengths, behavior_logp, truncated)
-
-
-def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
-    """One id a row by inverting the cumulative distribution at one uniform number: logits (B, V), uniform (B,) -> ids (B,), logp (B,)."""
-    if temperature == 0:
-        logp = logits.log_softmax(-1)
-        ids = logits.argmax(-1)
-    else:
-        logp = keep_likeliest((logits / temperature).log_softmax(-1), top_k, top_p)               # (B, V), normalised
-        cumulative = logp.exp().cumsum(-1)                                                        # ends at 1, but for rounding
-        # u < total, so the first id whose cumulative sum exceeds u has probability > 0 (the clamp is for NaN, which _sample reports)
-        u = (uniform * cumulative[:, -1]).minimum(torch.nextafter(cumulative[:, -1], torch.zeros_like(uniform)))
-        ids = torch.searchsorted(cumulative, u[:, None], right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
-    return ids, logp.gather(1, ids[:, None]).squeeze(1)
-
-
-def keep_likeliest(logp: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Set all but the top_k likeliest ids, then all but the fewest of probability >= top_p, to -inf, and renormalise. (B, V) -> (B, V)."""
-    if 0 < top_k < logp.shape[-1]:
-        rank = logp.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)                 # 0: the likeliest; ties by id
-        logp = logp.masked_fill(rank >= top_k, float("-inf")).log_softmax(-1)
-    if top_p < 1.0:
-        sorted_logp, order = logp.sort(dim=-1, descending=True, stable=True)
-        before = sorted_logp.exp().cumsum(-1) - sorted_logp.exp()                                 # probability of all likelier ids
-        drop = torch.zeros_like(logp, dtype=torch.bool).scatter(1, order, before >= top_p)
-        logp = logp.masked_fill(drop, float("-inf")).log_softmax(-1)
-    return logp
 
 
 def _ids(prompt) -> list[int]:

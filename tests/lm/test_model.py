@@ -83,9 +83,13 @@ def test_cache_rows_can_be_repeated_dropped_and_reordered(model):
     cache = KVCache(model.config, 2, 6)
     model.hidden(tokens, cache=cache)
     rows = torch.tensor([1, 0, 1])
-    cache.select(rows)
+    before, cache = cache, KVCache(model.config, 4, 6)
+    cache.take(before, rows)
     got = model.hidden(new, cache=cache)[:, -1]
     torch.testing.assert_close(got, model.hidden(torch.cat([tokens[rows], new], 1))[:, -1], **CLOSE)
+    cache.take(cache, torch.tensor([2, 1]))
+    got = model.hidden(new[:2], cache=cache)[:, -1]
+    torch.testing.assert_close(got, model.hidden(torch.cat([tokens[rows][[2, 1]], new[[2, 1]], new[:2]], 1))[:, -1], **CLOSE)
 
 
 # ---------------------------------------------------------------- grouped queries

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from minirl.lm.decoding import draw, keep_likeliest
 from minirl.lm.logprobs import token_logprobs
 from minirl.lm.model import ModelConfig
 from minirl.lm.precision import compute_in
-from minirl.lm.sampling import draw, keep_likeliest, sample
+from minirl.lm.sampling import sample
 
 INF = float("inf")
 ALMOST_ONE = 1 - 2 ** -24                                                  # the largest float32 below 1, and the largest torch.rand gives
@@ -136,7 +137,7 @@ def test_the_training_mode_is_restored_and_dropout_is_off_meanwhile(make_model, 
     model = make_model(dropout=0.5).train(training)
     got = sample(model, [[3, 1, 4]], **options, generator=generator())
     assert torch.equal(got.behavior_logp, want.behavior_logp) and model.training is training and model.dropout.training is training
-    model.lm_head.forward = lambda hidden: 1 / 0
+    model.norm.forward = lambda hidden: 1 / 0
     with pytest.raises(ZeroDivisionError):
         sample(model, [[3, 1, 4]], **options)
     assert model.training is training

@@ -1,0 +1,166 @@
+"""How rows grow: leaving, recording and compiling change no token."""
+
+import pytest
+import torch
+
+from minirl.lm import attention, decoding, sampling
+from minirl.lm.decoding import Decoder
+from minirl.lm.logprobs import token_logprobs
+from minirl.lm.precision import compute_in
+from minirl.lm.sampling import sample
+
+OPTIONS = {"group": 3, "max_new_tokens": 14, "eos_id": [0, 1, 2], "pad_id": 5, "temperature": 1.3}
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def same(a, b):
+    assert torch.equal(a.tokens, b.tokens) and torch.equal(a.mask, b.mask) and torch.equal(a.truncated, b.truncated)
+    torch.testing.assert_close(a.behavior_logp, b.behavior_logp, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Sampling as it is on CUDA, where a step may not depend on a number that the host knows; without the recording itself, which needs a GPU."""
+    made = []
+
+    def decoder_for(model, *sizes, padded):
+        made.append(Decoder(model, *sizes, padded=padded, recording=True))
+        return made[-1]
+    monkeypatch.setattr(sampling, "decoder_for", decoder_for)
+    return made
+
+
+@pytest.mark.parametrize("share", [0.0, 1 / 16, 0.5, 2.0])
+@pytest.mark.parametrize("ask", [1, 3])
+def test_tokens_do_not_depend_on_when_ended_rows_leave(model, ragged, monkeypatch, share, ask):
+    """At each end, when half have ended, or never (2.0): a row's draws are its own, and so is its past."""
+    want = sample(model, ragged, **OPTIONS, generator=generator(3))
+    assert len(set(want.completion_lengths.tolist())) > 3                  # rows end at several steps
+    monkeypatch.setattr(decoding, "WORTH_LEAVING", share)
+    monkeypatch.setitem(decoding.ASK, "cpu", ask)
+    same(sample(model, ragged, **OPTIONS, generator=generator(3)), want)
+
+
+def test_ended_rows_do_leave(make_model, ragged, monkeypatch):
+    sizes = []
+    step = Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda self, model, n, filled: (sizes.append(n), step(self, model, n, filled))[1])
+    sample(make_model(), ragged, **OPTIONS, generator=generator(3))
+    assert sizes[0] >= 10 and sizes[-1] <= 6 and sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("ask", [1, 3])
+@pytest.mark.parametrize("reach", [4, 128])
+def test_steps_that_read_positions_from_the_device_draw_the_same_tokens(model, ragged, monkeypatch, recorded, ask, reach):
+    monkeypatch.setattr(decoding, "REACH", reach)
+    monkeypatch.setitem(decoding.ASK, "cpu", ask)
+    got = sample(model, ragged, **OPTIONS, generator=generator(3))
+    one_length = sample(model, [[3, 1], [2, 2]], **OPTIONS, generator=generator(4))
+    monkeypatch.undo()
+    same(got, sample(model, ragged, **OPTIONS, generator=generator(3)))
+    same(one_length, sample(model, [[3, 1], [2, 2]], **OPTIONS, generator=generator(4)))
+    assert len(recorded) == 2 and recorded[0].starts is not None and recorded[1].starts is None
+
+
+def test_recorded_rows_leave_by_halves(make_model, recorded, monkeypatch):
+    """A recording is for one number of rows, so that few numbers should occur: 24, 12, 6, 3."""
+    sizes = []
+    step = Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda self, model, n, filled: (sizes.append(n), step(self, model, n, filled))[1])
+    sample(make_model(), [[3, 1], [2, 2]], **{**OPTIONS, "group": 12}, generator=generator(3))
+    assert set(sizes) <= {24, 12, 6, 3} and len(set(sizes)) > 2
+
+
+def test_a_decoder_that_is_used_again_takes_the_new_weights(make_model):
+    """Its buffers and what was recorded of them stay; the joined and cast copies of the weights must not."""
+    first, second = make_model(seed=0), make_model(seed=1)
+    decoder = Decoder(first, 6, 2, 5, decoding.Choice(1.0, 0, 1.0, ()), padded=False, recording=False)
+    kept = [x.data_ptr() for w in decoder.cache.weights for x in w if x is not None]
+    for p, q in zip(first.parameters(), second.parameters()):
+        p.data.copy_(q.data)
+    decoder.refresh(first)
+    assert [x.data_ptr() for w in decoder.cache.weights for x in w if x is not None] == kept
+    for got, want in zip(decoder.cache.weights, (block.weights() for block in second.layers)):
+        for a, b in zip(got, want):
+            assert a is b is None or torch.equal(a, b)
+    assert torch.equal(decoder.head, second.lm_head.weight)
+
+
+def test_a_decoder_can_be_used_twice(make_model, monkeypatch, recorded):
+    model = make_model()
+    want = sample(model, [[3, 1], [2, 2]], **OPTIONS, generator=generator(4))
+    monkeypatch.setattr(sampling, "decoder_for", lambda *_, **__: recorded[0])
+    for _ in range(2):
+        same(sample(model, [[3, 1], [2, 2]], **OPTIONS, generator=generator(4)), want)
+
+
+def test_weights_are_joined_and_cast_once_for_all_steps(make_model, monkeypatch, ragged):
+    model, calls = make_model(), []
+    block = type(model.layers[0])
+    weights = block.weights
+    monkeypatch.setattr(block, "weights", lambda self, dtype=None: (calls.append(dtype), weights(self, dtype))[1])
+    with compute_in("bfloat16", model.device):
+        sample(model, ragged, **OPTIONS, generator=generator())
+    assert calls == [torch.bfloat16] * len(model.layers)
+
+
+@torch.no_grad()
+def test_the_compiled_model_samples_and_scores_as_the_plain_one_does(make_model, ragged):
+    """The same tokens, and log-probs to 1e-5, forwards and backwards. Slow the first time, as a compiler runs."""
+    plain, fast = make_model("qwen3"), make_model("qwen3")
+    fast.compiled = True
+    want, got = (sample(m, ragged, **OPTIONS, generator=generator(3)) for m in (plain, fast))
+    same(got, want)
+    grads = []
+    with torch.enable_grad():
+        for m in (plain, fast):
+            logp, entropy = token_logprobs(m, want.tokens, mask=want.mask, return_entropy=True)
+            torch.testing.assert_close(logp.detach(), token_logprobs(plain, want.tokens, mask=want.mask).detach(), atol=1e-5, rtol=1e-5)
+            grads.append(torch.autograd.grad(logp.sum() + entropy.sum(), list(m.parameters())))
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_recorded_steps_on_a_gpu(model, ragged, dtype):
+    """Three times with one decoder, the weights changed in between: what was recorded reads the new ones."""
+    model.cuda()
+    for _ in range(3):
+        with compute_in(dtype, model.device):
+            r = sample(model, ragged, **OPTIONS, generator=torch.Generator("cuda").manual_seed(3))
+            logp = token_logprobs(model, r.tokens, mask=r.mask, temperature=OPTIONS["temperature"])
+        assert decoding._kept[model][1].graphs
+        assert (logp - r.behavior_logp).abs().max() < (1e-3 if dtype == "float32" else 0.5)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(0.9)
+
+
+def test_similar_lengths_by_hand():
+    """Two rows of 10 and two of 2: together 4 * 100, apart 2 * 100 + 2 * 4. Rows of almost one length stay together."""
+    assert [rows.tolist() for rows in attention.similar(torch.tensor([2, 10, 2, 10]))] == [[1, 3], [0, 2]]
+    assert [rows.tolist() for rows in attention.similar(torch.tensor([9, 10, 9, 10]))] == [[0, 1, 2, 3]]
+    assert [rows.tolist() for rows in attention.similar(torch.tensor([5]))] == [[0]]
+
+
+def test_a_shared_prompt_is_computed_once_and_gets_every_gradient(make_model):
+    """Rows 0, 1 and 3 begin alike, row 2 does not; each of 3 + 2 + 4 + 1 completions. As if every row stood alone, in values and gradients."""
+    model, T = make_model(), 9
+    tokens = torch.randint(23, (4, T), generator=generator())
+    tokens[1, :4] = tokens[3, :4] = tokens[0, :4]
+    ends = torch.tensor([7, 6, 8, 5])
+    mask = (torch.arange(T) >= 4) & (torch.arange(T) < ends[:, None])
+    computed = []
+    inner, model.hidden_of = model.hidden_of, lambda ids, context: (computed.append(len(ids)), inner(ids, context))[1]
+    weight = torch.randn(4, T, generator=generator(1))
+    got = token_logprobs(model, tokens, mask=mask)
+    assert computed == [2 * 4 + 2 + 1 + 3 + 0]                             # two prompts of 4, and each completion but its last token
+    grads = torch.autograd.grad((weight * got).sum(), list(model.parameters()))
+    alone = [token_logprobs(model, tokens[i:i + 1], mask=mask[i:i + 1]) for i in range(4)]
+    torch.testing.assert_close(got, torch.cat(alone), atol=1e-5, rtol=1e-5)
+    for a, b in zip(grads, torch.autograd.grad((weight * torch.cat(alone)).sum(), list(model.parameters()))):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
