@@ -104,6 +104,7 @@ def add_training(parser: Parser, page: type, presets: dict) -> None:
     parser.add_argument("--preset", choices=list(presets), default=None, help="a paper's settings; flags beside it win (default: the first)")
     parser.add_argument("--run-dir", type=Path, default=None, help="where the run is kept (default: the next free name under runs/)")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was cut short (the newest, or --run-dir)")
+    parser.add_argument("--profile", action="store_true", help="write a trace of a few steps, and print the share of each stage")
     add_config(parser, RunConfig)
     add_config(parser, page)
 
@@ -141,7 +142,8 @@ def start_training(args: argparse.Namespace, name: str, configs: dict[str, type]
 def command_sft(args: argparse.Namespace) -> None:
     run, built, device = start_training(args, "sft", {"run": RunConfig, "base": BaseConfig, "sft": SFTConfig}, SFT_PRESETS)
     print(f"minirl sft: {described(built, device)} -> {run.path}/")
-    summary = read_json(run.path / "summary.json") if run.finished else run_sft(run, built["base"], built["sft"], built["run"], device=device)
+    summary = read_json(run.path / "summary.json") if run.finished else run_sft(run, built["base"], built["sft"], built["run"], device=device,
+                                                                                             profile=args.profile)
     print(f"accuracy {summary['accuracy']:.3f}, mean response length {summary['mean_length']:.1f} tokens on held-out problems; {summary['seconds']:.0f} s")
     print(f"{run.path}/ holds curves.png, metrics.jsonl and final/. Next: minirl grpo --init {run.path}/final")
 
@@ -154,7 +156,7 @@ def command_grpo(args: argparse.Namespace) -> None:
         print(f"this run is complete; its figures are in {run.path}/summary.json")
         return
     preset = GRPO_PRESETS[run.config["preset"]]
-    before, after, summary = run_grpo(run, built["base"], built["sft"], built["grpo"], built["run"], preset, device=device)
+    before, after, summary = run_grpo(run, built["base"], built["sft"], built["grpo"], built["run"], preset, device=device, profile=args.profile)
     print("\n" + before_and_after(before, after))
     print(f"\n{summary['seconds']:.0f} s. {run.path}/ holds curves.png, samples.md, summary.json, metrics.jsonl and final/ (Hugging Face layout).")
     print("Next: minirl sample '123+456='  |  minirl eval  |  minirl plot")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from minirl.app.evaluate import Evaluation, evaluate, table, wilson_interval
 from minirl.app.plots import plot_runs
 from minirl.app.presets import GRPOPreset
+from minirl.app.profiling import profiled
 from minirl.app.rundir import RunDir, RunLog
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.model import ModelConfig, Transformer
@@ -22,7 +24,9 @@ from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.sft import SFTConfig, train_sft
 from minirl.train.state import derive_seed
 
-SHOWN = 3      # problems that a run shows before and after
+SHOWN = 3                # problems that a run shows before and after
+CPU_FLOPS = 1e11         # about what two cores reach in float32
+PAYS_FROM = 300          # seconds of matrix products: compiling costs up to a minute, and saves a fifth to a third of a step
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class RunConfig:
     seed: int = 0
     device: str = "auto"               # auto, cpu or cuda
     dtype: str = "float32"             # of the matrix products: float32 or bfloat16 (weights stay in float32)
+    compile: str = "auto"              # torch.compile of the model: on, off, or auto (on CUDA, and on a CPU when a run is long enough to pay)
     task: str = "addition"             # addition, subtraction or multiplication (by one digit)
     digits: int = 3                    # 1 to 5
     init: str | None = None            # checkpoint folder or hub id to start from; without it a base model is made
@@ -67,7 +72,15 @@ def make_base(config: BaseConfig, *, seed: int, device):
     return model.to(device), tokenizer
 
 
-def run_sft(run: RunDir, base: BaseConfig, sft: SFTConfig, common: RunConfig, *, device, title: str = "sft") -> dict:
+def worth_compiling(choice: str, model: Transformer, tokens: int) -> bool:
+    """Whether to compile for a run that learns from so many tokens. It depends on the run's numbers alone, so that a resumed run decides alike."""
+    if choice not in ("auto", "on", "off"):
+        raise ValueError(f"compile is {choice!r}: auto, on or off is wanted")
+    seconds = 6 * model.num_parameters() * tokens / CPU_FLOPS
+    return choice == "on" or choice == "auto" and (model.device.type == "cuda" or seconds > PAYS_FROM)
+
+
+def run_sft(run: RunDir, base: BaseConfig, sft: SFTConfig, common: RunConfig, *, device, title: str = "sft", profile: bool = False) -> dict:
     """Train on worked and unworked sums, from nothing or from --init, into the run directory; go on where it was cut short."""
     task = Arithmetic(common.task, common.digits)
     start = run.load_checkpoint(device=device)
@@ -80,8 +93,9 @@ def run_sft(run: RunDir, base: BaseConfig, sft: SFTConfig, common: RunConfig, *,
     pairs = demonstrations(task, base.examples, random.Random(derive_seed(common.seed, "demonstrations")), worked_share=base.worked_share,
                            guessed_share=base.guessed_share)
     steps = sft.epochs * -(-len(pairs) // sft.batch_size)
+    model.compiled = worth_compiling(common.compile, model, sft.epochs * sum(len(prompt) + len(completion) for prompt, completion in pairs))
     report = RunLog(run, tokenizer, title=title, steps=steps, state=state, every=5 * common.checkpoint_every, shown={"loss": "loss"})
-    with compute_in(common.dtype, device), report:
+    with compute_in(common.dtype, device), report, profiling(profile, train_sft, run):
         train_sft(model, tokenizer, pairs, sft, seed=common.seed, log=report.log, save=report.save, resume=state)
     with compute_in(common.dtype, device):
         after = evaluate(model, tokenizer, task, n=common.eval_problems, seed=common.seed)
@@ -91,12 +105,13 @@ def run_sft(run: RunDir, base: BaseConfig, sft: SFTConfig, common: RunConfig, *,
 
 
 def run_grpo(run: RunDir, base: BaseConfig, sft: SFTConfig, grpo: GRPOConfig, common: RunConfig, preset: GRPOPreset = GRPOPreset(), *,
-             device) -> tuple[Evaluation, Evaluation, dict]:
+             device, profile: bool = False) -> tuple[Evaluation, Evaluation, dict]:
     """The main job: a base model (made in base/, or --init), GRPO on it, and what that changed: (before, after, summary)."""
     task = Arithmetic(common.task, common.digits)
     source, base_seconds = (common.init, 0.0) if common.init is not None else run_base(run, base, sft, common, device=device)
     first, tokenizer = load_pretrained(source, device=device)
     model, _, state = run.load_checkpoint(device=device) or (first, tokenizer, None)
+    first.compiled = model.compiled = worth_compiling(common.compile, model, grpo.steps * grpo.prompts_per_step * grpo.group_size * grpo.max_new_tokens)
     report = RunLog(run, tokenizer, title="grpo", steps=grpo.steps, state=state, every=common.checkpoint_every, seconds=base_seconds,
                     shown={"reward": "reward", "rewards/accuracy/mean": "accuracy", "kl": "KL", "completions/mean_length": "length"})
     measure = dict(n=common.eval_problems, max_new_tokens=grpo.max_new_tokens, seed=common.seed)
@@ -111,7 +126,8 @@ def run_grpo(run: RunDir, base: BaseConfig, sft: SFTConfig, grpo: GRPOConfig, co
         before = evaluate(first, tokenizer, task, **measure)
         if state is None:
             run.write_samples(0, "before", markdown(before))
-        train_grpo(model, tokenizer, task, grpo, **preset.functions(grpo), seed=common.seed, log=report.log, save=save, resume=state)
+        with profiling(profile, train_grpo, run):
+            train_grpo(model, tokenizer, task, grpo, **preset.functions(grpo), seed=common.seed, log=report.log, save=save, resume=state)
     with compute_in(common.dtype, device):
         after = evaluate(model, tokenizer, task, **measure)
     run.write_samples(grpo.steps, "after", markdown(after))
@@ -127,6 +143,10 @@ def run_base(run: RunDir, base: BaseConfig, sft: SFTConfig, common: RunConfig, *
     stage = RunDir.resume(path) if (path / "config.json").exists() else RunDir.create(path, {**run.config, "command": "sft"})
     summary = read_json(path / "summary.json") if stage.finished else run_sft(stage, base, sft, common, device=device, title="base")
     return path / "final", summary["seconds"]
+
+
+def profiling(wanted: bool, page, run: RunDir):
+    return profiled(page, run.path / "profile.json.gz") if wanted else contextlib.nullcontext()
 
 
 def finish(run: RunDir, model, tokenizer, summary: dict) -> None:

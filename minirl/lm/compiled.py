@@ -31,7 +31,7 @@ def compiled(function: Callable) -> Callable:
         if _broken:
             return function(*args)
         for x in args:
-            if isinstance(x, Tensor) and x.dim() > 1:
+            if isinstance(x, Tensor) and x.dim() > 0:
                 torch._dynamo.maybe_mark_dynamic(x, 0)
         try:
             return fast(*args)

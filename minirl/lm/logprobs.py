@@ -3,15 +3,26 @@
     token_logprobs     log pi(tokens[t] | tokens[:t]) at slot t, from a model: what every objective takes
     linear_logprobs    the same for N hidden states and the output matrix, without ever holding N x V logits
 
-Why chunks. One log-prob needs V logits, of which all but one are thrown away. For 16,384 tokens of a 151,936-word vocabulary they
-are 10 GB in float32, and autograd would keep as much again for their gradient. But both directions need them only for a moment:
+Why chunks. One log-prob needs V logits, of which all but one are thrown away. For 16,384 tokens of a 151,936-word vocabulary they are 10 GB in
+float32, and autograd would keep as much again for their gradient. But both directions need them only for a moment. With z = h W^T / T, m = max z and
 
-    forward     z = h W^T / T,  logp = z_y - logsumexp(z),  entropy H = logsumexp(z) - sum_j p_j z_j,  p = softmax(z)
-    backward    d logp / d z_j = 1{j = y} - p_j             (softmax minus one-hot, with the sign of a log-prob)
-                d H    / d z_j = -p_j (z_j - logsumexp(z) + H)
+    s = sum_j e^(z_j - m),   w = sum_j e^(z_j - m) (z_j - m)
 
-so the rows are taken a chunk at a time, nothing of size V outlives its chunk, and backward computes each chunk's z once more. That is
-one more matrix product (four instead of three, forward and backward together) for memory that does not grow with N.
+the log-prob of token y is z_y - L with L = logsumexp(z) = m + log s, and the entropy, -sum_j p_j log p_j with log p_j = z_j - m - log s, is
+
+    H = log s - w / s.
+
+So one pass over a chunk's logits finds all that is wanted, and two numbers per row, L and H, are all that is kept. Backwards,
+
+    d logp / d z_j = 1{j = y} - p_j                     (softmax minus one-hot, with the sign of a log-prob)
+    d H    / d z_j = -p_j (log p_j + H)                 (as d log p_i / d z_j = 1{i = j} - p_j, and sum_i p_i log p_i = -H)
+
+With a and b the gradients that arrive for logp and H, the gradient of z_j is therefore a 1{j = y} - p_j (a + b (log p_j + H)): every p_j comes from z_j
+and L alone. Each chunk's z is computed once more, one pass turns it into its gradient where it stands, and two products carry that on to h and W.
+
+What it costs. Four matrix products instead of three (z, z again, dh, dW), one read of z forwards, one read and write backwards, and one chunk of
+memory, however large N is. Chunks are large, so that the products run as fast as one product would; the two passes, _statistics and _gradient, are
+compiled where that pays, since left to themselves they are half a dozen passes each.
 """
 
 from __future__ import annotations
@@ -21,69 +32,88 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from minirl.lm.attention import Distinct
+from minirl.lm.compiled import compiled
 from minirl.lm.rollouts import Rollouts, micro_batches
 
-MOST_LOGITS = 2 ** 24        # held at once: 64 MiB in float32, and an eighth of all of them
+MOST_LOGITS = {"cpu": 2 ** 24, "cuda": 2 ** 29}     # held at once, and an eighth of all of them
 FEW_LOGITS = 2 ** 18         # so few (1 MiB) are cheap: half of all of them may be held
+WORTH_COMPILING = 2 ** 26    # logits of one call, on a CPU, where compiling takes seconds
 
 
-def chunk_rows(rows: int, vocab: int) -> int:
+def chunk_rows(rows: int, vocab: int, device: str = "cpu") -> int:
     """How many rows are taken at a time: always less than all (but for a single row), so that no (N, V) tensor exists."""
     few = min(FEW_LOGITS // vocab, -(-rows // 2))
-    return max(1, few, min(MOST_LOGITS // vocab, -(-rows // 8)))
+    return max(1, few, min(MOST_LOGITS.get(device, 2 ** 29) // vocab, -(-rows // 8)))
+
+
+def _statistics(z: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor]:
+    """Logits before the temperature (n, V) -> logsumexp and entropy (n,), in float32 at least; without with_entropy the second means nothing."""
+    z = _scaled(z, temperature)
+    top = z.amax(-1, keepdim=True)
+    below = z - top
+    e = below.exp()
+    log_s = e.sum(-1).log()
+    return top.squeeze(-1) + log_s, log_s - (e * below).sum(-1) / e.sum(-1) if with_entropy else log_s
+
+
+def _gradient(z: Tensor, temperature: float, logsumexp: Tensor, entropy: Tensor, grad_logp: Tensor, grad_entropy: Tensor | None) -> None:
+    """Turn logits before the temperature (n, V) into their gradient, in place, but for the one at the target."""
+    log_p = _scaled(z, temperature) - logsumexp[:, None]
+    scale = grad_logp[:, None] if grad_entropy is None else grad_logp[:, None] + grad_entropy[:, None] * (log_p + entropy[:, None])
+    z.copy_(log_p.exp() * scale / -temperature)
+
+
+def _scaled(z: Tensor, temperature: float) -> Tensor:
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    return z if temperature == 1.0 else z / temperature
+
+
+_compiled_statistics, _compiled_gradient = compiled(_statistics), compiled(_gradient)
 
 
 class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, with_entropy: bool):
         N, V = len(hidden), len(weight)
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        logp = torch.empty(N, dtype=wide, device=hidden.device)
-        logsumexp, entropy = torch.empty_like(logp), torch.empty_like(logp)
-        size = chunk_rows(N, V)
-        for start in range(0, N, size):
-            rows = slice(start, start + size)
-            z = _scaled_logits(hidden[rows], weight, temperature, wide)                        # (n, V)
-            logsumexp[rows] = z.logsumexp(-1)
-            log_p = z.sub_(logsumexp[rows, None])
-            logp[rows] = log_p.gather(1, targets[rows, None]).squeeze(1)
-            if with_entropy:
-                entropy[rows] = -torch.linalg.vecdot(log_p.exp(), log_p)
+        logp = torch.empty(N, dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+        logsumexp, entropy = torch.empty_like(logp), torch.zeros_like(logp)
+        worth = hidden.is_cuda or N * V >= WORTH_COMPILING
+        statistics = _compiled_statistics if worth else _statistics
+        buffer = hidden.new_empty(min(N, chunk_rows(N, V, hidden.device.type)), V)
+        for rows, z in _chunks(hidden, weight, buffer):                                        # (n, V)
+            logsumexp[rows], entropy[rows] = statistics(z, temperature, with_entropy)
+            logp[rows] = _scaled(z.gather(1, targets[rows, None]).squeeze(1), temperature) - logsumexp[rows]
         ctx.set_materialize_grads(False)                          # an entropy that is only reported costs nothing in backward
         ctx.save_for_backward(hidden, weight, targets, logsumexp, entropy)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.worth = temperature, worth
         return logp, entropy
 
     @staticmethod
     @once_differentiable                                          # a second derivative would take logsumexp for a constant: refused, not wrong
     def backward(ctx, grad_logp: Tensor | None, grad_entropy: Tensor | None):
         hidden, weight, targets, logsumexp, entropy = ctx.saved_tensors
-        N, V = len(hidden), len(weight)
-        wide = logsumexp.dtype
+        grad_logp = torch.zeros_like(logsumexp) if grad_logp is None else grad_logp
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
-        size = chunk_rows(N, V)
-        for start in range(0, N, size):
-            rows = slice(start, start + size)
-            z = _scaled_logits(hidden[rows], weight, ctx.temperature, wide)                        # (n, V), once more
-            log_p = z.sub_(logsumexp[rows, None])
-            p = log_p.exp()
-            grad_z = torch.zeros_like(z) if grad_logp is None else p * -grad_logp[rows, None]
-            if grad_logp is not None:
-                grad_z.scatter_add_(1, targets[rows, None], grad_logp[rows, None])
-            if grad_entropy is not None:
-                grad_z -= grad_entropy[rows, None] * p * (log_p + entropy[rows, None])
-            grad_z = grad_z.div_(ctx.temperature).to(hidden.dtype)
+        grad_weight = torch.zeros_like(weight, dtype=logsumexp.dtype) if ctx.needs_input_grad[1] else None
+        gradient = _compiled_gradient if ctx.worth else _gradient
+        buffer = hidden.new_empty(min(len(hidden), chunk_rows(len(hidden), len(weight), hidden.device.type)), len(weight))
+        for rows, z in _chunks(hidden, weight, buffer):                                        # (n, V), once more
+            gradient(z, ctx.temperature, logsumexp[rows], entropy[rows], grad_logp[rows], None if grad_entropy is None else grad_entropy[rows])
+            z.scatter_add_(1, targets[rows, None], (grad_logp[rows, None] / ctx.temperature).to(z.dtype))
             if grad_hidden is not None:
-                grad_hidden[rows] = grad_z @ weight
-            if grad_weight is not None:
-                grad_weight += (grad_z.T @ hidden[rows]).to(wide)
+                torch.mm(z, weight, out=grad_hidden[rows])
+            if grad_weight is not None and grad_weight.dtype == z.dtype:
+                grad_weight.addmm_(z.T, hidden[rows])
+            elif grad_weight is not None:
+                grad_weight += z.T @ hidden[rows]                 # summed over chunks in float32
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
 
 
-def _scaled_logits(hidden: Tensor, weight: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
-    z = (hidden @ weight.T).to(dtype)
-    return z if temperature == 1.0 else z.div_(temperature)
+def _chunks(hidden: Tensor, weight: Tensor, buffer: Tensor):
+    """Rows and their logits before the temperature, chunk after chunk in the same memory."""
+    for start in range(0, len(hidden), max(1, len(buffer))):
+        rows = slice(start, min(start + len(buffer), len(hidden)))
+        yield rows, torch.mm(hidden[rows], weight.T, out=buffer[:rows.stop - start])
 
 
 def linear_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, return_entropy: bool = False):

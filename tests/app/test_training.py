@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from minirl.app.cli import main
 from minirl.app.rundir import RunDir, RunLog
-from minirl.app.training import BaseConfig, RunConfig, run_grpo
+from minirl.app.training import BaseConfig, RunConfig, make_base, run_grpo, worth_compiling
 from minirl.train.grpo import GRPOConfig
 from minirl.train.sft import SFTConfig
 
@@ -120,3 +120,15 @@ def test_a_training_state_that_would_run_code_is_refused(finished, tmp_path, cap
     shutil.rmtree(run / "final")
     (run / "checkpoint-4" / "training_state.pt").write_bytes(pickle.dumps(Bomb()))
     assert main(["grpo", "--resume", "--run-dir", str(run)]) == 2 and not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("choice, tokens, want", [("on", 1, True), ("off", 10 ** 12, False), ("auto", 10 ** 6, False), ("auto", 10 ** 10, True)])
+def test_compiling_is_decided_from_the_numbers_of_the_run(choice, tokens, want):
+    """By its numbers and never by a clock, so that a resumed run computes as the first part did. 6 * parameters * tokens at 1e11 a second, above 300 s."""
+    model, _ = make_base(BaseConfig(), seed=0, device="cpu")               # 0.27 million parameters: 3e13 / 1.6e6 = 1.8e7 tokens
+    assert worth_compiling(choice, model, tokens) is want
+
+
+def test_an_unknown_choice_to_compile_raises():
+    with pytest.raises(ValueError, match="compile is 'yes': auto, on or off is wanted"):
+        worth_compiling("yes", make_base(BaseConfig(), seed=0, device="cpu")[0], 1)

@@ -1,0 +1,82 @@
+"""--profile: the share of each stage, from the pages' own stage comments."""
+
+import gzip
+import json
+import sys
+import time
+
+import pytest
+import torch
+
+from minirl.app.profiling import SKIPPED, StageProfile, profiled, stage_lines
+from minirl.train.grpo import train_grpo
+from minirl.train.sft import train_sft
+
+
+def page(steps, stop=None):
+    for step in range(steps):
+        pause = 0.01
+        # 1. sample something
+        time.sleep(3 * pause)
+        # 2. score it
+        x = torch.ones(64, 64)
+        # 4. update
+        for _ in range(2):
+            x = x @ x
+            time.sleep(pause / 2)
+        if step == stop:
+            raise ValueError("stopped")
+    return steps
+
+
+@pytest.mark.parametrize("training_page", [train_grpo, train_sft])
+def test_every_training_page_has_its_five_stages(training_page):
+    lines, names = stage_lines(training_page)
+    assert names == ["1 sample", "2 score", "3 freeze", "4 update", "5 report"] and lines == sorted(lines)
+
+
+def test_a_function_without_stages_is_refused():
+    with pytest.raises(ValueError, match="stage_lines has no stage comments"):
+        stage_lines(stage_lines)
+
+
+def test_shares_and_trace_of_a_page(tmp_path, capsys):
+    """At least 30 ms a step in stage 1, and 10 ms in stage 4."""
+    before = sys.gettrace()
+    with profiled(page, tmp_path / "trace.json.gz"):
+        assert page(8) == 8
+    assert sys.gettrace() is before
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("steps 3 to 5 ")
+    rows = {line.split("  ")[0]: line.split() for line in lines[2:]}
+    assert list(rows) == ["1 sample", "2 score", "4 update", "all"]
+    assert float(rows["1 sample"][2]) >= 0.03 and float(rows["4 update"][2]) >= 0.01 > float(rows["2 score"][2])
+    assert sum(int(rows[name][3].rstrip("%")) for name in ("1 sample", "2 score", "4 update")) in range(98, 103)
+    events = json.loads(gzip.open(tmp_path / "trace.json.gz").read())["traceEvents"]
+    marks = [e["name"] for e in events if e.get("cat") == "user_annotation" and e["name"] in rows]
+    assert marks == ["1 sample", "2 score", "4 update"] * 3
+    assert sum(e.get("name") == "aten::mm" for e in events) == 2 * 3
+
+
+def test_products_are_counted_in_the_stage_that_made_them():
+    profile = StageProfile(page)
+    profile.start()
+    page(4)
+    profile.stop()
+    spent = profile.products()
+    assert set(spent) == {"4 update"} and 0 < spent["4 update"] < profile.seconds["4 update"]
+
+
+def test_a_short_run_says_that_nothing_was_profiled(tmp_path, capsys):
+    with profiled(page, tmp_path / "trace.json.gz"):
+        page(SKIPPED)
+    assert "nothing profiled" in capsys.readouterr().out and not (tmp_path / "trace.json.gz").exists()
+
+
+@pytest.mark.parametrize("stop", [0, 3])
+def test_an_error_in_the_page_is_passed_on_and_tracing_ends(tmp_path, stop):
+    before = sys.gettrace()
+    with pytest.raises(ValueError, match="stopped"):
+        with profiled(page, tmp_path / "trace.json.gz"):
+            page(8, stop)
+    assert sys.gettrace() is before

@@ -1,0 +1,58 @@
+"""compiled: the same numbers with a compiler and without one."""
+
+import warnings
+
+import pytest
+import torch
+
+from minirl.lm import compiled as module
+from minirl.lm.compiled import compiled
+
+
+def work(x, y, scale):
+    return (x * scale + y).exp().sum(-1)
+
+
+@pytest.fixture(autouse=True)
+def whole(monkeypatch):
+    monkeypatch.setattr(module, "_broken", False)
+
+
+def breaking(monkeypatch):
+    """torch.compile as it behaves where there is no C++ compiler: it fails at the first call."""
+    def compile(function):
+        def run(*args):
+            raise RuntimeError("no working C++ compiler found\nand much more")
+        return run
+    monkeypatch.setattr(torch, "compile", compile)
+
+
+def test_without_a_compiler_the_function_runs_as_it_is_with_one_warning(monkeypatch):
+    breaking(monkeypatch)
+    one, other = compiled(work), compiled(work)
+    x, y = torch.randn(5, 7), torch.randn(5, 7)
+    with pytest.warns(RuntimeWarning, match="torch.compile does not work here .*no working C.. compiler found\\); going on uncompiled"):
+        got = one(x, y, 0.5)
+    assert torch.equal(got, work(x, y, 0.5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(one(x, y, 0.5), got) and torch.equal(other(x, y, 0.5), got)
+
+
+def test_an_error_of_the_function_is_raised_as_it_is(monkeypatch):
+    breaking(monkeypatch)
+    with pytest.raises(ZeroDivisionError):
+        compiled(lambda x: 1 / 0)(torch.ones(2))
+    assert not module._broken                                              # and nothing is held against the compiler
+
+
+def test_the_number_of_rows_may_change(monkeypatch):
+    """One compilation for all sizes: rows differ from batch to batch, and each new size would cost seconds."""
+    count = torch._dynamo.testing.CompileCounterWithBackend("inductor")
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: plain(function, backend=count))
+    fast = compiled(work)
+    for rows in (3, 5, 8, 13):
+        x, y = torch.randn(rows, 6), torch.randn(rows, 6)
+        torch.testing.assert_close(fast(x, y, 0.5), work(x, y, 0.5))
+    assert count.frame_count == 1
