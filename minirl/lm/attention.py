@@ -28,7 +28,7 @@ class KVCache:
 
     def __init__(self, config, rows: int, slots: int, *, device=None, dtype=None):
         shape = (2, rows, config.num_kv_heads, slots, config.head_dim)
-        self.layers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
+        self.layers = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
         self.length = 0
         self.slot: Tensor | None = None
         self.weights: list | None = None
@@ -46,10 +46,20 @@ class KVCache:
         return store[0, :, :, :end], store[1, :, :, :end]
 
     def take(self, source: KVCache, rows: Tensor) -> None:
-        """Make the given rows of `source`, which may be this cache, the first rows of this one; only filled slots are copied."""
+        """Make the given rows of another cache the first rows of this one; only filled slots are copied."""
         for mine, theirs in zip(self.layers, source.layers):
             mine[:, :len(rows), :, :source.length] = theirs[:, :, :, :source.length].index_select(1, rows)
         self.length = source.length
+
+    def move(self, rows: Tensor, to: Tensor) -> None:
+        """Write `rows` over the rows `to`."""
+        for store in self.layers:
+            store[:, to, :, :self.length] = store[:, rows, :, :self.length]
+
+
+def cache_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What keys and values are kept in: on a CPU float32 at least, as small batched products in less take longer than in float32."""
+    return torch.promote_types(dtype, torch.float32) if device.type == "cpu" else dtype
 
 
 class Rows:
@@ -206,13 +216,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """q (B, H, T, D) over k, v (B, K, S, D); added to the scores is `bias` (B or 1, 1, T, S), or without one T == S is causal and one query sees all."""
     B, H, T, D = q.shape
     K, S = k.shape[1:3]
-    if bias is not None:
-        bias = bias.to(q.dtype)
     if T > 1 and (q.is_cuda or T > SHORT):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=H != K)
+        mask = None if bias is None else bias.to(q.dtype)
+        return F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask, is_causal=bias is None, enable_gqa=H != K)
     if bias is None and T > 1:
-        bias = hide(torch.ones(T, S, dtype=torch.bool, device=q.device).triu(1))[None, None].to(q.dtype)
-    scores = (q * D ** -0.5).reshape(B, K, H // K * T, D) @ k.transpose(2, 3)       # (B, K, H/K * T, S): a key/value head serves H/K query heads
-    if bias is not None:
-        scores = scores.view(B, K, H // K, T, S).add_(bias.unsqueeze(2)).view(B, K, -1, S)
-    return (scores.softmax(-1) @ v).view(B, H, T, D)
+        bias = hide(torch.ones(T, S, dtype=torch.bool, device=q.device).triu(1))[None, None]
+    with torch.autocast(q.device.type, enabled=False):                              # in what the keys are kept in
+        q_rows = q.reshape(B * K, H // K * T, D).to(k.dtype)                        # a key/value head serves H/K query heads
+        if bias is None:
+            start, beta = q_rows.new_zeros(1, 1, 1), 0
+        else:
+            start, beta = bias.to(k.dtype).expand(B, H, T, S).reshape(B * K, -1, S) if len(bias) > 1 or K < H else bias[0].to(k.dtype), 1
+        scores = torch.baddbmm(start, q_rows, k.reshape(B * K, S, D).transpose(1, 2), beta=beta, alpha=D ** -0.5)      # (B * K, H/K * T, S)
+        return torch.bmm(scores.softmax(-1), v.reshape(B * K, S, D)).view(B, H, T, D).to(q.dtype)

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minirl.lm.attention import KVCache
+from minirl.lm.attention import KVCache, cache_dtype
 from minirl.lm.precision import compute_dtype
 
 ASK = {"cpu": 1, "cuda": 8}       # steps between two looks at who has ended: asking a GPU makes it wait
-WORTH_LEAVING = 1 / 16            # of the rows: the rest is copied together when so many have ended
+WORTH_LEAVING = 1 / 32            # of the rows: when so many have ended, others take their places
 REACH = 128                       # recorded steps read the cache in whole multiples of so many slots
 
 
@@ -37,7 +37,7 @@ class Decoder:
     def __init__(self, model, rows: int, width: int, max_new_tokens: int, choice: Choice, *, padded: bool, recording: bool):
         device, self.dtype = model.device, compute_dtype(model)
         self.rows, self.width, self.max_new_tokens, self.choice, self.recording = rows, width, max_new_tokens, choice, recording
-        self.cache = KVCache(model.config, rows, width + max_new_tokens, device=device, dtype=self.dtype)
+        self.cache = KVCache(model.config, rows, width + max_new_tokens, device=device, dtype=cache_dtype(self.dtype, device))
         self.ids = torch.zeros(rows, dtype=torch.long, device=device)                # the token that each row drew last
         self.row = torch.zeros(rows, dtype=torch.long, device=device)                # which completion it is
         self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
@@ -50,6 +50,8 @@ class Decoder:
         self.head = None
         self.graphs, self.pool = {}, None
         if recording:
+            for store in self.cache.layers:
+                store.zero_()                                                        # slots that are read before they are written must be numbers
             self.slot = torch.zeros(1, dtype=torch.long, device=device)              # where the last token goes: width + t - 1
         self.refresh(model)
 
@@ -136,23 +138,22 @@ class Decoder:
         self.t.add_(1)
 
     def leave(self, n: int, filled: int) -> int:
-        """Drop ended rows, where they are enough to be worth it -> how many rows go on. Recorded steps keep some, to halve or not at all."""
-        going = (~self.ended[:n]).nonzero().squeeze(1)
-        if len(going) == 0:
-            return 0
-        kept = len(going)
-        if self.recording:
+        """Let ended rows go, where they are enough to be worth it -> how many rows stay. Recorded steps come in halves, so that few are recorded."""
+        going = n - int(self.ended[:n].sum())
+        kept = going
+        if self.recording and going:
             kept = n
-            while kept // 2 >= len(going):
+            while kept // 2 >= going:
                 kept //= 2
-            going = torch.cat([going, self.ended[:n].nonzero().squeeze(1)[:kept - len(going)]])
-        if n - kept < WORTH_LEAVING * n:
-            return n
+        if n - kept < WORTH_LEAVING * n or kept == 0:
+            return n if kept else 0
+        rows = kept + (~self.ended[kept:n]).nonzero().squeeze(1)                      # those of the last rows that go on take the places of
+        places = self.ended[:kept].nonzero().squeeze(1)[:len(rows)]                   # ended ones among the first
         self.cache.length = filled
-        self.cache.take(self.cache, going)
+        self.cache.move(rows, places)
         for x in (self.ids, self.row, self.ended, self.starts):
             if x is not None:
-                x[:kept] = x[:n][going]
+                x[places] = x[rows]
         return kept
 
 

@@ -56,4 +56,4 @@ def scale_frequencies(frequencies: Tensor, scaling: dict | None) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the feature pairs of x (B, T, H, D): x * cos + swap_halves(x) * sin, the minus sign already in `sin`."""
-    return x * cos + torch.roll(x, x.shape[-1] // 2, dims=-1) * sin
+    return torch.addcmul(x * cos, torch.roll(x, x.shape[-1] // 2, dims=-1), sin)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from minirl.lm.attention import KVCache
+from minirl.lm.attention import KVCache, cache_dtype
 from minirl.lm.decoding import Choice, decoder_for
 from minirl.lm.precision import compute_dtype
 from minirl.lm.rollouts import Rollouts, span_mask
@@ -53,7 +53,7 @@ def _sample(model, prompts, group, max_new_tokens, temperature, top_k, top_p, st
     tokens = torch.tensor([[pad_id] * (width - len(prompt)) + prompt for prompt in prompts], device=device)      # (P, width)
     padding = None if bool((prompt_lengths == width).all()) else (width - prompt_lengths).to(device)
     decoder = decoder_for(model, len(prompts) * group, width, max_new_tokens, Choice(temperature, top_k, top_p, tuple(stops)), padded=padding is not None)
-    cache = KVCache(model.config, len(prompts), width, device=device, dtype=compute_dtype(model))
+    cache = KVCache(model.config, len(prompts), width, device=device, dtype=cache_dtype(compute_dtype(model), device))
     cache.weights = decoder.cache.weights
     hidden = model.hidden(tokens, cache=cache, starts=padding)[:, -1]                             # (P, d)
 
