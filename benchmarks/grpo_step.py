@@ -17,6 +17,7 @@ import random
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -46,6 +47,7 @@ class Pair:
         self.model, self.tokenizer, self.config, self.dtype, self.warmup = model, tokenizer, config, dtype, warmup
         self.task = Listed(problems, rewards)
         self.ours, self.theirs = [], []            # a dict per step: seconds, sampling, tokens, reward
+        self.state = None                          # where ours stands: each of its steps goes on with the optimizer of the last
         rows, device = config.prompts_per_step * config.group_size, model.device.type
         save_pretrained(model, tokenizer, folder)
         plain_tags(folder / "tokenizer.json")
@@ -100,9 +102,11 @@ class Pair:
             synchronise()
             self.ours.append({"seconds": metrics["step_time"], "sampling": self.sampling, "reward": metrics["reward"],
                               "tokens": metrics["completions/mean_length"] * self.config.prompts_per_step * self.config.group_size})
+        def save(state):
+            self.state = state.state_dict()
         try:
             with compute_in(self.dtype, self.model.device):
-                train_grpo(self.model, self.tokenizer, self.task, self.config, seed=len(self.ours), log=log)
+                train_grpo(self.model, self.tokenizer, self.task, replace(self.config, steps=len(self.ours) + 1), log=log, save=save, resume=self.state)
         finally:
             page.sample = kept
 
@@ -129,7 +133,7 @@ def base_model(device: str):
     return model, tokenizer, task
 
 
-def compare(name: str, model, tokenizer, task, *, config: GRPOConfig, steps: int, dtype: str, ends: bool, micro_batch: int, warmup: int = 2) -> str:
+def compare(name: str, prompt: object, model, tokenizer, task, *, config: GRPOConfig, steps: int, dtype: str, ends: bool, micro_batch: int, warmup: int = 2) -> str:
     problems = task.sample((steps + warmup + 1) * config.prompts_per_step, random.Random(0))
     with tempfile.TemporaryDirectory() as folder:
         theirs, ours = Pair(Path(folder), model, tokenizer, problems, task.rewards, config=config, steps=steps, dtype=dtype, ends=ends, warmup=warmup,
@@ -137,7 +141,7 @@ def compare(name: str, model, tokenizer, task, *, config: GRPOConfig, steps: int
     def column(rows, key):
         return [r[key] for r in rows]
     rest = [[r["seconds"] - r["sampling"] for r in rows] for rows in (theirs, ours)]
-    return row(name, config.max_new_tokens, config.kl_coef, spread(column(theirs, "seconds")), spread(column(ours, "seconds")),
+    return row(name, prompt, config.max_new_tokens, config.kl_coef, spread(column(theirs, "seconds")), spread(column(ours, "seconds")),
                ratio(column(theirs, "seconds"), column(ours, "seconds")), ratio(column(theirs, "sampling"), column(ours, "sampling")), ratio(*rest),
                *(f"{statistics.mean(column(theirs, key)):{form}} / {statistics.mean(column(ours, key)):{form}}" for key, form in (("tokens", ".0f"), ("reward", ".2f"))))
 
@@ -151,18 +155,18 @@ def main() -> None:
     parser.add_argument("--only", default=None, help="a model's name, or real")
     args = parser.parse_args()
     # model, prompt, completion, completions a step, beta, rows in one of TRL's micro-batches
-    fixed = [("0.86M", 16, 16, 128, 0.0, 128), ("0.86M", 16, 64, 128, 0.0, 128), ("0.86M", 16, 64, 128, 0.04, 128), ("8.9M", 16, 16, 128, 0.0, 128),
-             ("8.9M", 16, 64, 128, 0.0, 128)]
+    fixed = [("0.86M", 16, 16, 128, 0.0, 128), ("0.86M", 64, 16, 128, 0.0, 128), ("0.86M", 16, 64, 128, 0.0, 128), ("0.86M", 16, 64, 128, 0.04, 128),
+             ("8.9M", 16, 16, 128, 0.0, 128), ("8.9M", 64, 16, 128, 0.0, 128), ("8.9M", 16, 64, 128, 0.0, 128)]
     if args.device == "cuda":
         fixed = [("10M", 64, 256, 1024, 0.0, 1024), ("10M", 64, 256, 1024, 0.04, 1024), ("0.5B", 64, 512, 128, 0.0, 8)]
     print(f"{heading(args.device)}, {args.dtype}, ours {'as it is' if args.no_compile else 'compiled'}, commit {commit()}\n")
-    print(table_head("model", "completion", "beta", "TRL's step, s", "ours, s", "step", "sampling", "rest", "tokens a step, TRL / ours", "reward, TRL / ours"))
+    print(table_head("model", "prompt", "completion", "beta", "TRL's step, s", "ours, s", "step", "sampling", "rest", "tokens a step, TRL / ours", "reward, TRL / ours"))
     for name, prompt, completion, rows, kl_coef, micro_batch in fixed:
         if args.only in (None, name):
             model, tokenizer = make_model(name, context=prompt + completion, device=args.device), word_tokenizer(MODELS[name]["vocab_size"])
             model.compiled = not args.no_compile
-            config = GRPOConfig(steps=1, prompts_per_step=rows // 8, max_new_tokens=completion, kl_coef=kl_coef, lr=LR, warmup_steps=0)
-            print(compare(name, model, tokenizer, Words(model.config.vocab_size, prompt), config=config, steps=args.steps, dtype=args.dtype, ends=False,
+            config = GRPOConfig(steps=1, prompts_per_step=rows // 8, max_new_tokens=completion, kl_coef=kl_coef, lr=LR, warmup_steps=0, min_lr_ratio=1.0)
+            print(compare(name, prompt, model, tokenizer, Words(model.config.vocab_size, prompt), config=config, steps=args.steps, dtype=args.dtype, ends=False,
                           micro_batch=micro_batch), flush=True)
     if args.only in (None, "real"):
         model, tokenizer, task = base_model(args.device)
@@ -171,7 +175,7 @@ def main() -> None:
             for kl_coef in (0.0, 0.01):
                 model, _ = load_pretrained(folder, device=args.device)
                 model.compiled = not args.no_compile
-                print(compare("sums", model, tokenizer, task, config=GRPOConfig(steps=1, kl_coef=kl_coef, lr=LR, warmup_steps=0), steps=2 * args.steps,
+                print(compare("sums", 9, model, tokenizer, task, config=GRPOConfig(steps=1, kl_coef=kl_coef, lr=LR, warmup_steps=0, min_lr_ratio=1.0), steps=2 * args.steps,
                               dtype=args.dtype, ends=True, micro_batch=128), flush=True)
 
 

@@ -74,7 +74,7 @@ class Rows:
         keys = torch.arange(self.longest, device=device)                                              # (S,)
         if starts is None:
             self.positions = slots.repeat(B)                                                          # (N,)
-            if recorded or (T > 1 and (before or T <= SHORT)):
+            if recorded or (T > 1 and (before or plain(T, device))):
                 self.bias = hide(keys > slots[:, None])[None, None]                                   # (1, 1, T, S)
         else:
             starts = torch.minimum(starts[:, None], slots)                # (B, T): a padding slot sees itself, as an empty softmax would be NaN
@@ -92,67 +92,99 @@ class Distinct:
     """The tokens that B rows have need of, each once: `tokens` (N,) at `positions` (N,); slot (b, t) of the rows is token `place[b, t]`.
 
     tokens (B, T); first, used (B,) on the CPU: row b begins with first[b] tokens of prompt, which rows with an equal prompt share, and needs its first
-    used[b] tokens, its prompt at least. Attention runs over whole rows, right-padded, a piece of similar lengths at a time: a shared token then stands
-    in several slots, and a slot behind a row's end holds any token, which no other sees. The gradient of a token is the sum over its slots.
+    used[b] tokens, its prompt at least.
+
+    For attention tokens are laid out in right-padded rows, pieces of similar length at a time. A row has keys from its start and queries from where
+    its own tokens begin; a shared prompt's queries are a row of their own. (The fused kernel of a GPU wants as many queries as keys, so there all
+    rows have queries from the start, and those of a shared prompt are answered more than once.) What stands behind a row's end is any token, which
+    no other sees. A key's gradient is the sum over the rows that it stands in.
     """
 
     def __init__(self, tokens: Tensor, first: Tensor, used: Tensor):
         (B, T), device = tokens.shape, tokens.device
-        rows = torch.arange(B)
+        rows, t = torch.arange(B), torch.arange(T)
         source = same_prompt(tokens, first, used)                                                     # (B,): the row that computes the prompt
-        t = torch.arange(T)
         origin = torch.where(t < first[:, None], source[:, None], rows[:, None])                      # (B, T): the row that computes each slot
         own = (t < used[:, None]) & (origin == rows[:, None])
         place = (own.flatten().cumsum(0) - 1).view(B, T)[origin, t]                                   # (B, T)
         self.tokens, self.positions = tokens[own.to(device)], t.expand(B, T)[own].to(device)
         self.place, self.longest = place.to(device), int(used.max())
 
-        self.pieces, slots, at, offset = [], [], torch.zeros(B, dtype=torch.long), 0
-        for piece in similar(used):
-            width = max(1, int(used[piece].max()))
-            slots.append(torch.where(t[:width] < used[piece, None], place[piece, :width], 0).flatten())
-            at[piece] = offset + torch.arange(len(piece)) * width                                     # (B,): the slot at which each row starts
-            offset += len(piece) * width
-            bias = hide(torch.ones(width, width, dtype=torch.bool, device=device).triu(1))[None, None] if 1 < width <= SHORT else None
-            self.pieces.append((len(piece), width, bias))
-        slots, home = torch.cat(slots), (at[:, None] + t)[own]                                        # (S,): token of a slot; (N,): slot of a token
-        self.as_they_are = len(home) == offset and bool((slots == torch.arange(offset)).all())
-        answers = torch.zeros(offset, dtype=torch.bool).index_fill_(0, home, True)                    # (S,): the slot whose result is its token's
-        shared, users, valid = self.users(first, used, source, at, place)
-        self.slots, self.home, self.answers = slots.to(device), home.to(device), answers.to(device)
-        self.shared = None if shared is None else (shared.to(device), users.to(device), valid.to(device))
+        shared = (torch.bincount(source[used > 0], minlength=B) > 1)[source] & (used > 0)             # (B,): has its prompt in common with others
+        apart = shared if plain(1, device) else torch.zeros_like(shared)                              # (B,): and leaves its queries to a row of their own
+        prompts = (apart & (source == rows)).nonzero().squeeze(1)
+        row = torch.cat([rows, prompts])                                                              # (R,): rows, then prompts as rows
+        begin = torch.cat([torch.where(apart, first, 0), torch.zeros_like(prompts)])                  # (R,): queries are [begin, end), keys [0, end)
+        end = torch.cat([used, first[prompts]])
+        queries, keys = torch.zeros_like(row), torch.zeros_like(row)                                  # (R,): the slots at which each row's start
+        self.pieces, query_slots, key_slots = [], [], []
+        for piece in similar(end):
+            width, reach = max(1, int((end - begin)[piece].max())), max(1, int(end[piece].max()))
+            at = begin[piece, None] + torch.arange(width)                                             # (r, width): where in its row a query is
+            query_slots.append(slots_of(place[row[piece]], at, end[piece]))
+            key_slots.append(slots_of(place[row[piece]], torch.arange(reach).expand(len(piece), reach), end[piece]))
+            queries[piece] = sum(n * w for n, w, _, _ in self.pieces) + torch.arange(len(piece)) * width
+            keys[piece] = sum(n * w for n, _, w, _ in self.pieces) + torch.arange(len(piece)) * reach
+            bias = None                                                                               # as many queries as keys, and causal
+            if plain(width, device) or bool(begin[piece].any()):
+                at = at[:1] if bool((at == at[0]).all()) else at
+                bias = hide(torch.arange(reach) > at[..., None]).unsqueeze(1).to(device)
+            self.pieces.append((len(piece), width, reach, bias))                                      # bias (1 or r, 1, width, reach)
+        asked = torch.full((B,), -1).index_copy_(0, prompts, B + torch.arange(len(prompts)))          # (B,): the row that has a prompt's queries
+        asker = torch.where((t < first[:, None]) & apart[:, None], asked[:, None], rows[:, None])[own]                # (N,)
+        self.home = (queries - begin)[asker] + t.expand(B, T)[own]                                    # (N,): the slot of a token's query
+        self.queries, self.keys = torch.cat(query_slots), torch.cat(key_slots)                        # (slots,): their tokens
+        self.answers = torch.zeros(len(self.queries), dtype=torch.bool).index_fill_(0, self.home, True)
+        self.key_home = keys[asker] + t.expand(B, T)[own]                                             # (N,): a slot of its key
+        in_order = torch.arange(len(self.home))
+        self.as_they_are = torch.equal(self.queries, in_order) and torch.equal(self.keys, in_order)
+        self.shared = self.users(first, source, shared, apart, asked, keys, place)
+        for name in ("home", "queries", "keys", "answers", "key_home"):
+            setattr(self, name, getattr(self, name).to(device))
+        self.shared = None if self.shared is None else tuple(x.to(device) for x in self.shared)
 
     @staticmethod
-    def users(first: Tensor, used: Tensor, source: Tensor, at: Tensor, place: Tensor):
-        """The tokens of shared prompts (M,), all slots that hold them (M, U), and which of these are real, as prompts are shared by different numbers."""
-        groups = [g for row in source[used > 0].unique().tolist() if len(g := ((source == row) & (used > 0)).nonzero().squeeze(1)) > 1]
+    def users(first, source, shared, apart, asked, keys, place) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The tokens of shared prompts (M,), all slots that hold their keys (M, U), and which of these are real, as not all prompts have as many rows."""
+        groups = []
+        for row in source[shared].unique():
+            members = ((source == row) & shared).nonzero().squeeze(1)
+            groups.append((row, torch.cat([members, asked[row][None]]) if apart[row] else members))
         if not groups:
-            return None, None, None
-        most = max(map(len, groups))
+            return None
+        most = max(len(members) for _, members in groups)
         tokens, users, valid = [], [], []
-        for g in groups:
-            t = torch.arange(int(first[g[0]]))
-            tokens.append(place[g[0], t])
-            users.append(F.pad(at[g] + t[:, None], (0, most - len(g))))
-            valid.append((torch.arange(most) < len(g)).expand(len(t), most))
+        for row, members in groups:
+            t = torch.arange(int(first[row]))
+            tokens.append(place[row, t])
+            users.append(F.pad(keys[members] + t[:, None], (0, most - len(members))))
+            valid.append((torch.arange(most) < len(members)).expand(len(t), most))
         return torch.cat(tokens), torch.cat(users), torch.cat(valid)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        N, H, D = q.shape
-        K = k.shape[1]
-        heads = torch.cat([q, k, v], dim=1)
+        (N, H, D), K = q.shape, k.shape[1]
+        q, kv = q.reshape(N, H * D), torch.cat([k, v], dim=1).flatten(1)
         if not self.as_they_are:
-            heads = _ToSlots.apply(heads.flatten(1), self.slots, self.home, self.shared).unflatten(1, (H + 2 * K, D))
+            q = _ToSlots.apply(q, self.queries, self.home, None)
+            kv = _ToSlots.apply(kv, self.keys, self.key_home, self.shared)
         out = []
-        for (B, T, bias), x in zip(self.pieces, heads.split([B * T for B, T, _ in self.pieces])):
-            q, k, v = x.unflatten(0, (B, T)).transpose(1, 2).split([H, K, K], dim=1)
-            out.append(attend(q, k, v, bias).transpose(1, 2).reshape(B * T, H * D))
+        queries = q.split([n * width for n, width, _, _ in self.pieces])
+        keys = kv.split([n * reach for n, _, reach, _ in self.pieces])
+        for (n, width, reach, bias), q, kv in zip(self.pieces, queries, keys):
+            k, v = kv.view(n, reach, 2 * K, D).transpose(1, 2).split(K, dim=1)                        # (n, K, reach, D)
+            found = attend(q.view(n, width, H, D).transpose(1, 2), k, v, bias)                        # (n, H, width, D)
+            out.append(found.transpose(1, 2).reshape(n * width, H * D))
         out = torch.cat(out) if len(out) > 1 else out[0]
-        return out if self.as_they_are else _FromSlots.apply(out, self.slots, self.home, self.answers)
+        return out if self.as_they_are else _FromSlots.apply(out, self.queries, self.home, self.answers)
+
+
+def slots_of(place: Tensor, at: Tensor, end: Tensor) -> Tensor:
+    """The tokens at places `at` (r, w) of rows, place (r, T); any token behind a row's end. (r * w,)"""
+    return torch.where(at < end[:, None], place.gather(1, at.clamp(max=place.shape[1] - 1)), 0).flatten()
 
 
 class _ToSlots(torch.autograd.Function):
-    """x (N, F) of tokens -> (S, F) of slots. Both directions only read, in a fixed order: no scattered additions, and the same bits every time."""
+    """x (N, F) of tokens -> (slots, F). Both directions only read, in a fixed order: no scattered additions, and the same bits every time."""
 
     @staticmethod
     def forward(ctx, x, slots, home, shared):
@@ -171,7 +203,7 @@ class _ToSlots(torch.autograd.Function):
 
 
 class _FromSlots(torch.autograd.Function):
-    """out (S, F) of slots -> (N, F) of tokens, each from its own slot."""
+    """out (slots, F) -> (N, F) of tokens, each from its own slot."""
 
     @staticmethod
     def forward(ctx, out, slots, home, answers):
@@ -209,14 +241,19 @@ def similar(lengths: Tensor) -> list[Tensor]:
 
 def hide(hidden: Tensor) -> Tensor:
     """What attention adds to a score: minus infinity where `hidden` is true."""
-    return torch.where(hidden, float("-inf"), 0.0)
+    return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
+
+
+def plain(queries: int, device) -> bool:
+    """Whether attention of so many queries is two matrix products, and not the fused kernel."""
+    return torch.device(device).type == "cpu" and queries <= SHORT
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """q (B, H, T, D) over k, v (B, K, S, D); added to the scores is `bias` (B or 1, 1, T, S), or without one T == S is causal and one query sees all."""
     B, H, T, D = q.shape
     K, S = k.shape[1:3]
-    if T > 1 and (q.is_cuda or T > SHORT):
+    if T > 1 and not plain(T, q.device):
         mask = None if bias is None else bias.to(q.dtype)
         return F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask, is_causal=bias is None, enable_gqa=H != K)
     if bias is None and T > 1:
@@ -228,4 +265,5 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         else:
             start, beta = bias.to(k.dtype).expand(B, H, T, S).reshape(B * K, -1, S) if len(bias) > 1 or K < H else bias[0].to(k.dtype), 1
         scores = torch.baddbmm(start, q_rows, k.reshape(B * K, S, D).transpose(1, 2), beta=beta, alpha=D ** -0.5)      # (B * K, H/K * T, S)
-        return torch.bmm(scores.softmax(-1), v.reshape(B * K, S, D)).view(B, H, T, D).to(q.dtype)
+        p = scores.softmax(-1, dtype=torch.promote_types(k.dtype, torch.float32)).to(v.dtype)
+        return torch.bmm(p, v.reshape(B * K, S, D)).view(B, H, T, D).to(q.dtype)

@@ -26,6 +26,9 @@ from minirl.lm.precision import compute_dtype
 from minirl.lm.rope import Rope, rotate
 
 
+MANY = 1024      # tokens: on a CPU, fewer take no less time when compiled
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Sizes and switches of one Transformer. Llama: the defaults. Qwen2: `qkv_bias`. Qwen3: `qk_norm` and an explicit `head_dim`."""
@@ -241,10 +244,11 @@ class Transformer(nn.Module):
             if cache.weights is None:
                 cache.weights = [block.weights(compute_dtype(self)) for block in self.layers]
             weights = cache.weights
+        compiled = self.compiled and (tokens.is_cuda or len(tokens) >= MANY)
         x = self.dropout(self.embed_tokens(tokens))                                                   # (N, d)
         rope = self.rope(context.positions, x.dtype)
         for i, block in enumerate(self.layers):
-            x = block(x, rope, context, i, weights[i], self.compiled)
+            x = block(x, rope, context, i, weights[i], compiled)
         if cache is not None:
             cache.length = context.longest
         return self.norm(x)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from minirl.lm import attention, decoding, sampling
+from minirl.lm import model as model_module
 from minirl.lm.decoding import Decoder
 from minirl.lm.logprobs import token_logprobs
 from minirl.lm.precision import compute_in
@@ -108,8 +109,9 @@ def test_weights_are_joined_and_cast_once_for_all_steps(make_model, monkeypatch,
 
 
 @torch.no_grad()
-def test_the_compiled_model_samples_and_scores_as_the_plain_one_does(make_model, ragged):
+def test_the_compiled_model_samples_and_scores_as_the_plain_one_does(make_model, ragged, monkeypatch):
     """The same tokens, and log-probs to 1e-5, forwards and backwards. Slow the first time, as a compiler runs."""
+    monkeypatch.setattr(model_module, "MANY", 1)
     plain, fast = make_model("qwen3"), make_model("qwen3")
     fast.compiled = True
     want, got = (sample(m, ragged, **OPTIONS, generator=generator(3)) for m in (plain, fast))
@@ -164,3 +166,25 @@ def test_a_shared_prompt_is_computed_once_and_gets_every_gradient(make_model):
     torch.testing.assert_close(got, torch.cat(alone), atol=1e-5, rtol=1e-5)
     for a, b in zip(grads, torch.autograd.grad((weight * torch.cat(alone)).sum(), list(model.parameters()))):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("short", [0, 12, 64])
+def test_any_batch_reads_as_if_every_row_stood_alone(make_model, monkeypatch, seed, short):
+    """Prompts shared by 1 to 5 rows, completions of 0 to 20 tokens, some rows asked for nothing; attention by plain products, fused, or both."""
+    monkeypatch.setattr(attention, "SHORT", short)
+    g = generator(seed)
+    model = make_model("qwen3").double()
+    prompts = [torch.randint(23, (int(n),), generator=g) for n in torch.randint(1, 9, (4,), generator=g)]
+    which, T = torch.randint(4, (12,), generator=g), 30
+    tokens, mask = torch.randint(23, (12, T), generator=g), torch.zeros(12, T, dtype=torch.bool)
+    for b, p in enumerate(which.tolist()):
+        tokens[b, :len(prompts[p])] = prompts[p]
+        mask[b, len(prompts[p]):len(prompts[p]) + int(torch.randint(21, (), generator=g))] = True
+    mask &= torch.rand(12, T, generator=g) < 0.9                           # gaps, as tool output leaves them
+    weight = torch.randn(12, T, generator=g).double()
+    got = token_logprobs(model, tokens, mask=mask)
+    want = torch.cat([token_logprobs(model, tokens[b:b + 1], mask=mask[b:b + 1]) for b in range(12)])
+    torch.testing.assert_close(got, want)
+    for a, b in zip(*(torch.autograd.grad((weight * x).sum(), list(model.parameters())) for x in (got, want))):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
