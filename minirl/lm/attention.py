@@ -110,56 +110,35 @@ class Distinct:
         self.tokens, self.positions = tokens[own.to(device)], t.expand(B, T)[own].to(device)
         self.place, self.longest = place.to(device), int(used.max())
 
-        shared = (torch.bincount(source[used > 0], minlength=B) > 1)[source] & (used > 0)             # (B,): has its prompt in common with others
-        apart = shared if plain(1, device) else torch.zeros_like(shared)                              # (B,): and leaves its queries to a row of their own
+        together = (torch.bincount(source[used > 0], minlength=B) > 1)[source] & (used > 0)           # (B,): has its prompt in common with others
+        apart = together if plain(1, device) else torch.zeros_like(together)                          # (B,): and leaves its queries to a row of their own
         prompts = (apart & (source == rows)).nonzero().squeeze(1)
         row = torch.cat([rows, prompts])                                                              # (R,): rows, then prompts as rows
         begin = torch.cat([torch.where(apart, first, 0), torch.zeros_like(prompts)])                  # (R,): queries are [begin, end), keys [0, end)
         end = torch.cat([used, first[prompts]])
-        queries, keys = torch.zeros_like(row), torch.zeros_like(row)                                  # (R,): the slots at which each row's start
-        self.pieces, query_slots, key_slots = [], [], []
+        self.pieces, queries, keys = [], [], []
         for piece in similar(end):
             width, reach = max(1, int((end - begin)[piece].max())), max(1, int(end[piece].max()))
-            at = begin[piece, None] + torch.arange(width)                                             # (r, width): where in its row a query is
-            query_slots.append(slots_of(place[row[piece]], at, end[piece]))
-            key_slots.append(slots_of(place[row[piece]], torch.arange(reach).expand(len(piece), reach), end[piece]))
-            queries[piece] = sum(n * w for n, w, _, _ in self.pieces) + torch.arange(len(piece)) * width
-            keys[piece] = sum(n * w for n, _, w, _ in self.pieces) + torch.arange(len(piece)) * reach
+            asked = begin[piece, None] + torch.arange(width)                                          # (r, width): where in its row a query is
+            queries.append(tokens_at(place[row[piece]], asked, end[piece]))
+            keys.append(tokens_at(place[row[piece]], torch.arange(reach).expand(len(piece), reach), end[piece]))
             bias = None                                                                               # as many queries as keys, and causal
             if plain(width, device) or bool(begin[piece].any()):
-                at = at[:1] if bool((at == at[0]).all()) else at
-                bias = hide(torch.arange(reach) > at[..., None]).unsqueeze(1).to(device)
-            self.pieces.append((len(piece), width, reach, bias))                                      # bias (1 or r, 1, width, reach)
-        asked = torch.full((B,), -1).index_copy_(0, prompts, B + torch.arange(len(prompts)))          # (B,): the row that has a prompt's queries
-        asker = torch.where((t < first[:, None]) & apart[:, None], asked[:, None], rows[:, None])[own]                # (N,)
-        self.home = (queries - begin)[asker] + t.expand(B, T)[own]                                    # (N,): the slot of a token's query
-        self.queries, self.keys = torch.cat(query_slots), torch.cat(key_slots)                        # (slots,): their tokens
-        self.answers = torch.zeros(len(self.queries), dtype=torch.bool).index_fill_(0, self.home, True)
-        self.key_home = keys[asker] + t.expand(B, T)[own]                                             # (N,): a slot of its key
-        in_order = torch.arange(len(self.home))
-        self.as_they_are = torch.equal(self.queries, in_order) and torch.equal(self.keys, in_order)
-        self.shared = self.users(first, source, shared, apart, asked, keys, place)
-        for name in ("home", "queries", "keys", "answers", "key_home"):
-            setattr(self, name, getattr(self, name).to(device))
-        self.shared = None if self.shared is None else tuple(x.to(device) for x in self.shared)
+                asked = asked[:1] if bool((asked == asked[0]).all()) else asked
+                bias = hide(torch.arange(reach) > asked[..., None]).unsqueeze(1).to(device)           # (1 or r, 1, width, reach)
+            self.pieces.append((len(piece), width, reach, bias))
 
-    @staticmethod
-    def users(first, source, shared, apart, asked, keys, place) -> tuple[Tensor, Tensor, Tensor] | None:
-        """The tokens of shared prompts (M,), all slots that hold their keys (M, U), and which of these are real, as not all prompts have as many rows."""
-        groups = []
-        for row in source[shared].unique():
-            members = ((source == row) & shared).nonzero().squeeze(1)
-            groups.append((row, torch.cat([members, asked[row][None]]) if apart[row] else members))
-        if not groups:
-            return None
-        most = max(len(members) for _, members in groups)
-        tokens, users, valid = [], [], []
-        for row, members in groups:
-            t = torch.arange(int(first[row]))
-            tokens.append(place[row, t])
-            users.append(F.pad(keys[members] + t[:, None], (0, most - len(members))))
-            valid.append((torch.arange(most) < len(members)).expand(len(t), most))
-        return torch.cat(tokens), torch.cat(users), torch.cat(valid)
+        queries, keys = torch.cat(queries), torch.cat(keys)                                           # (slots,): their tokens, -1 behind a row's end
+        slots, start, _ = by_token(queries, len(self.tokens))
+        home = slots[start]                                                                           # (N,): the slot that asks for a token
+        answers = torch.zeros(len(queries), dtype=torch.bool).index_fill_(0, home, True)
+        slots, start, count = by_token(keys, len(self.tokens))
+        shared, n = (count > 1).nonzero().squeeze(1), torch.arange(int(count.max()))
+        users = slots[(start[shared, None] + n).clamp(max=len(slots) - 1)]                            # (M, U): all slots of a shared token's key
+        self.as_they_are = all(torch.equal(x, torch.arange(len(self.tokens))) for x in (queries, keys))
+        self.queries, self.home, self.answers = queries.clamp(min=0).to(device), home.to(device), answers.to(device)
+        self.keys, self.key_home = keys.clamp(min=0).to(device), slots[start].to(device)
+        self.shared = tuple(x.to(device) for x in (shared, users, n < count[shared, None])) if len(shared) else None
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (N, H, D), K = q.shape, k.shape[1]
@@ -178,9 +157,16 @@ class Distinct:
         return out if self.as_they_are else _FromSlots.apply(out, self.queries, self.home, self.answers)
 
 
-def slots_of(place: Tensor, at: Tensor, end: Tensor) -> Tensor:
-    """The tokens at places `at` (r, w) of rows, place (r, T); any token behind a row's end. (r * w,)"""
-    return torch.where(at < end[:, None], place.gather(1, at.clamp(max=place.shape[1] - 1)), 0).flatten()
+def tokens_at(place: Tensor, at: Tensor, end: Tensor) -> Tensor:
+    """The tokens at places `at` (r, w) of rows, place (r, T); -1 behind a row's end. (r * w,)"""
+    return torch.where(at < end[:, None], place.gather(1, at.clamp(max=place.shape[1] - 1)), -1).flatten()
+
+
+def by_token(tokens: Tensor, N: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Slots in the order of their tokens (N of them; -1 is none), and for each token where its slots start in that order, and how many they are."""
+    real = (tokens >= 0).nonzero().squeeze(1)
+    count = torch.bincount(tokens[real], minlength=N)
+    return real[tokens[real].argsort(stable=True)], count.cumsum(0) - count, count
 
 
 class _ToSlots(torch.autograd.Function):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from minirl.lm.attention import KVCache, attend
+from minirl.lm.attention import KVCache
 from minirl.lm.model import ModelConfig, RMSNorm, Transformer
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -94,23 +94,6 @@ def test_cache_rows_can_be_repeated_dropped_and_reordered(model):
 
 
 # ---------------------------------------------------------------- grouped queries
-
-@torch.no_grad()
-@pytest.mark.parametrize("queries", [1, 5])
-def test_grouped_attention_equals_repeated_heads(queries):
-    """Heads 0, 1 share key head 0 and heads 2, 3 share key head 1: a transposed grouping (0, 2 / 1, 3) has the same shapes."""
-    g = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, heads, 5, 6, generator=g, dtype=torch.float64) for heads in (4, 2, 2))
-    q = q[:, :, 5 - queries:]
-    want = torch.empty_like(q)
-    for b in range(2):
-        for h in range(4):
-            for t in range(queries):
-                seen = 5 - queries + t + 1
-                weights = (k[b, h // 2, :seen] @ q[b, h, t] / math.sqrt(6)).softmax(0)
-                want[b, h, t] = weights @ v[b, h // 2, :seen]
-    torch.testing.assert_close(attend(q, k, v, None), want)
-
 
 @torch.no_grad()
 def test_grouped_model_equals_a_full_model_with_repeated_weights(make_model):
