@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# Compiled code is kept between runs, and not in /tmp, where torch puts it.
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "minirl" / "inductor"))
+# Compiled code is kept between runs, and not in /tmp, where torch puts it and which is emptied.
+if os.access(Path.home(), os.W_OK):
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "minirl" / "inductor"))
 
 _broken = False
 
