@@ -13,10 +13,8 @@ steps, reaches 0.95, and in all; and what the policies are worth on the same hel
 """
 
 import argparse
-import datetime
 import json
 import math
-import platform
 import random
 import shutil
 import statistics
@@ -49,8 +47,7 @@ def main() -> None:
     parser.add_argument("--against-trl", action="store_true", help="train TRL's GRPOTrainer from each base model too")
     parser.add_argument("--steps", type=int, default=GRPOConfig.steps, help="GRPO's steps, of both sides (default %(default)s)")
     args = parser.parse_args()
-    print(f"{datetime.date.today()}, {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-          f"Python {platform.python_version()}\n")
+    print(heading() + "\n")
     print("| seed | accuracy before | after | length before | after | seconds |\n|---|---|---|---|---|---|")
     rows, pairs = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -79,12 +76,6 @@ def main() -> None:
 
 def table_row(row: list[float]) -> str:
     return "{:.3f} | {:.3f} | {:.1f} | {:.1f} | {:.0f} |".format(*row)
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 # against TRL

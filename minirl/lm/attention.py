@@ -144,8 +144,8 @@ class Distinct:
         (N, H, D), K = q.shape, k.shape[1]
         q, kv = q.reshape(N, H * D), torch.cat([k, v], dim=1).flatten(1)
         if not self.as_they_are:
-            q = _ToSlots.apply(q, self.queries, self.home, None)
-            kv = _ToSlots.apply(kv, self.keys, self.key_home, self.shared)
+            q = _Take.apply(q, self.queries, self.home, None, None)
+            kv = _Take.apply(kv, self.keys, self.key_home, None, self.shared)
         out = []
         queries = q.split([n * width for n, width, _, _ in self.pieces])
         keys = kv.split([n * reach for n, _, reach, _ in self.pieces])
@@ -154,7 +154,7 @@ class Distinct:
             found = attend(q.view(n, width, H, D).transpose(1, 2), k, v, bias)                        # (n, H, width, D)
             out.append(found.transpose(1, 2).reshape(n * width, H * D))
         out = torch.cat(out) if len(out) > 1 else out[0]
-        return out if self.as_they_are else _FromSlots.apply(out, self.queries, self.home, self.answers)
+        return out if self.as_they_are else _Take.apply(out, self.home, self.queries, self.answers, None)
 
 
 def tokens_at(place: Tensor, at: Tensor, end: Tensor) -> Tensor:
@@ -169,38 +169,28 @@ def by_token(tokens: Tensor, N: int) -> tuple[Tensor, Tensor, Tensor]:
     return real[tokens[real].argsort(stable=True)], count.cumsum(0) - count, count
 
 
-class _ToSlots(torch.autograd.Function):
-    """x (N, F) of tokens -> (slots, F). Both directions only read, in a fixed order: no scattered additions, and the same bits every time."""
+class _Take(torch.autograd.Function):
+    """x (n, F) -> x[there] (m, F), where back (n,) says which of the m has a row's gradient: `answers` (n,), if any has, `shared`, if more than one.
+
+    Both directions only read, in a fixed order: no scattered additions, and the same bits every time.
+    """
 
     @staticmethod
-    def forward(ctx, x, slots, home, shared):
-        ctx.index = home, shared
-        return x.index_select(0, slots)
+    def forward(ctx, x, there, back, answers, shared):
+        ctx.index = back, answers, shared
+        return x.index_select(0, there)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        home, shared = ctx.index
-        out = grad.index_select(0, home)
+        back, answers, shared = ctx.index
+        out = grad.index_select(0, back)
+        if answers is not None:
+            out.mul_(answers[:, None])
         if shared is not None:
-            tokens, users, valid = shared                                                             # (M,), (M, U), (M, U)
-            out[tokens] = (grad[users] * valid[..., None]).sum(1)
-        return out, None, None, None
-
-
-class _FromSlots(torch.autograd.Function):
-    """out (slots, F) -> (N, F) of tokens, each from its own slot."""
-
-    @staticmethod
-    def forward(ctx, out, slots, home, answers):
-        ctx.index = slots, answers
-        return out.index_select(0, home)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        slots, answers = ctx.index
-        return grad.index_select(0, slots).mul_(answers[:, None]), None, None, None
+            rows, users, valid = shared                                                               # (M,), (M, U), (M, U)
+            out[rows] = (grad[users] * valid[..., None]).sum(1)
+        return out, None, None, None, None
 
 
 def same_prompt(tokens: Tensor, first: Tensor, used: Tensor) -> Tensor:

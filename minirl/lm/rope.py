@@ -24,7 +24,7 @@ class Rope(nn.Module):
         self.register_buffer("sin", torch.cat([-angles.sin(), angles.sin()], dim=-1), persistent=False)
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """positions (T,) or (B, T) -> cos, sin, ready to multiply (B, T, H, D)."""
+        """positions (T,) or (B, T) -> cos, sin, ready to multiply (..., H, D)."""
         return self.cos[positions].to(dtype).unsqueeze(-2), self.sin[positions].to(dtype).unsqueeze(-2)
 
     def _apply(self, fn, recurse=True):
@@ -55,5 +55,5 @@ def scale_frequencies(frequencies: Tensor, scaling: dict | None) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the feature pairs of x (B, T, H, D): x * cos + swap_halves(x) * sin, the minus sign already in `sin`."""
+    """Turn the feature pairs of x (..., H, D): x * cos + swap_halves(x) * sin, the minus sign already in `sin`."""
     return torch.addcmul(x * cos, torch.roll(x, x.shape[-1] // 2, dims=-1), sin)
