@@ -22,6 +22,7 @@ TABLE = [
     (reduce, "aggregate", "L M", *({"how": how, "total": 7.0} for how in HOWS)),
     (reduce, "masked_mean", "L M", {}, {"dim": 1}),
     (reduce, "masked_whiten", "L M", {}, {"shift_mean": False}),
+    (reduce, "explained_variance", "C C M", {}),
     (kl, "k1 k2 k3", "L C", {}),
     (kl, "corrected_k3", "L C C", {}),
     (kl, "exact_kl", "V U", {}),

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minirl.lm.checkpoint import CheckpointError, load_pretrained, save_pretrained
+from minirl.lm.checkpoint import SCORE, CheckpointError, load_pretrained, save_pretrained
 from minirl.lm.tokenizer import read_json
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -54,6 +54,11 @@ class RunDir:
         for leftover in path.glob("*.partial"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         return cls(path)
+
+    def stage(self, name: str, command: str) -> RunDir:
+        """A run of its own inside this one, for what comes before it: new, or as far as it got."""
+        path = self.path / name
+        return RunDir.resume(path) if (path / "config.json").exists() else RunDir.create(path, {**self.config, "command": command})
 
     @property
     def config(self) -> dict:
@@ -130,7 +135,7 @@ class RunDir:
     def checkpoints(self) -> list[int]:
         return sorted(int(match[1]) for path in self.path.iterdir() if (match := CHECKPOINT.fullmatch(path.name)))
 
-    def load_checkpoint(self, *, device):
+    def load_checkpoint(self, *, device, load=load_pretrained):
         """The newest checkpoint -> (model, tokenizer, training state), or None. What came after it is taken out of metrics and samples."""
         steps = self.checkpoints()
         last = steps[-1] if steps else 0
@@ -138,7 +143,7 @@ class RunDir:
         if not steps:
             return None
         folder = self.path / f"checkpoint-{last}"
-        model, tokenizer = load_pretrained(folder, device=device)
+        model, tokenizer = load(folder, device=device)
         return model, tokenizer, load_training_state(folder / "training_state.pt", device)
 
     def save_final(self, model, tokenizer) -> None:
@@ -186,8 +191,8 @@ class RunLog:
 
 
 def newest_checkpoint(root: str | Path = "runs") -> Path | None:
-    """The final model of the run that ended last, if there is one."""
-    finals = sorted(Path(root).glob("*/final/config.json"), key=lambda path: path.stat().st_mtime)
+    """The final policy of the run that ended last, if there is one; a reward model is none."""
+    finals = sorted((path for path in Path(root).glob("*/final/config.json") if not path.with_name(SCORE).exists()), key=lambda path: path.stat().st_mtime)
     return finals[-1].parent if finals else None
 
 

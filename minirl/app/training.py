@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from minirl.app.rundir import RunDir, RunLog
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.precision import compute_in
-from minirl.lm.tokenizer import build_tokenizer, read_json
+from minirl.lm.tokenizer import TAGS, build_tokenizer, read_json
 from minirl.tasks.arithmetic import Arithmetic, demonstrations
 from minirl.tasks.rewards import accuracy
 from minirl.train.grpo import GRPOConfig, train_grpo
@@ -44,27 +45,33 @@ class BaseConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class CommonConfig:
     """What every training command takes beside its page's numbers."""
 
     seed: int = 0
     device: str = "auto"               # auto, cpu or cuda
     dtype: str = "float32"             # of the matrix products: float32 or bfloat16 (weights stay in float32)
     compile: str = "auto"              # torch.compile of the model: on, off, or auto (on CUDA, and on a CPU when a run is long enough to pay)
-    task: str = "addition"             # addition, subtraction or multiplication (by one digit)
-    digits: int = 3                    # 1 to 5
     init: str | None = None            # checkpoint folder or hub id to start from; without it a base model is made
     eval_problems: int = 512           # held-out problems, before and after
     checkpoint_every: int = 20         # steps (SFT: five times as many)
 
 
-def make_base(config: BaseConfig, *, seed: int, device):
-    """A fresh tiny transformer and its byte tokenizer.
+@dataclass(frozen=True)
+class RunConfig(CommonConfig):
+    """And what those on sums take."""
+
+    task: str = "addition"             # addition, subtraction or multiplication (by one digit)
+    digits: int = 3                    # 1 to 5
+
+
+def make_base(config: BaseConfig, *, seed: int, device, words: tuple[str, ...] = ()):
+    """A fresh tiny transformer and its byte tokenizer, with one token for each of `words`.
 
     Attention must find columns by position, and the feed-forward part must learn a table of sums: a short RoPE wavelength, q/k norms, wide
     weights at the start and a wide feed-forward part do so several times sooner than the family's defaults, made for large models.
     """
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(special_tokens=(*TAGS, *words))
     torch.manual_seed(derive_seed(seed, "init"))
     model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, hidden_size=config.hidden_size, num_layers=config.num_layers,
                                     num_heads=config.num_heads, intermediate_size=config.intermediate_size, max_seq_len=config.max_seq_len,
@@ -83,25 +90,39 @@ def worth_compiling(choice: str, model: Transformer, tokens: int) -> bool:
 def run_sft(run: RunDir, base: BaseConfig, sft: SFTConfig, common: RunConfig, *, device, title: str = "sft", profile: bool = False) -> dict:
     """Train on worked and unworked sums, from nothing or from --init, into the run directory; go on where it was cut short."""
     task = Arithmetic(common.task, common.digits)
-    start = run.load_checkpoint(device=device)
-    if start is not None:
-        model, tokenizer, state = start
-    elif common.init is not None:
-        (model, tokenizer), state = load_pretrained(common.init, device=device), None
-    else:
-        (model, tokenizer), state = make_base(base, seed=common.seed, device=device), None
     pairs = demonstrations(task, base.examples, random.Random(derive_seed(common.seed, "demonstrations")), worked_share=base.worked_share,
                            guessed_share=base.guessed_share)
-    steps = sft.epochs * -(-len(pairs) // sft.batch_size)
-    model.compiled = worth_compiling(common.compile, model, sft.epochs * sum(len(prompt) + len(completion) for prompt, completion in pairs))
-    report = RunLog(run, tokenizer, title=title, steps=steps, state=state, every=5 * common.checkpoint_every, shown={"loss": "loss"})
-    with compute_in(common.dtype, device), report, profiling(profile, train_sft, run):
-        train_sft(model, tokenizer, pairs, sft, seed=common.seed, log=report.log, save=report.save, resume=state)
+
+    def start():
+        return load_pretrained(common.init, device=device) if common.init is not None else make_base(base, seed=common.seed, device=device)
+
+    model, tokenizer, report = supervised(run, start, pairs, sft, common, device=device, title=title, profile=profile)
     with compute_in(common.dtype, device):
         after = evaluate(model, tokenizer, task, n=common.eval_problems, seed=common.seed)
-    summary = {"steps": steps, "accuracy": after.accuracy, "mean_length": after.mean_length, "seconds": round(report.seconds, 1)}
+    summary = {"steps": report.steps, "accuracy": after.accuracy, "mean_length": after.mean_length, "seconds": round(report.seconds, 1)}
     finish(run, model, tokenizer, summary)
     return summary
+
+
+def supervised(run: RunDir, start: Callable[[], tuple], pairs: list[tuple[str, str]], sft: SFTConfig, common: CommonConfig, *, device, title: str,
+               profile: bool = False, each_epoch: Callable[[int, object, object], None] | None = None) -> tuple:
+    """train_sft on pairs into a run directory, from start() or from where it was cut short -> (model, tokenizer, its log).
+
+    each_epoch(epoch, model, tokenizer) is called at the end of each.
+    """
+    model, tokenizer, state = run.load_checkpoint(device=device) or (*start(), None)
+    steps_per_epoch = -(-len(pairs) // sft.batch_size)
+    model.compiled = worth_compiling(common.compile, model, sft.epochs * sum(len(prompt) + len(completion) for prompt, completion in pairs))
+    report = RunLog(run, tokenizer, title=title, steps=sft.epochs * steps_per_epoch, state=state, every=5 * common.checkpoint_every, shown={"loss": "loss"})
+
+    def save(state) -> None:
+        if each_epoch is not None and state.step % steps_per_epoch == 0:
+            each_epoch(state.step // steps_per_epoch, model, tokenizer)
+        report.save(state)
+
+    with compute_in(common.dtype, device), report, profiling(profile, train_sft, run):
+        train_sft(model, tokenizer, pairs, sft, seed=common.seed, log=report.log, save=save, resume=state)
+    return model, tokenizer, report
 
 
 def run_grpo(run: RunDir, base: BaseConfig, sft: SFTConfig, grpo: GRPOConfig, common: RunConfig, preset: GRPOPreset = GRPOPreset(), *,
@@ -139,10 +160,9 @@ def run_grpo(run: RunDir, base: BaseConfig, sft: SFTConfig, grpo: GRPOConfig, co
 
 def run_base(run: RunDir, base: BaseConfig, sft: SFTConfig, common: RunConfig, *, device) -> tuple[Path, float]:
     """The cold start of a run that was given no --init: a run of its own in base/ -> (its final model, its seconds)."""
-    path = run.path / "base"
-    stage = RunDir.resume(path) if (path / "config.json").exists() else RunDir.create(path, {**run.config, "command": "sft"})
-    summary = read_json(path / "summary.json") if stage.finished else run_sft(stage, base, sft, common, device=device, title="base")
-    return path / "final", summary["seconds"]
+    stage = run.stage("base", "sft")
+    summary = read_json(stage.path / "summary.json") if stage.finished else run_sft(stage, base, sft, common, device=device, title="base")
+    return stage.path / "final", summary["seconds"]
 
 
 def profiling(wanted: bool, page, run: RunDir):

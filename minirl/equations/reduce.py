@@ -46,6 +46,31 @@ def masked_whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, ddof: int
     return white if shift_mean else torch.where(mask.bool(), white + mean, 0)
 
 
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    r"""How much of the returns' spread a value function foresees: 1 all of it, 0 as much as a constant does, below 0 less.
+
+    Equation   1 - Var(returns - values) / Var(returns),  over the slots under the mask
+    Paper      none: a habit of the PPO code bases, from OpenAI baselines.
+    Shapes     values, returns, mask: the same -> scalar; 0 where the returns have no spread
+    Gradient   none: a metric.
+    Raises     ValueError if shapes differ.
+
+    A constant offset of the values is forgiven, as it is in an advantage that is whitened.
+
+    >>> returns = torch.tensor([[1.0, 2.0, 3.0]])
+    >>> explained_variance(torch.tensor([[1.0, 2.0, 2.0]]), returns, torch.ones(1, 3))        # variances 2/9 of 6/9
+    tensor(0.6667)
+    """
+    values, _ = _visible(values.detach(), mask)
+    returns, _ = _visible(returns.detach(), mask)
+
+    def variance(x: Tensor) -> Tensor:
+        return masked_mean((x - masked_mean(x, mask)).square(), mask)
+
+    total = variance(returns)
+    return torch.where(total > 0, 1 - variance(returns - values) / torch.where(total > 0, total, 1), 0)
+
+
 def aggregate(x: Tensor, mask: Tensor, how: str, *, total: float | Tensor | None = None) -> Tensor:
     r"""Reduce per-token terms to the scalar that is differentiated. The name says which mean.
 

@@ -27,6 +27,21 @@ def cosine_to_floor(step: int, steps: int, *, floor: float = 0.1, warmup: int = 
     return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
+def warmup_to_constant(step: int, *, warmup: int = 10, start: float = 0.1) -> float:
+    r"""Factor on the learning rate: on a straight line from `start` to 1 over the first `warmup` steps, then 1.
+
+    Equation   f(s) = start + (1 - start) s / warmup while s < warmup, then 1
+    Paper      InstructGPT, arXiv:2203.02155, appendix C.4: over the first 10 iterations, starting with a tenth of the peak learning rate.
+    Raises     ValueError if step or warmup is negative, or start outside [0, 1].
+
+    >>> [warmup_to_constant(s, warmup=2) for s in range(4)]
+    [0.1, 0.55, 1.0, 1.0]
+    """
+    if step < 0 or warmup < 0 or not 0.0 <= start <= 1.0:
+        raise ValueError(f"step {step}, warmup {warmup}, start {start}: no negative numbers, and start in [0, 1], are wanted")
+    return 1.0 if step >= warmup else start + (1 - start) * step / warmup
+
+
 @torch.no_grad()
 def update_ema(averages: Iterable[Tensor], weights: Iterable[Tensor], *, decay: float = 0.992) -> None:
     r"""Exponential moving average of the weights, in place: a policy that has forgotten the last few steps' noise.

@@ -1,6 +1,7 @@
 """Checkpoints in Hugging Face layout: config.json, model.safetensors (or its shards), tokenizer.json. Nothing is ever unpickled.
 
-A checkpoint of ours loads in transformers as Llama, Qwen2 or Qwen3, and theirs load here.
+A checkpoint of ours loads in transformers as Llama, Qwen2 or Qwen3, and theirs load here. A reward model is such a checkpoint with its head beside it,
+in score.safetensors.
 """
 
 from __future__ import annotations
@@ -12,20 +13,27 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from minirl.lm.heads import ScalarModel
 from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.tokenizer import Tokenizer, load_tokenizer, read_json
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
+SCORE = "score.safetensors"
+
+
 class CheckpointError(ValueError):
     """A checkpoint that is missing, cut short, or of a shape that this model cannot take."""
 
 
-def save_pretrained(model: Transformer, tokenizer: Tokenizer, path: str | Path) -> None:
+def save_pretrained(model: Transformer | ScalarModel, tokenizer: Tokenizer, path: str | Path) -> None:
     """Write model and tokenizer into the folder `path`, made if need be. See app/rundir.py for writing it atomically."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, ScalarModel):
+        save_file({name: x.detach().cpu().contiguous() for name, x in model.head.state_dict().items()}, folder / SCORE)
+        model = model.backbone
     (folder / "config.json").write_text(json.dumps(to_hf_config(model, tokenizer), indent=2) + "\n", encoding="utf-8")
     tensors = {hf_name(name): x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
     if model.config.tie_embeddings:
@@ -38,9 +46,30 @@ def load_pretrained(path_or_hub_id: str | Path, *, dtype: torch.dtype | None = N
     """Read a folder, or download a Hugging Face hub id -> (model in eval mode, tokenizer).
 
     `dtype` None keeps the dtype that config.json names. Raises CheckpointError for missing or broken weights, a model of another family,
-    and weights that do not fit config.json; TokenizerError for a tokenizer that cannot be read; ValueError, naming the file, for broken JSON.
+    weights that do not fit config.json, and a reward model; TokenizerError for a tokenizer that cannot be read; ValueError, naming the file, for
+    broken JSON.
     """
     folder = find_checkpoint(path_or_hub_id)
+    if (folder / SCORE).is_file():
+        raise CheckpointError(f"{folder} holds a reward model, which scores text and writes none: name a policy, or read it with load_reward_model")
+    return _load(folder, dtype, device)
+
+
+def load_reward_model(path: str | Path, *, dtype: torch.dtype | None = None, device="cpu") -> tuple[ScalarModel, Tokenizer]:
+    """Read a folder that save_pretrained wrote for a ScalarModel. Raises CheckpointError for a folder without a score.safetensors, and as load_pretrained."""
+    folder = Path(path)
+    if not (folder / SCORE).is_file():
+        raise CheckpointError(f"{folder} holds no reward model: a folder with a {SCORE} beside its checkpoint is wanted, such as runs/rm/final")
+    backbone, tokenizer = _load(folder, dtype, device)
+    model = ScalarModel(backbone)
+    head = read_safetensors(folder / SCORE)
+    if {name: x.shape for name, x in head.items()} != {name: x.shape for name, x in model.head.state_dict().items()}:
+        raise CheckpointError(f"{folder / SCORE} does not fit the model beside it, which is {backbone.config.hidden_size} wide: the two are of different models")
+    model.head.load_state_dict(head)
+    return model.to(device).eval(), tokenizer
+
+
+def _load(folder: Path, dtype: torch.dtype | None, device) -> tuple[Transformer, Tokenizer]:
     hf = read_json(folder / "config.json")
     tensors = read_tensors(folder)
     config = from_hf_config(hf, tensors, folder)
@@ -95,12 +124,16 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     for file in files:
         if Path(file).name != file or not (folder / file).is_file():       # an index from elsewhere may not lead out of its folder
             raise CheckpointError(f"{folder} lacks {file}: weights in safetensors are wanted (pickled .bin files are not read; convert them first)")
-        try:
-            with safe_open(folder / file, framework="pt") as f:
-                tensors.update({name: f.get_tensor(name) for name in f.keys()})
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{folder / file} cannot be read ({error}): it may be cut short; save or download it again") from error
+        tensors.update(read_safetensors(folder / file))
     return tensors
+
+
+def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        with safe_open(file, framework="pt") as f:
+            return {name: f.get_tensor(name) for name in f.keys()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}): it may be cut short; save or download it again") from error
 
 
 def named_dtype(hf: dict, folder: Path) -> torch.dtype:

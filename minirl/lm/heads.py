@@ -1,8 +1,14 @@
-"""ScalarHead: one number per token. The same head is a value function (every token) and a reward model (the last token)."""
+"""One number per state of a sequence. The same model is a value function (in front of every token) and a reward model (behind the last)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
+
+from minirl.lm.logprobs import states_around
+from minirl.lm.rollouts import Rollouts, micro_batches, right_pad, span_mask
 
 
 class ScalarHead(nn.Module):
@@ -31,3 +37,77 @@ class ScalarHead(nn.Module):
             raise ValueError(f"last is {last.tolist()} for hidden states {tuple(hidden.shape)}: one slot index in [0, {T}) per row is wanted")
         rows = hidden[range(B), last]                                      # (B, d): only the slots that count
         return self.linear(rows).squeeze(-1)                               # (B,)
+
+
+class ScalarModel(nn.Module):
+    """A Transformer with a ScalarHead: V(s) for the states s of a sequence. Trained on rankings it is a reward model, on returns a value function.
+
+    A value function that starts as a copy of the reward model says of a prefix what the reward model would say if the prefix were all
+    (InstructGPT, arXiv:2203.02155, appendix C.4): both read the same state through the same head.
+    """
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+        self.head = ScalarHead(backbone.config.hidden_size)
+
+    @property
+    def config(self):
+        return self.backbone.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    def set_dropout(self, p: float) -> None:
+        self.backbone.set_dropout(p)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Values in front of the sampled tokens, and behind the last of them.
+
+        Shapes     tokens, mask (B, T) -> values (B, T), V(tokens[:t]) at slot t, 0 where the mask is; end (B,), V of the row up to its last
+                   token under the mask: a reward model's score, and the V of a state in which a completion was cut off
+        Raises     ValueError if shapes differ, the mask asks for slot 0, or a row has nothing under the mask.
+        """
+        hidden, before, end = states_around(self.backbone, tokens, mask.bool())                # (N, d), (slots,), (B,)
+        with torch.autocast(hidden.device.type, enabled=False):                                 # a reward in bfloat16 has two digits
+            v = self.head.linear(hidden.to(self.head.linear.weight.dtype)).squeeze(-1)          # (N,)
+        return v.new_zeros(tokens.shape).masked_scatter(mask.bool(), v[before]), v[end]
+
+    def scores(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(B,): what a reward model says of each row's completion."""
+        return self(tokens, mask)[1]
+
+    def shift(self, bias: Tensor) -> None:
+        """Add a constant to every score and value: see equations.rewards.reward_bias."""
+        with torch.no_grad():
+            self.head.linear.bias += bias
+
+
+@torch.no_grad()
+def rollout_values(model: ScalarModel, rollouts: Rollouts, *, token_budget: int = 16_384) -> tuple[Tensor, Tensor]:
+    """ScalarModel.forward over all rows, without a gradient and a micro-batch at a time: values (B, T), end (B,)."""
+    values, end = (torch.zeros(shape, device=rollouts.tokens.device) for shape in (rollouts.tokens.shape, rollouts.tokens.shape[:1]))
+    for rows in micro_batches(rollouts.lengths, token_budget):
+        part = rollouts.rows(rows)
+        v, e = model(part.tokens, part.mask)
+        values[rows, :part.tokens.shape[1]], end[rows] = v.float(), e.float()
+    return values, end
+
+
+@torch.no_grad()
+def score_ids(model: ScalarModel, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, *, token_budget: int = 16_384) -> Tensor:
+    """A reward model's scores of completions, (N,). The ids of a completion hold its EOS, where it has one."""
+    lengths = torch.tensor([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)], dtype=torch.long)
+    scores = torch.zeros(len(lengths))
+    for rows in micro_batches(lengths, token_budget):
+        tokens, mask = scored_batch([prompts[i] for i in rows], [completions[i] for i in rows], pad_id, model.device)
+        scores[rows] = model.scores(tokens, mask).float().cpu()
+    return scores
+
+
+def scored_batch(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device) -> tuple[Tensor, Tensor]:
+    """Prompts with their completions as tokens (B, T), padded on the right, and the mask of the completions."""
+    tokens, ends = right_pad([[*p, *c] for p, c in zip(prompts, completions)], pad_id, device=device)
+    starts = torch.tensor([len(p) for p in prompts], device=device)
+    return tokens, span_mask(starts, ends, tokens.shape[1])

@@ -179,21 +179,43 @@ def token_logprobs(model, tokens: Tensor, *, mask: Tensor | None = None, tempera
 def states_before(model, tokens: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Hidden states of all that the wanted slots depend on, and which of them each wanted slot is predicted from: (B, T) -> (N, d), (slots,).
 
-    Computed are a row's tokens before its last wanted slot, and those before its first one, its prompt, once for all rows that begin with it. A model
-    that has `hidden` alone, such as a table of logits, computes every slot.
+    Computed are a row's tokens before its last wanted slot, and those before its first one, its prompt, once for all rows that begin with it.
     """
-    previous = wanted.roll(-1, 1)                                                              # slot 0 is not wanted, so that nothing comes round
-    if not hasattr(model, "hidden_of"):
-        return model.hidden(tokens).flatten(0, 1), previous.flatten().nonzero().squeeze(1)
+    first, last = _span(wanted)
+    if not wanted.any():
+        last[:1] = 1                                                                           # nothing wanted: a token, for zeros of the right shape
+    hidden, place = _states(model, tokens, first, last)
+    return hidden, place[wanted.roll(-1, 1)]                                                   # slot 0 is not wanted, so that nothing comes round
+
+
+def states_around(model, tokens: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """states_before, with the state behind each row's last wanted slot: (B, T) -> hidden (N, d), (slots,), end (B,). What a value function reads."""
+    if wanted.shape != tokens.shape:
+        raise ValueError(f"mask {tuple(wanted.shape)} and tokens {tuple(tokens.shape)}: the same shape is wanted")
+    if bool(wanted[:, 0].any()) or not bool(wanted.any(1).all()):
+        raise ValueError("the mask asks for slot 0, or a row has nothing under it: rows of a prompt (or a BOS) and at least one token behind it are wanted")
+    first, last = _span(wanted)
+    hidden, place = _states(model, tokens, first, last + 1)
+    rows = torch.arange(len(tokens), device=place.device)
+    return hidden, place[wanted.roll(-1, 1)], place[rows, last.to(place.device)]
+
+
+def _span(wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and the last wanted slot of each row, 0 where there is none: (B, T) -> twice (B,), on the CPU."""
     on_cpu = wanted.cpu()
-    B, T = on_cpu.shape
-    some = on_cpu.any(1)
-    first = torch.where(some, on_cpu.int().argmax(1), 0)                                       # (B,): tokens of prompt
-    used = torch.where(some, T - 1 - on_cpu.flip(1).int().argmax(1), 0)                        # (B,): tokens before the last wanted slot
-    if not some.any():
-        used[:1] = 1                                                                           # nothing wanted: a token, for zeros of the right shape
-    context = Distinct(tokens, first, used)
-    return model.hidden_of(context.tokens, context), context.place[previous]
+    some, T = on_cpu.any(1), on_cpu.shape[1]
+    return torch.where(some, on_cpu.int().argmax(1), 0), torch.where(some, T - 1 - on_cpu.flip(1).int().argmax(1), 0)
+
+
+def _states(model, tokens: Tensor, prompt: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states (N, d) of the first used[b] tokens of each row, of which prompt[b] are its prompt, and which of them is whose: place (B, T).
+
+    A model that has `hidden` alone, such as a table of logits, computes every slot.
+    """
+    if not hasattr(model, "hidden_of"):
+        return model.hidden(tokens).flatten(0, 1), torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
+    context = Distinct(tokens, prompt, used)
+    return model.hidden_of(context.tokens, context), context.place
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from torch import Tensor
 from minirl.equations.advantages import dynamic_sampling, group_advantages, zero_spread
 from minirl.equations.kl import k3
 from minirl.equations.objectives import clipped_surrogate
-from minirl.equations.reduce import AGGREGATIONS, aggregate, masked_mean, normaliser
+from minirl.equations.reduce import AGGREGATIONS, aggregate, normaliser
 from minirl.equations.rewards import overlong_penalty
 from minirl.equations.schedules import cosine_to_floor
 from minirl.lm.logprobs import rollout_logprobs, token_logprobs
@@ -35,7 +35,8 @@ from minirl.lm.rollouts import micro_batches
 from minirl.lm.sampling import sample
 from minirl.tasks.problem import columns
 from minirl.tasks.rewards import weighted_sum
-from minirl.train.state import NonFiniteError, Sums, TrainState, clip_gradient, derive_seed, make_optimizer
+from minirl.train.state import (Sums, TrainState, check_finite, check_judged, clip_gradient, derive_seed, describe, freeze, make_optimizer, mean_judged,
+                                set_lr, to_tensor, watch)
 
 Advantages = Callable[[Tensor], Tensor]                             # rewards (P, G) -> (P, G)
 Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]      # logp, old_logp, adv, mask, all (b, T) -> (b, T), to be maximised
@@ -107,7 +108,8 @@ def train_grpo(model, tokenizer, task, config: GRPOConfig, *, advantages: Advant
     advantages = advantages or partial(group_advantages, scale=config.scale, ddof=config.ddof)
     objective = objective or (lambda logp, old_logp, adv, mask: clipped_surrogate(logp, old_logp, adv, clip_low=config.clip_low, clip_high=config.clip_high))
     reference = freeze(copy.deepcopy(model)) if config.kl_coef > 0 else None
-    state = TrainState(model, make_optimizer(model, lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay), reference)
+    state = TrainState(model, make_optimizer(model, lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay),
+                       {} if reference is None else {"reference": reference})
     if resume is not None:
         state.load_state_dict(resume)
     P, G = config.prompts_per_step, config.group_size
@@ -124,7 +126,8 @@ def train_grpo(model, tokenizer, task, config: GRPOConfig, *, advantages: Advant
         completions = [tokenizer.decode_completion(ids) for ids in rollouts.completion_ids()]                       # B = P * G texts
 
         # 2. score, then compare inside each group                                           lines 8-9
-        prompts, known = [p.prompt for p in problems for _ in range(G)], columns(problems, repeat=G)
+        prompts = [p.prompt for p in problems for _ in range(G)]
+        known = {**columns(problems, repeat=G), "completion_ids": rollouts.completion_ids()}
         verdicts = {name: task.rewards[name](prompts, completions, **known) for name in weights}                    # B numbers (None: no verdict) each
         rewards = to_tensor(weighted_sum(list(verdicts.values()), list(weights.values()))).view(P, G)               # (P, G), NaN: no verdict
         check_judged(rewards)
@@ -141,8 +144,7 @@ def train_grpo(model, tokenizer, task, config: GRPOConfig, *, advantages: Advant
 
         # 4. update: surrogate - kl_coef * kl, aggregate, backward, clip, step               lines 10-11
         lr = config.lr * cosine_to_floor(state.step, config.steps, floor=config.min_lr_ratio, warmup=min(config.warmup_steps, config.steps - 1))
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(state.optimizer, lr)
         shuffle = torch.Generator().manual_seed(derive_seed(seed, "grpo", state.step, "shuffle"))
         for _ in range(config.iterations):
             for minibatch in chosen[torch.randperm(len(chosen), generator=shuffle)].to(model.device).tensor_split(config.minibatches):
@@ -156,7 +158,7 @@ def train_grpo(model, tokenizer, task, config: GRPOConfig, *, advantages: Advant
                     logp, entropy = token_logprobs(model, batch.tokens, mask=batch.mask, temperature=config.temperature, return_entropy=True)
                     old = logp.detach() if on_policy else old_logp[rows, :width]
                     surrogate = objective(logp, old, adv[rows, None].expand_as(logp), batch.mask)                   # (b, T')
-                    watch(sums, surrogate, logp, old, batch, adv[rows], entropy)
+                    watch(sums, surrogate, logp, old, batch, adv[rows, None], entropy)
                     if reference is not None:
                         kl = k3(logp, ref_logp[rows, :width])
                         surrogate = surrogate - config.kl_coef * kl
@@ -175,53 +177,8 @@ def train_grpo(model, tokenizer, task, config: GRPOConfig, *, advantages: Advant
         # 5. report
         if log is not None:
             rules = {f"rewards/{name}/mean": mean_judged(judged) for name, verdict in verdicts.items() if not (judged := to_tensor(verdict)).isnan().all()}
-            log(state.step, {**describe(rewards, rollouts), **rules, **sums.means(), "learning_rate": lr, "num_tokens": state.num_tokens,
-                             "step_time": time.perf_counter() - began})
+            log(state.step, {**describe(rewards, rollouts), "frac_reward_zero_std": float(zero_spread(rewards).float().mean()), **rules, **sums.means(),
+                             "learning_rate": lr, "num_tokens": state.num_tokens, "step_time": time.perf_counter() - began})
         if save is not None:
             save(state)
     return model
-
-
-def freeze(model):
-    """Eval mode, no gradients: a reference."""
-    return model.eval().requires_grad_(False)
-
-
-def to_tensor(rewards: list[float | None]) -> torch.Tensor:
-    """Reward functions' numbers as float32, None as NaN."""
-    return torch.tensor([float("nan") if reward is None else float(reward) for reward in rewards])
-
-
-def check_judged(rewards: Tensor) -> None:
-    if bool(rewards.isnan().all()):
-        raise ValueError(f"none of the {rewards.numel()} completions got a reward: every verdict was None or NaN; check the reward functions and the "
-                         "problems' answers")
-
-
-def mean_judged(rewards: torch.Tensor) -> float:
-    return float(masked_mean(rewards, ~rewards.isnan()))
-
-
-def check_finite(loss, step: int, rows, completions: list[str]) -> None:
-    if not torch.isfinite(loss):
-        first = int(rows[0])
-        raise NonFiniteError(f"step {step}: the loss is {loss.item()} on rows {rows.tolist()[:8]}. The weights are still those before the update. "
-                             f"Row {first} reads {completions[first]!r}")
-
-
-def watch(sums: Sums, surrogate, logp, old_logp, batch, adv, entropy) -> None:
-    """Per-token metrics of one micro-batch, in TRL's names. A token is clipped where the objective has lost its gradient though A is not 0."""
-    slope, = torch.autograd.grad(surrogate.sum(), logp, retain_graph=True)                                          # (b, T')
-    sums.add("clip_ratio/low_mean", (slope == 0) & (adv[:, None] < 0), batch.mask)
-    sums.add("clip_ratio/high_mean", (slope == 0) & (adv[:, None] > 0), batch.mask)
-    sums.add("entropy", entropy, batch.mask)
-    sums.add("sampling/sampling_logp_difference/mean", (old_logp - batch.behavior_logp).abs(), batch.mask)
-
-
-def describe(rewards, rollouts) -> dict[str, float]:
-    """Metrics of one batch of rollouts, in TRL's names."""
-    judged, lengths = ~rewards.isnan(), rollouts.completion_lengths.float()
-    return {"reward": mean_judged(rewards), "reward_std": float(rewards[judged].std(correction=0)), "frac_reward_zero_std": float(zero_spread(rewards).float().mean()),
-            "frac_reward_none": float((~judged).float().mean()), "completions/mean_length": float(lengths.mean()),
-            "completions/min_length": float(lengths.min()), "completions/max_length": float(lengths.max()),
-            "completions/clipped_ratio": float(rollouts.truncated.float().mean())}

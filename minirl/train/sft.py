@@ -23,7 +23,8 @@ from minirl.equations.reduce import aggregate
 from minirl.equations.schedules import cosine_to_floor
 from minirl.lm.logprobs import token_logprobs
 from minirl.lm.rollouts import micro_batches, right_pad, span_mask
-from minirl.train.state import NonFiniteError, Sums, TrainState, clip_gradient, derive_seed, make_optimizer
+from minirl.train.encoding import encode_pairs
+from minirl.train.state import NonFiniteError, Sums, TrainState, clip_gradient, derive_seed, make_optimizer, set_lr
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,7 @@ def train_sft(model, tokenizer, pairs: Sequence[tuple[str, str]], config: SFTCon
             loss.backward()
             sums.add("loss", -logp, mask)
         grad_norm = clip_gradient(model, config.max_grad_norm, step=state.step + 1)
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(state.optimizer, lr)
         state.optimizer.step()
         state.optimizer.zero_grad()
         state.step += 1
@@ -119,19 +119,3 @@ def train_sft(model, tokenizer, pairs: Sequence[tuple[str, str]], config: SFTCon
             save(state)
     model.set_dropout(0.0)
     return model.eval()
-
-
-def encode_pairs(tokenizer, pairs: Sequence[tuple[str, str]], max_seq_len: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Texts -> prompt ids (BOS in front) and completion ids (EOS behind). Raises ValueError for none, or for a pair that does not fit."""
-    if not pairs:
-        raise ValueError("there is nothing to learn from: at least one (prompt, completion) pair is wanted")
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    prompts = [bos + ids for ids in tokenizer.encode_batch([prompt for prompt, _ in pairs])]
-    completions = [ids + [tokenizer.eos_id] for ids in tokenizer.encode_batch([completion for _, completion in pairs])]
-    for i, (prompt, completion) in enumerate(zip(prompts, completions)):
-        if not prompt:
-            raise ValueError(f"pair {i} has an empty prompt and the tokenizer no BOS: at least one token must come before the completion")
-        if len(prompt) + len(completion) > max_seq_len:
-            raise ValueError(f"pair {i} has {len(prompt) + len(completion)} tokens, more than the model's context of {max_seq_len}: shorten it, or use a "
-                             "model with a larger max_seq_len")
-    return prompts, completions

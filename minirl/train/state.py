@@ -1,12 +1,16 @@
-"""What every training page shares and no equation needs: the state that a run resumes from, seeds and metric sums."""
+"""What training pages share and no equation needs: the state that a run resumes from, seeds, metrics and the checks that stop a broken run."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+
+from minirl.equations.reduce import masked_mean
+from minirl.lm.rollouts import Rollouts
 
 
 class NonFiniteError(ValueError):
@@ -19,21 +23,23 @@ class TrainState:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    reference: nn.Module | None = None
+    parts: dict[str, nn.Module | torch.optim.Optimizer] = field(default_factory=dict)      # what changes beside the model: a reference, a value function, ...
+    numbers: dict[str, float] = field(default_factory=dict)                                # and numbers: a KL coefficient under control
     step: int = 0
     num_tokens: int = 0
 
     def state_dict(self) -> dict:
         """Tensors and numbers only. The model's weights are in it, so that nothing depends on how a checkpoint rounds them."""
         return {"step": self.step, "num_tokens": self.num_tokens, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "reference": None if self.reference is None else self.reference.state_dict()}
+                "parts": {name: part.state_dict() for name, part in self.parts.items()}, "numbers": dict(self.numbers)}
 
     def load_state_dict(self, state: dict) -> None:
         self.step, self.num_tokens = state["step"], state["num_tokens"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.reference is not None:
-            self.reference.load_state_dict(state["reference"])
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
+        self.numbers.update(state["numbers"])
 
 
 def make_optimizer(model: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float = 0.0) -> torch.optim.AdamW:
@@ -74,3 +80,59 @@ class Sums:
 
     def means(self) -> dict[str, float]:
         return {name: float(total) / max(1, count) for name, (total, count) in self._sums.items()}
+
+
+def check_positive(config, *names: str) -> None:
+    """Raise ValueError unless these fields of a configuration are positive; those that count things are at least 1."""
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} is {getattr(config, name)}: " + ("at least 1" if isinstance(getattr(config, name), int) else "a positive number") + " is wanted")
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Eval mode, no gradients: a reference."""
+    return model.eval().requires_grad_(False)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def to_tensor(rewards: Sequence[float | None]) -> Tensor:
+    """Reward functions' numbers as float32, None as NaN."""
+    return torch.tensor([float("nan") if reward is None else float(reward) for reward in rewards])
+
+
+def check_judged(rewards: Tensor) -> None:
+    if bool(rewards.isnan().all()):
+        raise ValueError(f"none of the {rewards.numel()} completions got a reward: every verdict was None or NaN; check the reward functions and the "
+                         "problems' answers")
+
+
+def mean_judged(rewards: Tensor) -> float:
+    return float(masked_mean(rewards, ~rewards.isnan()))
+
+
+def check_finite(loss: Tensor, step: int, rows: Tensor, completions: Sequence[str]) -> None:
+    if not torch.isfinite(loss):
+        first = int(rows[0])
+        raise NonFiniteError(f"step {step}: the loss is {loss.item()} on rows {rows.tolist()[:8]}. The weights are still those before the update. "
+                             f"Row {first} reads {completions[first]!r}")
+
+
+def watch(sums: Sums, surrogate: Tensor, logp: Tensor, old_logp: Tensor, batch: Rollouts, adv: Tensor, entropy: Tensor) -> None:
+    """Per-token metrics of one micro-batch, in TRL's names; all (b, T), adv also (b, 1). A token is clipped where the objective has lost its gradient though A is not 0."""
+    slope, = torch.autograd.grad(surrogate.sum(), logp, retain_graph=True)
+    sums.add("clip_ratio/low_mean", (slope == 0) & (adv < 0), batch.mask)
+    sums.add("clip_ratio/high_mean", (slope == 0) & (adv > 0), batch.mask)
+    sums.add("entropy", entropy, batch.mask)
+    sums.add("sampling/sampling_logp_difference/mean", (old_logp - batch.behavior_logp).abs(), batch.mask)
+
+
+def describe(rewards: Tensor, rollouts: Rollouts) -> dict[str, float]:
+    """Metrics of one batch of rollouts, in TRL's names."""
+    judged, lengths = ~rewards.isnan(), rollouts.completion_lengths.float()
+    return {"reward": mean_judged(rewards), "reward_std": float(rewards[judged].std(correction=0)), "frac_reward_none": float((~judged).float().mean()),
+            "completions/mean_length": float(lengths.mean()), "completions/min_length": float(lengths.min()),
+            "completions/max_length": float(lengths.max()), "completions/clipped_ratio": float(rollouts.truncated.float().mean())}

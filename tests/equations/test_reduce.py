@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minirl.equations.reduce import AGGREGATIONS, aggregate, masked_mean, masked_whiten, normaliser
+from minirl.equations.reduce import AGGREGATIONS, aggregate, explained_variance, masked_mean, masked_whiten, normaliser
 
 NAN, INF = float("nan"), float("inf")
 HOWS = ("sequence_mean", "token_mean", "sequence_sum", "constant")
@@ -233,3 +233,23 @@ def test_bfloat16_stays_finite(reduction):
     value = reduction((1e4 * x).bfloat16(), mask)
     assert value.dtype == torch.bfloat16 and value.isfinite().all()
     torch.testing.assert_close(value.float(), reduction(1e4 * x, mask), rtol=0.03, atol=0.03)
+
+
+# explained_variance
+
+@pytest.mark.parametrize("values, expected", [
+    ([1.0, 2.0, 3.0, 99.0], 1.0),              # foreseen exactly; the last slot is under a zero mask
+    ([11.0, 12.0, 13.0, 99.0], 1.0),           # up to a constant
+    ([5.0, 5.0, 5.0, 99.0], 0.0),              # a constant foresees nothing
+    ([3.0, 2.0, 1.0, 99.0], -3.0),             # the wrong way round: returns - values = -2, 0, 2, variance 8/3 of 2/3
+    ([1.0, 2.0, 2.0, 99.0], 2 / 3)])           # returns - values = 0, 0, 1, variance 2/9 of 6/9
+def test_explained_variance_by_hand(values, expected):
+    returns, mask = torch.tensor([[1.0, 2.0, 3.0, float("nan")]]), torch.tensor([[1, 1, 1, 0]])
+    assert float(explained_variance(torch.tensor([values]), returns, mask)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_explained_variance_of_equal_returns_is_zero_and_of_nothing_too():
+    """0 / 0: PPO's first step on constant rewards has logged NaN, and a plot with one NaN has no curve."""
+    ones = torch.ones(1, 3)
+    assert float(explained_variance(torch.rand(1, 3), ones, ones)) == 0.0
+    assert float(explained_variance(ones, ones, torch.zeros(1, 3))) == 0.0

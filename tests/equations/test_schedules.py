@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minirl.equations.schedules import cosine_to_floor, update_ema
+from minirl.equations.schedules import cosine_to_floor, update_ema, warmup_to_constant
 
 
 @pytest.mark.parametrize("steps, options, expected", [
@@ -60,3 +60,16 @@ def test_update_ema_bad_arguments_raise(averages, weights, decay):
     with pytest.raises(ValueError, match="wanted"):
         update_ema(averages, [torch.ones(n) for n in weights], decay=decay)
     assert all((a == 0).all() for a in averages)
+
+
+def test_warmup_to_constant_by_hand():
+    """InstructGPT, appendix C.4: 10 iterations, from a tenth of the peak: 0.1, 0.19, 0.28, ... 0.91, then 1."""
+    rates = [warmup_to_constant(step) for step in range(12)]
+    assert rates == pytest.approx([0.1, 0.19, 0.28, 0.37, 0.46, 0.55, 0.64, 0.73, 0.82, 0.91, 1.0, 1.0])
+    assert warmup_to_constant(0, warmup=0) == 1.0 and warmup_to_constant(0, start=1.0) == 1.0 and warmup_to_constant(10 ** 9) == 1.0
+
+
+@pytest.mark.parametrize("bad", [dict(step=-1), dict(step=0, warmup=-1), dict(step=0, start=1.5), dict(step=0, start=float("nan"))])
+def test_warmup_to_constant_refuses(bad):
+    with pytest.raises(ValueError, match="wanted"):
+        warmup_to_constant(**bad)

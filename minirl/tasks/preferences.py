@@ -1,0 +1,121 @@
+"""Comparisons: who ranks completions, how rankings become pairs, and how both are read from files.
+
+    Ranking              a prompt and K completions, best first
+    labelled             what a labeller with a true reward and an unsteady hand makes of K completions
+    pairs                every comparison in some rankings, as (prompt, chosen, rejected)
+    load_rankings        from JSONL in TRL's preference format (prompt, chosen, rejected), or with all K completions in a line
+    load_demonstrations  from JSONL in TRL's prompt-completion format: prompt, completion
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """K completions of a prompt, best first. `source` says where it was read ("file.jsonl, line 3"), for messages.
+
+    Raises     ValueError for fewer than two completions, an empty one, or two that are equal: such a pair's loss is log 2 whatever is learnt.
+    """
+
+    prompt: str
+    completions: tuple[str, ...]
+    source: str = ""
+
+    def __post_init__(self):
+        where = f"{self.source}: " if self.source else ""
+        if len(self.completions) < 2:
+            raise ValueError(f"{where}a ranking of {len(self.completions)} completions for {self.prompt[:40]!r}: at least two are wanted")
+        if not all(self.completions):
+            raise ValueError(f"{where}an empty completion in a ranking for {self.prompt[:40]!r}: leave it out")
+        if len(set(self.completions)) < len(self.completions):
+            raise ValueError(f"{where}two equal completions in a ranking for {self.prompt[:40]!r}: nothing can be learnt from comparing them; leave one out")
+
+
+def labelled(prompt: str, completions: Sequence[str], rewards: Sequence[float], rng: random.Random, *, noise: float) -> Ranking | None:
+    """Rank completions by their true reward, as an unsteady labeller does; None where fewer than two differ. Equal and empty ones are shown once, or not at all.
+
+    Equation   P(i before j) = sigmoid((r_i - r_j) / noise)
+    Paper      Bradley and Terry 1952; for more than two at once Plackett 1975 and Luce 1959, drawn by sorting r_i / noise + Gumbel noise.
+    """
+    if not noise > 0:
+        raise ValueError(f"noise is {noise}: a positive number is wanted; the smaller, the steadier the labeller")
+    shown = {completion: reward for completion, reward in zip(completions, rewards, strict=True) if completion}
+    if len(shown) < 2:
+        return None
+    drawn = {completion: reward / noise - math.log(-math.log(rng.random() or 1e-300)) for completion, reward in shown.items()}
+    return Ranking(prompt, tuple(sorted(drawn, key=drawn.get, reverse=True)))
+
+
+def pairs(rankings: Sequence[Ranking]) -> list[tuple[str, str, str]]:
+    """All C(K, 2) comparisons of each ranking: (prompt, chosen, rejected)."""
+    return [(ranking.prompt, *pair) for ranking in rankings for pair in combinations(ranking.completions, 2)]
+
+
+def load_rankings(path: str | Path) -> list[Ranking]:
+    """JSONL in TRL's preference format, {"prompt": ..., "chosen": ..., "rejected": ...}: a ranking of two per line. Or, as save_rankings writes them,
+    {"prompt": ..., "completions": [best, ..., worst]}.
+
+    Raises ValueError, with file and line, for a line that is no such object, an empty or missing text, or a pair of equal completions.
+    """
+    rankings = []
+    for source, entry in _lines(path, "prompt, chosen and rejected"):
+        if "completions" in entry:
+            completions = entry["completions"] if isinstance(entry["completions"], list) else [entry["completions"]]
+            completions = tuple(_text({"completions": completion}, "completions", source) for completion in completions)
+        else:
+            completions = _text(entry, "chosen", source), _text(entry, "rejected", source)
+        rankings.append(Ranking(_text(entry, "prompt", source), completions, source))
+    return rankings
+
+
+def load_demonstrations(path: str | Path) -> list[tuple[str, str]]:
+    """JSONL in TRL's prompt-completion format: objects with "prompt" and "completion" -> (prompt, completion) pairs. Raises ValueError as load_rankings."""
+    return [(_text(entry, "prompt", source), _text(entry, "completion", source)) for source, entry in _lines(path, "prompt and completion")]
+
+
+def save_rankings(rankings: Sequence[Ranking], path: str | Path) -> None:
+    lines = (json.dumps({"prompt": r.prompt, "completions": r.completions}, ensure_ascii=False) for r in rankings)
+    Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _lines(path: str | Path, wanted: str) -> Iterator[tuple[str, dict]]:
+    """(where it stands, the object) for each line that is not blank."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}: a JSONL file, an object with {wanted} per line, is wanted")
+    found = False
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        source, found = f"{path}, line {number}", True
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{source} is no JSON ({error}): an object with {wanted} is wanted") from error
+        if not isinstance(entry, dict):
+            raise ValueError(f"{source} is a {type(entry).__name__}: an object with {wanted} is wanted")
+        yield source, entry
+    if not found:
+        raise ValueError(f"{path} has no lines: an object with {wanted} per line is wanted")
+
+
+def _text(entry: dict, name: str, source: str) -> str:
+    """entry[name]: a string, or the content of a single message, as TRL's conversational format has it. Only a prompt may be empty."""
+    value = entry.get(name)
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+        value = value[0].get("content")
+    if isinstance(value, list):
+        raise ValueError(f"{source}: {name!r} is a conversation of {len(value)} messages: text, or a single message, is wanted; apply the model's chat template first")
+    if not isinstance(value, str):
+        raise ValueError(f"{source}: {name!r} is " + ("missing" if value is None else f"a {type(value).__name__}") + ": text is wanted")
+    if not value and name != "prompt":
+        raise ValueError(f"{source}: {name!r} is empty: leave the line out")
+    return value
