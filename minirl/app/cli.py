@@ -20,17 +20,24 @@ import torch
 from minirl.app.equations import markdown_index, show_equation, show_index
 from minirl.app.looking import show_evaluation, show_samples
 from minirl.app.plots import plot_runs
-from minirl.app.presets import GRPO_PRESETS
+from minirl.app.instruct import (InstructConfig, Policies, choose_epoch, comparison, epochs_table, make_policies, make_rankings, run_dpo, run_ppo, run_rm)
+from minirl.app.presets import GRPO_PRESETS, PPO_PRESETS
 from minirl.app.rundir import RunDir, free_name, newest_checkpoint, newest_run
-from minirl.app.training import BaseConfig, RunConfig, before_and_after, run_grpo, run_sft
-from minirl.lm.checkpoint import load_pretrained
+from minirl.app.training import BaseConfig, CommonConfig, RunConfig, before_and_after, run_grpo, run_sft
+from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.lm.precision import pick_device
 from minirl.lm.tokenizer import read_json
 from minirl.tasks.arithmetic import SYMBOLS, Arithmetic
+from minirl.tasks.instructions import Instructions
+from minirl.tasks.preferences import load_rankings
+from minirl.train.dpo import DPO_PRESETS, DPOConfig
 from minirl.train.grpo import GRPOConfig
+from minirl.train.ppo import PPOConfig
+from minirl.train.reward_model import REWARD_MODEL_PRESETS, RewardModelConfig
 from minirl.train.sft import SFT_PRESETS, SFTConfig
 
 RUNS = Path("runs")
+INSTRUCTED = ("rm", "ppo", "dpo")      # commands that train on instructions
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,7 +88,8 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
 
 def add_config(parser: Parser, config: type) -> None:
     """A flag per field; its help is the comment behind the field, its default the field's. A flag that was not given stays None."""
-    comments = dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", inspect.getsource(config), re.MULTILINE))
+    source = "".join(inspect.getsource(c) for c in config.__mro__ if dataclasses.is_dataclass(c))
+    comments = dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", source, re.MULTILINE))
     kinds = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
         kind = kinds[field.name]
@@ -92,7 +100,9 @@ def add_config(parser: Parser, config: type) -> None:
 
 
 def given(config: type, args: argparse.Namespace) -> dict:
-    """The fields of `config` that were given as flags."""
+    """The fields of `config` that were given as flags, if it is one of the command's; another with a field of that name keeps its own."""
+    if config not in args.configs:
+        return {}
     return {f.name: getattr(args, f.name) for f in dataclasses.fields(config) if getattr(args, f.name, None) is not None}
 
 
@@ -100,13 +110,15 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_training(parser: Parser, page: type, presets: dict) -> None:
+def add_training(parser: Parser, presets: dict, *configs: type) -> None:
+    """What every training command has, and a flag for each field of `configs`."""
     parser.add_argument("--preset", choices=list(presets), default=None, help="a paper's settings; flags beside it win (default: the first)")
     parser.add_argument("--run-dir", type=Path, default=None, help="where the run is kept (default: the next free name under runs/)")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was cut short (the newest, or --run-dir)")
     parser.add_argument("--profile", action="store_true", help="write a trace of a few steps, and print the share of each stage")
-    add_config(parser, RunConfig)
-    add_config(parser, page)
+    for config in configs:
+        add_config(parser, config)
+    parser.set_defaults(configs=configs)
 
 
 # training commands
@@ -125,18 +137,28 @@ def start_training(args: argparse.Namespace, name: str, configs: dict[str, type]
     else:
         preset = args.preset or next(iter(presets))
         built = {key: config(**((presets[preset] if key == name else {}) | given(config, args))) for key, config in configs.items()}
-        Arithmetic(built["run"].task, built["run"].digits)                   # a wrong task ends here, before a folder is made
-        if built["run"].init is not None:
-            load_pretrained(built["run"].init)
+        check_inputs(built["run"])
         config = {"command": name, "preset": preset, **{key: dataclasses.asdict(value) for key, value in built.items()},
                   "torch": torch.__version__, "threads": torch.get_num_threads()}
-        pick_device(built["run"].device)
         run = RunDir.create(args.run_dir or free_name(RUNS, name), config)
         if built[name].lr < 1e-4 and built["run"].init is None:
             print(f"note: the preset's learning rate, {built[name].lr:g}, is for a model of billions of parameters; the toy model wants about "
                   f"{configs[name]().lr:g}: add --lr {configs[name]().lr:g}")
     device = pick_device(built["run"].device)
     return run, built, device
+
+
+def check_inputs(common: CommonConfig) -> None:
+    """What a run would read is there and whole: asked before a folder is made."""
+    pick_device(common.device)
+    if isinstance(common, RunConfig):
+        Arithmetic(common.task, common.digits)
+    if common.init is not None:
+        load_pretrained(common.init)
+    if getattr(common, "reward_model", None) is not None:
+        load_reward_model(common.reward_model)
+    if getattr(common, "rankings", None) is not None:
+        load_rankings(common.rankings)
 
 
 def command_sft(args: argparse.Namespace) -> None:
@@ -152,8 +174,7 @@ def command_grpo(args: argparse.Namespace) -> None:
     run, built, device = start_training(args, "grpo", {"run": RunConfig, "base": BaseConfig, "sft": SFTConfig, "grpo": GRPOConfig},
                                         {name: preset.numbers for name, preset in GRPO_PRESETS.items()})
     print(f"minirl grpo: {described(built, device)} -> {run.path}/", flush=True)
-    if run.finished:
-        print(f"this run is complete; its figures are in {run.path}/summary.json")
+    if finished(run):
         return
     preset = GRPO_PRESETS[run.config["preset"]]
     before, after, summary = run_grpo(run, built["base"], built["sft"], built["grpo"], built["run"], preset, device=device, profile=args.profile)
@@ -165,8 +186,88 @@ def command_grpo(args: argparse.Namespace) -> None:
 def described(built: dict, device: torch.device) -> str:
     common = built["run"]
     where = f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    start = f"from {common.init}" if common.init else "from a base model trained here first" if "grpo" in built else "from nothing"
-    return f"{common.digits}-digit {common.task}, {start}, seed {common.seed}, {where}"
+    start = f"from {common.init}" if common.init else "from nothing" if "sft" in built and "grpo" not in built else "from a base model trained here first"
+    return f"{subject(common)}, {start}, seed {common.seed}, {where}"
+
+
+def subject(common: CommonConfig) -> str:
+    return f"{common.digits}-digit {common.task}" if isinstance(common, RunConfig) else "instructions with a known preference"
+
+
+# the pipeline of InstructGPT
+
+def prepare(run: RunDir, built: dict, device: torch.device) -> tuple[Policies, list, list]:
+    """SFT models and rankings for rm, ppo and dpo."""
+    policies = make_policies(run, built["run"], device=device)
+    return policies, *make_rankings(run, policies, built["run"], device=device)
+
+
+def prepare_reward_model(run: RunDir, built: dict, device: torch.device):
+    """And a reward model, for ppo and dpo -> (policies, rankings, reward model, seconds so far)."""
+    common = built["run"]
+    policies, rankings, held_out = prepare(run, built, device)
+    if common.reward_model is not None:
+        return policies, rankings, load_reward_model(common.reward_model, device=device)[0], policies.seconds
+    stage = run.stage("rm", "rm")
+    summary = read_json(stage.path / "summary.json") if stage.finished else run_rm(stage, RewardModelConfig(), common, policies, rankings, held_out, device=device)
+    return policies, rankings, load_reward_model(stage.path / "final", device=device)[0], policies.seconds + summary["seconds"]
+
+
+def command_rm(args: argparse.Namespace) -> None:
+    run, built, device = start_training(args, "rm", {"run": InstructConfig, "rm": RewardModelConfig}, REWARD_MODEL_PRESETS)
+    common = built["run"]
+    print(f"minirl rm: {described(built, device)} -> {run.path}/", flush=True)
+    policies, rankings, held_out = prepare(run, built, device)
+    summary = read_json(run.path / "summary.json") if run.finished else run_rm(run, built["rm"], common, policies, rankings, held_out, device=device,
+                                                                                       profile=args.profile)
+    print(f"\n{summary['rankings']} rankings, {summary['comparisons']} comparisons; of {summary['held_out_comparisons']} held-out comparisons the reward model "
+          f"decides {summary['pair_accuracy']:.1%} as the labeller did")
+    if common.init is None:
+        reward_model, tokenizer = load_reward_model(run.path / "final", device=device)
+        print("\n" + epochs_table(choose_epoch(run, reward_model, tokenizer, common, device=device)))
+    print(f"\n{policies.seconds + summary['seconds']:.0f} s. {run.path}/ holds calibration.png, sft-epochs.png, curves.png, rankings.jsonl and final/.")
+    start = run.path / "rl-init" / "final" if common.init is None else common.init
+    print(f"Next: minirl ppo --init {start} --reward-model {run.path}/final")
+
+
+def command_ppo(args: argparse.Namespace) -> None:
+    run, built, device = start_training(args, "ppo", {"run": InstructConfig, "ppo": PPOConfig}, {name: preset.numbers for name, preset in PPO_PRESETS.items()})
+    print(f"minirl ppo: {described(built, device)} -> {run.path}/", flush=True)
+    if finished(run):
+        return
+    policies, rankings, reward_model, seconds = prepare_reward_model(run, built, device)
+    control = PPO_PRESETS[run.config["preset"]].kl_control
+    other = run.stage("dpo", "dpo")                                     # on the same rankings, for comparison
+    without = run_dpo(other, DPOConfig(), built["run"], policies, rankings, reward_model, device=device)
+    found = run_ppo(run, built["ppo"], built["run"], policies, reward_model, kl_control=control and control(built["ppo"]), device=device, profile=args.profile,
+                    seconds=seconds + read_json(other.path / "summary.json")["seconds"])
+    show_comparison(run, {name: without.get(name) or found[name] for name in dict.fromkeys((*without, *found))})
+    common = built["run"]
+    start, judge = common.init or run.path / "rl-init" / "final", common.reward_model or run.path / "rm" / "final"
+    print(f"Next, from the same start (--init {start} --reward-model {judge}):")
+    print("minirl ppo --kl-coef 0  (what happens without the penalty)  |  minirl ppo --preset ppo-ptx  |  minirl plot")
+
+
+def command_dpo(args: argparse.Namespace) -> None:
+    run, built, device = start_training(args, "dpo", {"run": InstructConfig, "dpo": DPOConfig}, DPO_PRESETS)
+    print(f"minirl dpo: {described(built, device)} -> {run.path}/", flush=True)
+    if finished(run):
+        return
+    policies, rankings, reward_model, seconds = prepare_reward_model(run, built, device)
+    found = run_dpo(run, built["dpo"], built["run"], policies, rankings, reward_model, device=device, profile=args.profile, seconds=seconds)
+    show_comparison(run, found)
+    print("Next: minirl ppo  |  minirl plot")
+
+
+def finished(run: RunDir) -> bool:
+    if run.finished:
+        print(f"this run is complete; its figures are in {run.path}/summary.json")
+    return run.finished
+
+
+def show_comparison(run: RunDir, found: dict) -> None:
+    print("\n" + comparison(found))
+    print(f"\n{read_json(run.path / 'summary.json')['seconds']:.0f} s. {run.path}/ holds curves.png, samples.md, summary.json, metrics.jsonl and final/ (Hugging Face layout).")
 
 
 # looking commands
@@ -191,7 +292,10 @@ def open_checkpoint(args: argparse.Namespace):
         run_sft(run, BaseConfig(), SFTConfig(), RunConfig(), device=device)
         path = run.path / "final"
     model, tokenizer = load_pretrained(path, device=device)
-    trained_on = read_json(Path(path).parent / "config.json").get("run", {})
+    config = read_json(Path(path).parent / "config.json")
+    trained_on = config.get("run", {})
+    if config.get("command") in INSTRUCTED and not (getattr(args, "task", None) or getattr(args, "digits", None)):
+        return model, tokenizer, Instructions()
     task = Arithmetic(getattr(args, "task", None) or trained_on.get("task", RunConfig.task), getattr(args, "digits", None) or trained_on.get("digits", RunConfig.digits))
     return model, tokenizer, task
 
@@ -222,7 +326,7 @@ def add_eval(parser: Parser) -> None:
 
 def command_eval(args: argparse.Namespace) -> None:
     model, tokenizer, task = open_checkpoint(args)
-    print(f"{task.digits}-digit {task.operation}")
+    print(f"{task.digits}-digit {task.operation}" if isinstance(task, Arithmetic) else "instructions")
     print(show_evaluation(model, tokenizer, task, problems=args.problems, samples=args.samples, ks=args.k, temperature=args.temperature,
                           max_new_tokens=args.max_new_tokens, seed=args.seed, dtype=args.dtype))
 
@@ -253,8 +357,12 @@ def command_equations(args: argparse.Namespace) -> None:
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[argparse.Namespace], int | None]]] = {
-    "sft": ("train a base model on sums, worked out and not", lambda p: (add_training(p, SFTConfig, SFT_PRESETS), add_config(p, BaseConfig)), command_sft),
-    "grpo": ("the main job: make a base model and let it learn by GRPO", lambda p: add_training(p, GRPOConfig, GRPO_PRESETS), command_grpo),
+    "sft": ("train a base model on sums, worked out and not", lambda p: add_training(p, SFT_PRESETS, RunConfig, SFTConfig, BaseConfig), command_sft),
+    "grpo": ("the main job: make a base model and let it learn by GRPO", lambda p: add_training(p, GRPO_PRESETS, RunConfig, GRPOConfig), command_grpo),
+    "rm": ("InstructGPT, stages 1 and 2: SFT models, rankings and a reward model", lambda p: add_training(p, REWARD_MODEL_PRESETS, InstructConfig, RewardModelConfig),
+           command_rm),
+    "ppo": ("InstructGPT, stage 3: PPO against the reward model", lambda p: add_training(p, PPO_PRESETS, InstructConfig, PPOConfig), command_ppo),
+    "dpo": ("the same rankings without a reward model", lambda p: add_training(p, DPO_PRESETS, InstructConfig, DPOConfig), command_dpo),
     "sample": ("complete prompts, with the log-prob of every token", add_sample, command_sample),
     "eval": ("accuracy and pass@k on held-out problems", add_eval, command_eval),
     "equations": ("which function computes which equation of which paper", add_equations, command_equations),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,19 +11,36 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 
+from minirl.app.evaluate import wilson_interval  # noqa: E402
 from minirl.app.rundir import RunDir  # noqa: E402
 from minirl.lm.tokenizer import read_json  # noqa: E402
 
-# metric, title, unit, fixed lower and upper end of the axis (None: from the data; no lower end: a logarithmic axis)
-PANELS = (
-    ("rewards/accuracy/mean", "Accuracy on sampled training problems", "share right", 0.0, 1.0),
-    ("completions/mean_length", "Mean response length", "tokens", 0.0, None),
-    ("kl", "KL to the reference (k3)", "nats per token", 0.0, None),
-    ("entropy", "Policy entropy", "nats per token", 0.0, None),
-    ("loss", "Loss on completions", "nats per token", None, None),
-    ("learning_rate", "Learning rate", "", 0.0, None),
-)
-MOST_PANELS = 4
+AUTO, LOG = "from the data", "logarithmic"
+# metric -> title, unit, lower and upper end of the axis
+PANELS = {
+    "rewards/accuracy/mean": ("Accuracy on sampled training problems", "share right", 0.0, 1.0),
+    "rewards/reward_model/mean": ("Reward model's score: what is trained on", "score", AUTO, AUTO),
+    "rewards/true_reward/mean": ("True reward: what people want", "true reward", AUTO, AUTO),
+    "objective/kl": ("KL to the SFT policy", "nats per completion", AUTO, AUTO),
+    "completions/mean_length": ("Mean response length", "tokens", 0.0, AUTO),
+    "kl": ("KL to the reference (k3)", "nats per token", 0.0, AUTO),
+    "entropy": ("Policy entropy", "nats per token", 0.0, AUTO),
+    "value/explained_variance": ("Variance of returns that the value function explains", "share", AUTO, 1.0),
+    "loss": ("Loss", "nats", LOG, AUTO),
+    "accuracy": ("Comparisons that the reward model decides alike", "share", 0.0, 1.0),
+    "margin": ("r(better) - r(worse)", "score", 0.0, AUTO),
+    "rewards/accuracies": ("Comparisons that the implicit reward decides alike", "share", 0.0, 1.0),
+    "rewards/margins": ("Implicit reward, chosen - rejected", "nats x beta", AUTO, AUTO),
+    "learning_rate": ("Learning rate", "", 0.0, AUTO),
+}
+# command -> which of them, in order
+SHOWN = {
+    "grpo": ("rewards/accuracy/mean", "completions/mean_length", "kl", "entropy"),
+    "sft": ("loss", "learning_rate"),
+    "rm": ("loss", "accuracy", "margin", "learning_rate"),
+    "ppo": ("rewards/reward_model/mean", "rewards/true_reward/mean", "objective/kl", "completions/mean_length", "entropy", "value/explained_variance"),
+    "dpo": ("loss", "rewards/accuracies", "rewards/margins", "learning_rate"),
+}
 COLOURS = ("#2563a8", "#c8553d", "#3a7d44", "#8b5fa8", "#b8860b", "#4b5563")
 
 
@@ -32,13 +50,15 @@ def plot_runs(runs: Sequence[RunDir], out: Path) -> None:
     for run, metrics in zip(runs, lines):
         if not metrics:
             raise ValueError(f"{run.path} has no metrics yet: let it make a step, or name another run")
-    panels = [panel for panel in PANELS if any(panel[0] in m for metrics in lines for m in metrics)][:MOST_PANELS]
+    wanted = dict.fromkeys(name for run in runs for name in SHOWN.get(run.config.get("command"), PANELS))
+    panels = [name for name in wanted if any(name in m for metrics in lines for m in metrics)]
     if not panels:
-        raise ValueError(f"the runs {', '.join(str(run.path) for run in runs)} have none of the metrics {', '.join(p[0] for p in PANELS)}")
+        raise ValueError(f"the runs {', '.join(str(run.path) for run in runs)} have none of the metrics {', '.join(PANELS)}")
     columns = 2 if len(panels) > 1 else 1
     rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(5.2 * columns, 3.0 * rows), squeeze=False, layout="constrained")
-    for axis, (name, title, unit, low, high) in zip(axes.flat, panels):
+    for axis, name in zip(axes.flat, panels):
+        title, unit, low, high = PANELS[name]
         for run, metrics, colour in zip(runs, lines, COLOURS * len(runs)):
             points = [(m["step"], m[name]) for m in metrics if name in m]
             if points:
@@ -51,13 +71,11 @@ def plot_runs(runs: Sequence[RunDir], out: Path) -> None:
         axis.set_title(title, fontsize=10, loc="left", fontweight="bold")
         axis.set_xlabel("step", fontsize=9)
         axis.set_ylabel(unit, fontsize=9)
-        if low is None:
+        if low == LOG:
             axis.set_yscale("log")
         else:
-            axis.set_ylim(low, None if high is None else high * 1.03)
-        axis.tick_params(labelsize=8)
-        axis.grid(alpha=0.25, linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
+            axis.set_ylim(None if low == AUTO else low, None if high == AUTO else high * 1.03)
+        tidy(axis)
     for axis in list(axes.flat)[len(panels):]:
         axis.set_visible(False)
     if len(axes.flat[0].get_legend_handles_labels()[1]) > 1:
@@ -70,7 +88,8 @@ def plot_runs(runs: Sequence[RunDir], out: Path) -> None:
 def held_out(axis, name: str, run: RunDir, colour: str, *, labelled: bool) -> None:
     """Circles for what the summary says of held-out problems, before the first step and after the last."""
     summary = read_json(run.path / "summary.json")
-    keys = {"rewards/accuracy/mean": "accuracy", "completions/mean_length": "mean_length"}
+    keys = {"rewards/accuracy/mean": "accuracy", "completions/mean_length": "mean_length", "rewards/true_reward/mean": "true_reward",
+            "rewards/reward_model/mean": "score"}
     if name in keys and f"{keys[name]}_after" in summary:
         values = [summary[f"{keys[name]}_before"], summary[f"{keys[name]}_after"]]
         axis.plot([0, summary["steps"]], values, "o", color=colour, markersize=6, markerfacecolor="white", markeredgewidth=1.8, zorder=5,
@@ -88,4 +107,48 @@ def heading(runs: Sequence[RunDir]) -> str:
         return f"{len(runs)} runs"
     config = runs[0].config
     common = config.get("run", {})
-    return f"minirl {config.get('command')}: {common.get('digits')}-digit {common.get('task')}, seed {common.get('seed')}"
+    subject = f"{common['digits']}-digit {common['task']}" if "digits" in common else "instructions"
+    return f"minirl {config.get('command')}: {subject}, seed {common.get('seed')}"
+
+
+def plot_calibration(margins: Sequence[float], out: Path, bins: int = 8) -> None:
+    """Predicted against observed: of comparisons of which the reward model is p sure, how many were decided its way. `margins`: r(better) - r(worse)."""
+    sure = sorted((1 / (1 + math.exp(-abs(m))), m > 0) for m in margins)
+    figure, axis = plt.subplots(figsize=(4.6, 4.2), layout="constrained")
+    axis.plot([0.5, 1], [0.5, 1], color="#9ca3af", linewidth=1, linestyle="--", label="as sure as it is right")
+    size = max(1, -(-len(sure) // bins))
+    for i, start in enumerate(range(0, len(sure), size)):
+        part = sure[start:start + size]
+        p, right = sum(p for p, _ in part) / len(part), sum(agrees for _, agrees in part) / len(part)
+        low, high = wilson_interval(right, len(part))
+        axis.errorbar([p], [right], yerr=[[right - low], [high - right]], fmt="o", color=COLOURS[0], capsize=2,
+                      label=f"{len(sure)} held-out comparisons, in parts of {size} (95 %)" if i == 0 else None)
+    axis.set(xlim=(0.49, 1.01), ylim=(0.3, 1.02), xlabel="how sure the reward model is", ylabel="share in which the labeller agrees")
+    axis.set_title("Calibration of the reward model", fontsize=10, loc="left", fontweight="bold")
+    tidy(axis)
+    axis.legend(fontsize=8, frameon=False, loc="lower right")
+    figure.savefig(out, dpi=130, format="png")
+    plt.close(figure)
+
+
+def plot_epochs(epochs: Sequence[dict], out: Path) -> None:
+    """SFT's checkpoints: validation loss, the reward model's score and the true reward by epoch, with the one that was chosen."""
+    figure, axes = plt.subplots(1, 3, figsize=(10.4, 2.9), layout="constrained")
+    x = [e["epoch"] for e in epochs]
+    chosen = next(e for e in epochs if e["chosen"])
+    for axis, key, title in zip(axes, ("validation_loss", "score", "true_reward"), ("Validation loss", "Reward model's score", "True reward")):
+        axis.plot(x, [e[key] for e in epochs], color=COLOURS[0], linewidth=2, marker="o", markersize=3)
+        axis.plot([chosen["epoch"]], [chosen[key]], "o", color=COLOURS[1], markersize=8, markerfacecolor="none", markeredgewidth=2,
+                  label="best score: chosen")
+        axis.set_title(title, fontsize=10, loc="left", fontweight="bold")
+        axis.set_xlabel("epochs of demonstrations", fontsize=9)
+        tidy(axis)
+    axes[0].legend(fontsize=8, frameon=False)
+    figure.savefig(out, dpi=130, format="png")
+    plt.close(figure)
+
+
+def tidy(axis) -> None:
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.25, linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)

@@ -13,8 +13,10 @@ from functools import partial
 from torch import Tensor
 
 from minirl.equations.advantages import leave_one_out_advantages, maxrl_advantages
+from minirl.equations.kl import AdaptiveKLController, adaptive_kl_coef
 from minirl.equations.objectives import cispo, gspo_token, policy_gradient, sapo, sequence_clipped_surrogate
 from minirl.train.grpo import Advantages, GRPOConfig, Objective
+from minirl.train.ppo import KLControl, PPOConfig
 
 
 @dataclass(frozen=True)
@@ -81,4 +83,37 @@ GRPO_PRESETS = {
     # on a straight line to 0, here on a cosine)
     "trl": GRPOPreset(dict(lr=1e-6, min_lr_ratio=0.0, warmup_steps=0, kl_coef=0.0, group_size=8, iterations=1, minibatches=1, clip_low=0.2, clip_high=0.2,
                            aggregate="token_mean", scale="group", ddof=1, temperature=1.0, beta2=0.999)),
+}
+
+
+@dataclass(frozen=True)
+class PPOPreset:
+    """Numbers for PPOConfig, and a controller of kl_coef where there is one."""
+
+    numbers: dict = field(default_factory=dict)
+    kl_control: Callable[[PPOConfig], KLControl] | None = None
+
+
+def ziegler(config: PPOConfig) -> KLControl:
+    def control(kl_coef: float, kl: float, completions: int) -> float:
+        controller = AdaptiveKLController(kl_coef, config.kl_target, config.kl_horizon)
+        controller.update(kl, completions)
+        return controller.kl_coef
+    return control
+
+
+PPO_PRESETS = {
+    "ppo": PPOPreset(),
+    # InstructGPT, eq. 2: its gamma is for sums over whole batches of another size; here both terms are means over tokens
+    "ppo-ptx": PPOPreset(dict(ptx_coef=0.2)),
+    # Ziegler et al., arXiv:1909.08593, section 2.2: a proportional controller
+    "ziegler": PPOPreset(dict(kl_coef=0.15, kl_target=6.0, kl_horizon=10_000), kl_control=ziegler),
+    # PPO, section 4: half or twice (the paper's KL is old || new; here it is the one that is penalised)
+    "adaptive-kl": PPOPreset(kl_control=lambda c: lambda kl_coef, kl, completions: adaptive_kl_coef(kl_coef, kl, c.kl_target)),
+
+    # InstructGPT, appendix C.4: 512 episodes in mini-batches of 64, one inner epoch, clip 0.2, KL 0.02, no discount, temperature 1, warm-up over 10
+    # iterations from a tenth and then constant, weights averaged with 0.992, value lr 9e-6 (5e-6 for 175B), pretraining gradients times 27.8. The paper
+    # names neither the policy's lr nor GAE's lambda; both stay as they are here.
+    "instructgpt": PPOPreset(dict(episodes=512, minibatch_size=64, epochs=1, clip_low=0.2, clip_high=0.2, kl_coef=0.02, gamma=1.0, temperature=1.0, warmup_steps=10,
+                                  ema_decay=0.992, value_lr=9e-6, ptx_coef=27.8, ptx_batch_size=512, beta1=0.9, beta2=0.95)),
 }

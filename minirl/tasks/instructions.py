@@ -45,7 +45,7 @@ class Instructions:
     """
 
     kinds: tuple[str, ...] = KINDS
-    longest: int = 5
+    longest: int = 4
 
     def __post_init__(self):
         if not self.kinds or (unknown := set(self.kinds) - set(KINDS)):

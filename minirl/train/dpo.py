@@ -41,10 +41,10 @@ class DPOConfig:
 
     epochs: int = 1
     batch_size: int = 16               # rankings, each with all its pairs
-    lr: float = 3e-4
+    lr: float = 1e-3
     min_lr_ratio: float = 0.1
     warmup_steps: int = 3
-    beta: float = 0.1
+    beta: float = 0.3                  # DPO: 0.1
     beta1: float = 0.9
     beta2: float = 0.95
     weight_decay: float = 0.0

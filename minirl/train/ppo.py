@@ -45,14 +45,16 @@ KLControl = Callable[[float, float, int], float]      # kl_coef, KL of a whole c
 class PPOConfig:
     """Defaults: the tiny model, on a laptop. Papers' numbers: minirl/app/presets.py."""
 
-    steps: int = 40
+    steps: int = 60
     episodes: int = 128                # per step; InstructGPT: 512
     minibatch_size: int = 64           # InstructGPT: 64
     epochs: int = 1                    # passes over one batch of episodes; InstructGPT: 1
     lr: float = 3e-4
     value_lr: float = 1e-3
     warmup_steps: int = 5              # InstructGPT: 10, from a tenth
-    kl_coef: float = 0.02              # beta; InstructGPT: 0.02
+    kl_coef: float = 0.1               # beta; InstructGPT: 0.02
+    kl_target: float = 1.0             # nats per completion, what a controller of kl_coef aims at (presets with one); Ziegler et al.: 6
+    kl_horizon: int = 1000             # completions over which it does; Ziegler et al.: 10,000
     gamma: float = 1.0                 # InstructGPT: no discount
     lam: float = 0.95                  # GAE; PPO's number, InstructGPT names none
     clip_low: float = 0.2              # InstructGPT: 0.2
@@ -65,7 +67,7 @@ class PPOConfig:
     ptx_batch_size: int = 64           # pretraining texts per mini-batch; InstructGPT: 8 times as many as episodes
     ema_decay: float = 0.9             # of the weights, per mini-batch; InstructGPT: 0.992; 0: the last weights are the result
     missing_eos_penalty: float = 1.0   # taken from the score of an answer that was cut off
-    max_new_tokens: int = 40
+    max_new_tokens: int = 16
     temperature: float = 1.0
     beta1: float = 0.9                 # InstructGPT, appendix C: Adam (0.9, 0.95)
     beta2: float = 0.95
@@ -75,7 +77,7 @@ class PPOConfig:
 
     def __post_init__(self):
         check_positive(self, "steps", "episodes", "minibatch_size", "epochs", "ptx_batch_size", "max_new_tokens", "token_budget", "lr", "value_lr", "temperature",
-                       "max_grad_norm")
+                       "max_grad_norm", "kl_target", "kl_horizon")
         for name in ("kl_coef", "clip_low", "clip_high", "value_clip", "value_coef", "entropy_coef", "ptx_coef", "missing_eos_penalty", "warmup_steps"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: 0 or more is wanted")

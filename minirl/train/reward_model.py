@@ -36,8 +36,8 @@ class RewardModelConfig:
     """Defaults: the tiny model, on a laptop. The paper's numbers: REWARD_MODEL_PRESETS."""
 
     epochs: int = 1                    # InstructGPT, appendix C.2: more overfit
-    batch_size: int = 16               # prompts, each with all its completions
-    lr: float = 1e-3
+    batch_size: int = 8                # prompts, each with all its completions
+    lr: float = 2e-3
     min_lr_ratio: float = 0.1          # cosine to 10 %
     beta1: float = 0.9                 # InstructGPT, appendix C: Adam (0.9, 0.95)
     beta2: float = 0.95

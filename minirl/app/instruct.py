@@ -1,0 +1,372 @@
+"""InstructGPT in miniature: what `minirl rm`, `minirl ppo` and `minirl dpo` do around their pages, on instructions whose true preference is known.
+
+    base/            a model that has read instructions, followed or not, and other text
+    sft/             stage 1: 16 epochs of demonstrations, a checkpoint kept of each
+    rl-init/         where reinforcement learning starts: 2 epochs of demonstrations and 10 % of pretraining text
+    rankings.jsonl   completions of the SFT model, ranked by a labeller who is not quite steady; held-out.jsonl: of held-out prompts
+    rm/              stage 2: the reward model (the run itself, of minirl rm)
+    the run itself   stage 3: PPO; or DPO on the same rankings
+
+Only the labeller knows the true reward. What a run prints of it is evaluation. What --init, --rankings and --reward-model name is not made anew.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minirl.app.evaluate import table
+from minirl.app.plots import plot_calibration, plot_epochs
+from minirl.app.rundir import RunDir, RunLog
+from minirl.app.training import BaseConfig, CommonConfig, finish, make_base, profiling, supervised, worth_compiling
+from minirl.equations.test_time import best_of_n, best_of_n_kl
+from minirl.lm.checkpoint import load_pretrained, load_reward_model, save_pretrained
+from minirl.lm.heads import ScalarModel, scored_batch
+from minirl.lm.logprobs import rollout_logprobs, token_logprobs
+from minirl.lm.precision import compute_in
+from minirl.lm.rollouts import Rollouts
+from minirl.lm.sampling import sample
+from minirl.lm.tokenizer import read_json
+from minirl.tasks.instructions import WORDS, Instructions, answers, pretraining_text, right_answer, true_reward
+from minirl.tasks.preferences import Ranking, labelled, load_rankings, pairs, save_rankings
+from minirl.tasks.problem import Problem, columns
+from minirl.train.dpo import DPOConfig, train_dpo
+from minirl.train.encoding import encode_pairs
+from minirl.train.ppo import KLControl, PPOConfig, train_ppo
+from minirl.train.reward_model import RewardModelConfig, as_reward, score_texts, train_reward_model
+from minirl.train.sft import SFT_PRESETS, SFTConfig
+from minirl.train.state import derive_seed
+
+TASK = Instructions()
+MAX_NEW_TOKENS = 16
+SHOWN = 4                      # problems that a run shows
+FEWEST, MOST = 4, 9            # completions of a ranking: InstructGPT, section 3.5
+HELD_OUT = 200                 # rankings of held-out prompts
+READ = {"answers": 42_000, "texts": 6_000}                                              # what the base model reads
+BASE_SFT = SFTConfig(batch_size=64)
+# InstructGPT, appendix C.1, but for the learning rate: 16 epochs, dropout 0.2, cosine to 10 %, no warm-up. And appendix C.3: 2 epochs, 10 % of pretraining text.
+DEMONSTRATIONS_SFT = SFTConfig(**SFT_PRESETS["instructgpt"] | {"lr": 1e-3})
+RL_INIT_SFT = SFTConfig(epochs=2, lr=1e-3, min_lr_ratio=0.1, warmup_steps=0, beta2=0.95)
+
+
+@dataclass(frozen=True)
+class InstructConfig(CommonConfig):
+    """And what the pipeline of InstructGPT takes."""
+
+    demonstrations: int = 512          # prompts with an answer that a person wrote
+    right_share: float = 0.7           # of those answers are right: people err
+    ranked_prompts: int = 2000         # prompts whose completions are ranked
+    labeller_noise: float = 0.4        # of the labeller: odds that a is put before b are exp((r_a - r_b) / noise)
+    rankings: str | None = None        # JSONL of rankings to learn from (TRL's prompt, chosen, rejected); without it a labeller makes them
+    reward_model: str | None = None    # folder of a reward model; without it one is trained first
+    best_of: int = 16                  # n of best-of-n, for comparison
+
+    def __post_init__(self):
+        for name in ("demonstrations", "ranked_prompts", "best_of", "eval_problems"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is wanted")
+
+
+@dataclass(frozen=True)
+class JudgedBy:
+    """A task's problems with other rewards: what a training page is given, so that it cannot see the task's own."""
+
+    task: Instructions
+    rewards: dict
+
+    def sample(self, n: int, rng: random.Random, *, split: str = "train") -> list[Problem]:
+        return self.task.sample(n, rng, split=split)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A policy on held-out problems: what people think of it, what the reward model does, and how far it went. A number per problem."""
+
+    problems: list[Problem]
+    completions: list[str]
+    true: list[float]
+    right: list[float]
+    lengths: list[int]
+    scores: list[float] = field(default_factory=list)      # the reward model's, where there is one
+    kl: float | None = None                                # to the reference, in nats per completion
+
+
+# stages
+
+def reading(seed: int) -> list[tuple[str, str]]:
+    """What the base model reads: instructions, followed in six of ten cases, in all ways of speaking, and other text."""
+    rng = random.Random(derive_seed(seed, "instruct", "reading"))
+    read = answers(TASK, READ["answers"], rng, right_share=0.6, frame_weights=(1, 1, 1, 1)) + [("", text) for text in pretraining_text(READ["texts"], rng)]
+    rng.shuffle(read)
+    return read
+
+
+def demonstrations(common: InstructConfig, split: str = "train") -> list[tuple[str, str]]:
+    rng = random.Random(derive_seed(common.seed, "instruct", "demonstrations", split))
+    return answers(TASK, common.demonstrations, rng, right_share=common.right_share, frame_weights=(1, 1, 1, 1), split=split)
+
+
+def pretraining(seed: int, n: int = 2000, split: str = "train") -> list[str]:
+    return pretraining_text(n, random.Random(derive_seed(seed, "instruct", "pretraining", split)))
+
+
+@dataclass(frozen=True)
+class Policies:
+    """Folders of the policies that a pipeline starts from: `sft` writes what is ranked, `start` is what reinforcement learning changes."""
+
+    sft: Path | str
+    start: Path | str
+    seconds: float = 0.0
+
+
+def make_policies(run: RunDir, common: InstructConfig, *, device) -> Policies:
+    """base/, sft/ and rl-init/ inside the run, each as far as it has got; or what --init names, for both."""
+    if common.init is not None:
+        return Policies(common.init, common.init)
+    stages = [run.stage(name, "sft") for name in ("base", "sft", "rl-init")]
+    base, sft, start = stages
+    demos = demonstrations(common)
+    texts = [("", text) for text in pretraining(common.seed, len(demos) // 9)]                                      # a tenth of what is read
+
+    def keep_epoch(epoch: int, model, tokenizer) -> None:
+        with sft.replacing_folder(f"epoch-{epoch:02}") as folder:
+            save_pretrained(model, tokenizer, folder)
+
+    def fit(stage: RunDir, data, config: SFTConfig, start: Callable[[], tuple], each_epoch=None) -> None:
+        if not stage.finished:
+            model, tokenizer, report = supervised(stage, start, data, config, common, device=device, title=stage.path.name, each_epoch=each_epoch)
+            finish(stage, model, tokenizer, {"steps": report.steps, "seconds": round(report.seconds, 1)})
+
+    fit(base, reading(common.seed), BASE_SFT, lambda: make_base(BaseConfig(), seed=common.seed, device=device, words=WORDS))
+    fit(sft, demos, DEMONSTRATIONS_SFT, lambda: load_pretrained(base.path / "final", device=device), keep_epoch)
+    fit(start, demos + texts, RL_INIT_SFT, lambda: load_pretrained(base.path / "final", device=device))
+    return Policies(sft.path / "final", start.path / "final", sum(read_json(stage.path / "summary.json")["seconds"] for stage in stages))
+
+
+def make_rankings(run: RunDir, policies: Policies, common: InstructConfig, *, device) -> tuple[list[Ranking], list[Ranking]]:
+    """(to learn from, held out): from the file that --rankings names, every tenth prompt of it held out, or sampled from the SFT model and labelled."""
+    if common.rankings is not None:
+        rankings = load_rankings(common.rankings)
+        prompts = list(dict.fromkeys(r.prompt for r in rankings))
+        held = set(prompts[::10])
+        if len(prompts) < 2:
+            raise ValueError(f"{common.rankings} has rankings of {len(prompts)} prompt: at least two are wanted, as one in ten is held out")
+        return [r for r in rankings if r.prompt not in held], [r for r in rankings if r.prompt in held]
+    files = run.path / "rankings.jsonl", run.path / "held-out.jsonl"
+    model = None
+    for file, split, n in zip(files, ("train", "test"), (common.ranked_prompts, HELD_OUT)):
+        if not file.exists():
+            if model is None:
+                model, tokenizer = load_pretrained(policies.sft, device=device)
+            with compute_in(common.dtype, device), run.replacing(file.name) as partial:
+                save_rankings(label(model, tokenizer, n, split=split, common=common), partial)
+    return tuple(load_rankings(file) for file in files)
+
+
+def label(model, tokenizer, n: int, *, split: str, common: InstructConfig) -> list[Ranking]:
+    """Completions of n prompts, ranked by the labeller; prompts for which fewer than FEWEST differ are left out, and answers that were cut off."""
+    rng = random.Random(derive_seed(common.seed, "instruct", "labeller", split))
+    problems, rollouts, completions = complete(model, tokenizer, n, group=MOST, seed=derive_seed(common.seed, "instruct", "ranked", split), split=split)
+    rankings = []
+    for i, problem in enumerate(problems):
+        whole = [completions[i * MOST + j] for j in range(MOST) if not rollouts.truncated[i * MOST + j]]
+        prompts, known = [problem.prompt] * len(whole), columns([problem], repeat=len(whole))
+        ranking = labelled(problem.prompt, whole, true_reward(prompts, whole, **known), rng, noise=common.labeller_noise)
+        if ranking is not None and len(ranking.completions) >= FEWEST:
+            rankings.append(ranking)
+    return rankings
+
+
+def complete(model, tokenizer, n: int, *, group: int = 1, seed: int, split: str = "test") -> tuple[list[Problem], Rollouts, list[str]]:
+    """`group` completions of each of n problems of a split."""
+    problems = TASK.sample(n, random.Random(derive_seed(seed, "problems")), split=split)
+    generator = torch.Generator(model.device).manual_seed(derive_seed(seed, "sample"))
+    rollouts = sample(model, [tokenizer.encode_prompt(p.prompt) for p in problems], group=group, max_new_tokens=MAX_NEW_TOKENS, eos_id=tokenizer.stop_ids,
+                      pad_id=tokenizer.pad_id, generator=generator)
+    return problems, rollouts, [tokenizer.decode_completion(ids) for ids in rollouts.completion_ids()]
+
+
+# minirl rm
+
+def run_rm(run: RunDir, config: RewardModelConfig, common: InstructConfig, policies: Policies, rankings: Sequence[Ranking], held_out: Sequence[Ranking], *,
+           device, profile: bool = False) -> dict:
+    """Stage 2: a reward model from the SFT model and its rankings, into `run` -> its summary."""
+    start = run.load_checkpoint(device=device, load=load_reward_model)
+    (model, tokenizer), state = (load_pretrained(policies.sft, device=device), None) if start is None else (start[:2], start[2])
+    tokens = sum(len(r.prompt) + len(c) for r in rankings for c in r.completions)
+    (model if start is None else model.backbone).compiled = worth_compiling(common.compile, model if start is None else model.backbone, config.epochs * tokens)
+    report = RunLog(run, tokenizer, title="reward model", steps=config.epochs * -(-len(rankings) // config.batch_size), state=state,
+                    every=5 * common.checkpoint_every, shown={"loss": "loss", "accuracy": "accuracy"})
+    with compute_in(common.dtype, device), report, profiling(profile, train_reward_model, run):
+        shown = demonstrations(common) if common.rankings is None else ()
+        model = train_reward_model(model, tokenizer, rankings, config, demonstrations=shown, seed=common.seed, log=report.log, save=report.save, resume=state)
+        margins = held_out_margins(model, tokenizer, held_out)
+    with run.replacing("calibration.png") as partial:
+        plot_calibration(margins.tolist(), partial)
+    summary = {"steps": report.steps, "rankings": len(rankings), "comparisons": len(pairs(rankings)), "held_out_comparisons": len(margins),
+               "pair_accuracy": float((margins > 0).double().mean()), "pair_loss": float(-torch.nn.functional.logsigmoid(margins).mean()),
+               "seconds": round(report.seconds, 1)}
+    finish(run, model, tokenizer, summary)
+    return summary
+
+
+def held_out_margins(model: ScalarModel, tokenizer, rankings: Sequence[Ranking]) -> Tensor:
+    """r(better) - r(worse) of every comparison in some rankings: positive where the reward model agrees. (N,)"""
+    compared = pairs(rankings)
+    scores = [score_texts(model, tokenizer, [prompt for prompt, _, _ in compared], [pair[i] for pair in compared]) for i in (1, 2)]
+    return scores[0] - scores[1]
+
+
+def choose_epoch(run: RunDir, reward_model: ScalarModel, tokenizer, common: InstructConfig, *, device) -> list[dict]:
+    """InstructGPT, appendix C.1: the SFT checkpoint with the best reward-model score on held-out prompts, and not the one with the least validation loss.
+
+    Writes sft-epochs.png and puts the list, an entry per epoch, into sft-epochs.json; the chosen one has "chosen": true.
+    """
+    if (known := read_json(run.path / "sft-epochs.json")):
+        return known["epochs"]
+    validation = demonstrations(common, split="test")
+    epochs = []
+    for folder in sorted((run.path / "sft").glob("epoch-??")):
+        model, _ = load_pretrained(folder, device=device)
+        found = measure(model, tokenizer, common.eval_problems, seed=derive_seed(common.seed, "instruct", "epochs"), reward_model=reward_model)
+        epochs.append({"epoch": int(folder.name[-2:]), "validation_loss": text_loss(model, tokenizer, validation), "score": mean(found.scores),
+                       "true_reward": mean(found.true), "chosen": False})
+    epochs[best_of_n([epoch["score"] for epoch in epochs])]["chosen"] = True
+    with run.replacing("sft-epochs.png") as partial:
+        plot_epochs(epochs, partial)
+    run.write_json("sft-epochs.json", {"epochs": epochs})
+    return epochs
+
+
+@torch.no_grad()
+def text_loss(model, tokenizer, data: Sequence[tuple[str, str]]) -> float:
+    """Nats per token of completions, EOS included."""
+    tokens, mask = scored_batch(*encode_pairs(tokenizer, data, model.config.max_seq_len), tokenizer.pad_id, model.device)
+    return float(-token_logprobs(model, tokens, mask=mask)[mask].mean())
+
+
+# minirl ppo, minirl dpo
+
+def run_ppo(run: RunDir, config: PPOConfig, common: InstructConfig, policies: Policies, reward_model: ScalarModel, *, kl_control: KLControl | None = None,
+            device, profile: bool = False, seconds: float = 0.0) -> dict[str, Measured]:
+    """Stage 3 -> {"SFT": ..., "best of n": ..., "PPO": ...}, measured alike."""
+    def page(model, tokenizer, **rest):
+        judged = JudgedBy(TASK, {"reward_model": as_reward(reward_model, tokenizer), "true_reward": true_reward, "accuracy": right_answer})
+        watched = {"reward_model": 1.0, "true_reward": 0.0, "accuracy": 0.0}            # of weight 0: drawn, and no part of the reward
+        train_ppo(model, tokenizer, judged, config, value_model=reward_model, pretraining=pretraining(common.seed), kl_control=kl_control,
+                  reward_weights=watched, **rest)
+
+    shown = {"reward": "score", "objective/kl": "KL", "value/explained_variance": "explained", "completions/mean_length": "length"}
+    return improve(run, "PPO", page, train_ppo, config.steps, config.steps * config.episodes * config.max_new_tokens, common, policies, reward_model, shown,
+                   device=device, profile=profile, seconds=seconds)
+
+
+def run_dpo(run: RunDir, config: DPOConfig, common: InstructConfig, policies: Policies, rankings: Sequence[Ranking], reward_model: ScalarModel, *, device,
+            profile: bool = False, seconds: float = 0.0) -> dict[str, Measured]:
+    """DPO on the reward model's rankings -> {"SFT": ..., "best of n": ..., "DPO": ...}, measured alike."""
+    def page(model, tokenizer, **rest):
+        train_dpo(model, tokenizer, rankings, config, **rest)
+
+    steps = config.epochs * -(-len(rankings) // config.batch_size)
+    tokens = config.epochs * sum(len(r.prompt) + len(c) for r in rankings for c in r.completions)
+    shown = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
+    return improve(run, "DPO", page, train_dpo, steps, tokens, common, policies, reward_model, shown, device=device, profile=profile, seconds=seconds)
+
+
+def improve(run: RunDir, name: str, page: Callable, profiled_page: Callable, steps: int, tokens: int, common: InstructConfig, policies: Policies,
+            reward_model: ScalarModel, shown: dict[str, str], *, device, profile: bool, seconds: float) -> dict[str, Measured]:
+    """Train from policies.start into the run, and measure before and after on the same held-out prompts."""
+    first, tokenizer = load_pretrained(policies.start, device=device)
+    model, _, state = run.load_checkpoint(device=device) or (load_pretrained(policies.start, device=device)[0], tokenizer, None)
+    first.compiled = model.compiled = worth_compiling(common.compile, model, tokens)
+    report = RunLog(run, tokenizer, title=name, steps=steps, state=state, every=common.checkpoint_every, seconds=seconds, shown=shown)
+    seed = derive_seed(common.seed, "instruct", "evaluate")
+
+    def save(state) -> None:
+        if state.step == steps // 2:
+            run.write_samples(state.step, "halfway", markdown(measure(model, tokenizer, SHOWN, seed=seed, reward_model=reward_model)))
+        report.save(state)
+
+    with compute_in(common.dtype, device), report:
+        before = measure(first, tokenizer, common.eval_problems, seed=seed, reward_model=reward_model, reference=first)
+        if state is None:
+            run.write_samples(0, "before", markdown(before))
+        with profiling(profile, profiled_page, run):
+            page(model, tokenizer, seed=common.seed, log=report.log, save=save, resume=state)
+    with compute_in(common.dtype, device):
+        after = measure(model, tokenizer, common.eval_problems, seed=seed, reward_model=reward_model, reference=first)
+        chosen = measure_best_of(first, tokenizer, common.eval_problems, common.best_of, seed=seed, reward_model=reward_model)
+    run.write_samples(steps, "after", markdown(after))
+    summary = {"steps": steps, "accuracy_before": mean(before.right), "accuracy_after": mean(after.right), "mean_length_before": mean(before.lengths),
+               "mean_length_after": mean(after.lengths), "true_reward_before": mean(before.true), "true_reward_after": mean(after.true),
+               "score_before": mean(before.scores), "score_after": mean(after.scores), "kl_after": after.kl, f"true_reward_best_of_{common.best_of}": mean(chosen.true),
+               "pretraining_loss_before": text_loss(first, tokenizer, [("", t) for t in pretraining(common.seed, 1000, "test")]),
+               "pretraining_loss_after": text_loss(model, tokenizer, [("", t) for t in pretraining(common.seed, 1000, "test")]), "seconds": round(report.seconds, 1)}
+    finish(run, model, tokenizer, summary)
+    return {"SFT": before, f"best of {common.best_of}": chosen, name: after}
+
+
+def measure(model, tokenizer, n: int, *, seed: int, reward_model: ScalarModel | None = None, reference=None) -> Measured:
+    """One completion of each of n held-out problems."""
+    problems, rollouts, completions = complete(model, tokenizer, n, seed=seed)
+    ids, known = rollouts.completion_ids(), columns(problems)
+    prompts = [p.prompt for p in problems]
+    kl = None if reference is None else float((rollout_logprobs(model, rollouts) - rollout_logprobs(reference, rollouts)).sum(1).mean())
+    return Measured(problems, completions, true_reward(prompts, completions, **known), right_answer(prompts, completions, **known), [len(row) for row in ids],
+                    [] if reward_model is None else as_reward(reward_model, tokenizer)(prompts, completions, completion_ids=ids), kl)
+
+
+def measure_best_of(model, tokenizer, n: int, samples: int, *, seed: int, reward_model: ScalarModel) -> Measured:
+    """Of several completions of each problem the one that the reward model likes best; kl is its bound."""
+    problems, rollouts, completions = complete(model, tokenizer, n, group=samples, seed=seed)
+    ids, prompts = rollouts.completion_ids(), [p.prompt for p in problems for _ in range(samples)]
+    scores = as_reward(reward_model, tokenizer)(prompts, completions, completion_ids=ids)
+    picked = [i * samples + best_of_n(scores[i * samples:(i + 1) * samples]) for i in range(n)]
+    kept, known = [completions[i] for i in picked], columns(problems)
+    prompts = [p.prompt for p in problems]
+    return Measured(problems, kept, true_reward(prompts, kept, **known), right_answer(prompts, kept, **known), [len(ids[i]) for i in picked],
+                    [scores[i] for i in picked], best_of_n_kl(samples))
+
+
+# what is shown
+
+def mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / len(numbers)
+
+
+def interval(numbers: Sequence[float]) -> str:
+    """Mean and half the width of its 95 % interval."""
+    return f"{mean(numbers):.3f} +- {1.96 * float(torch.tensor(numbers, dtype=torch.double).std()) / len(numbers) ** 0.5:.3f}" if len(numbers) > 1 else f"{numbers[0]:.3f}"
+
+
+def comparison(found: dict[str, Measured]) -> str:
+    """A row per policy, and what the first and the last say to a few problems."""
+    policies = list(found.values())
+    rows = [(f"{len(policies[0].problems)} held-out instructions", "true reward", "right", "reward model", "KL", "tokens")]
+    rows += [(name, interval(m.true), f"{mean(m.right):.3f}", f"{mean(m.scores):.3f}", f"{m.kl:.2f}", f"{mean(m.lengths):.1f}") for name, m in found.items()]
+    lines = [table(rows), ""]
+    width = max(len(p.prompt) for p in policies[0].problems[:SHOWN])
+    for i, problem in enumerate(policies[0].problems[:SHOWN]):
+        lines.append(f"{problem.prompt.ljust(width)}  " + "  ->  ".join(f"{m.completions[i]!r} {'right' if m.right[i] else 'wrong'}" for m in (policies[0], policies[-1])))
+    return "\n".join(lines)
+
+
+def markdown(found: Measured) -> str:
+    return "\n".join(f"- `{p.prompt}` (right: {p.answer})\n  - {'right' if r else 'wrong'}, true reward {t:.2f}, reward model {s:.2f}: `{c}`"
+                     for p, c, r, t, s in list(zip(found.problems, found.completions, found.right, found.true, found.scores))[:SHOWN])
+
+
+def epochs_table(epochs: Sequence[dict]) -> str:
+    """Every other epoch, the chosen one and the one that validation loss would have chosen."""
+    least = min(epochs, key=lambda e: e["validation_loss"])
+    rows = [("SFT epoch", "validation loss", "reward model", "true reward", "")]
+    for epoch in epochs:
+        if epoch["epoch"] in (1, 2, 4, 8, 16) or epoch["chosen"] or epoch is least:
+            note = " and ".join(n for n, yes in (("chosen", epoch["chosen"]), ("least validation loss", epoch is least)) if yes)
+            rows.append((str(epoch["epoch"]), f"{epoch['validation_loss']:.3f}", f"{epoch['score']:.3f}", f"{epoch['true_reward']:.3f}", note))
+    return table(rows)
