@@ -29,7 +29,7 @@ from minirl.lm.precision import pick_device
 from minirl.lm.tokenizer import read_json
 from minirl.tasks.arithmetic import SYMBOLS, Arithmetic
 from minirl.tasks.instructions import Instructions
-from minirl.tasks.preferences import load_rankings
+from minirl.tasks.preferences import load_demonstrations, load_rankings
 from minirl.train.dpo import DPO_PRESETS, DPOConfig
 from minirl.train.grpo import GRPOConfig
 from minirl.train.ppo import PPOConfig
@@ -137,7 +137,7 @@ def start_training(args: argparse.Namespace, name: str, configs: dict[str, type]
     else:
         preset = args.preset or next(iter(presets))
         built = {key: config(**((presets[preset] if key == name else {}) | given(config, args))) for key, config in configs.items()}
-        check_inputs(built["run"])
+        check_inputs(built)
         config = {"command": name, "preset": preset, **{key: dataclasses.asdict(value) for key, value in built.items()},
                   "torch": torch.__version__, "threads": torch.get_num_threads()}
         run = RunDir.create(args.run_dir or free_name(RUNS, name), config)
@@ -148,17 +148,16 @@ def start_training(args: argparse.Namespace, name: str, configs: dict[str, type]
     return run, built, device
 
 
-def check_inputs(common: CommonConfig) -> None:
+def check_inputs(built: dict) -> None:
     """What a run would read is there and whole: asked before a folder is made."""
+    common = built["run"]
     pick_device(common.device)
     if isinstance(common, RunConfig):
         Arithmetic(common.task, common.digits)
-    if common.init is not None:
-        load_pretrained(common.init)
-    if getattr(common, "reward_model", None) is not None:
-        load_reward_model(common.reward_model)
-    if getattr(common, "rankings", None) is not None:
-        load_rankings(common.rankings)
+    for read, path in ((load_pretrained, common.init), (load_reward_model, getattr(common, "reward_model", None)), (load_rankings, getattr(common, "rankings", None)),
+                       (load_demonstrations, getattr(built.get("base"), "data", None))):
+        if path is not None:
+            read(path)
 
 
 def command_sft(args: argparse.Namespace) -> None:
@@ -166,7 +165,9 @@ def command_sft(args: argparse.Namespace) -> None:
     print(f"minirl sft: {described(built, device)} -> {run.path}/")
     summary = read_json(run.path / "summary.json") if run.finished else run_sft(run, built["base"], built["sft"], built["run"], device=device,
                                                                                              profile=args.profile)
-    print(f"accuracy {summary['accuracy']:.3f}, mean response length {summary['mean_length']:.1f} tokens on held-out problems; {summary['seconds']:.0f} s")
+    found = (f"accuracy {summary['accuracy']:.3f}, mean response length {summary['mean_length']:.1f} tokens on held-out problems" if "accuracy" in summary
+             else f"loss {summary['loss']:.3f} nats per token in the last step")
+    print(f"{found}; {summary['seconds']:.0f} s")
     print(f"{run.path}/ holds curves.png, metrics.jsonl and final/. Next: minirl grpo --init {run.path}/final")
 
 

@@ -20,6 +20,7 @@ from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.precision import compute_in
 from minirl.lm.tokenizer import TAGS, build_tokenizer, read_json
 from minirl.tasks.arithmetic import Arithmetic, demonstrations
+from minirl.tasks.preferences import load_demonstrations
 from minirl.tasks.rewards import accuracy
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.sft import SFTConfig, train_sft
@@ -42,6 +43,7 @@ class BaseConfig:
     examples: int = 24_000             # demonstrations
     worked_share: float = 0.5          # of them worked out
     guessed_share: float = 0.5         # of those answered at once a guess: haste errs
+    data: str | None = None            # JSONL of demonstrations to read instead (TRL's format: prompt, completion)
 
 
 @dataclass(frozen=True)
@@ -88,18 +90,22 @@ def worth_compiling(choice: str, model: Transformer, tokens: int) -> bool:
 
 
 def run_sft(run: RunDir, base: BaseConfig, sft: SFTConfig, common: RunConfig, *, device, title: str = "sft", profile: bool = False) -> dict:
-    """Train on worked and unworked sums, from nothing or from --init, into the run directory; go on where it was cut short."""
+    """Train on worked and unworked sums, or on a file, from nothing or from --init, into the run directory; go on where it was cut short."""
     task = Arithmetic(common.task, common.digits)
-    pairs = demonstrations(task, base.examples, random.Random(derive_seed(common.seed, "demonstrations")), worked_share=base.worked_share,
-                           guessed_share=base.guessed_share)
+    rng = random.Random(derive_seed(common.seed, "demonstrations"))
+    pairs = load_demonstrations(base.data) if base.data is not None else demonstrations(task, base.examples, rng, worked_share=base.worked_share,
+                                                                                        guessed_share=base.guessed_share)
 
     def start():
         return load_pretrained(common.init, device=device) if common.init is not None else make_base(base, seed=common.seed, device=device)
 
     model, tokenizer, report = supervised(run, start, pairs, sft, common, device=device, title=title, profile=profile)
-    with compute_in(common.dtype, device):
-        after = evaluate(model, tokenizer, task, n=common.eval_problems, seed=common.seed)
-    summary = {"steps": report.steps, "accuracy": after.accuracy, "mean_length": after.mean_length, "seconds": round(report.seconds, 1)}
+    summary = {"steps": report.steps, "loss": run.metrics()[-1]["loss"]}
+    if base.data is None:                                                    # else it has not read sums
+        with compute_in(common.dtype, device):
+            after = evaluate(model, tokenizer, task, n=common.eval_problems, seed=common.seed)
+        summary |= {"accuracy": after.accuracy, "mean_length": after.mean_length}
+    summary["seconds"] = round(report.seconds, 1)
     finish(run, model, tokenizer, summary)
     return summary
 
@@ -112,7 +118,7 @@ def supervised(run: RunDir, start: Callable[[], tuple], pairs: list[tuple[str, s
     """
     model, tokenizer, state = run.load_checkpoint(device=device) or (*start(), None)
     steps_per_epoch = -(-len(pairs) // sft.batch_size)
-    model.compiled = worth_compiling(common.compile, model, sft.epochs * sum(len(prompt) + len(completion) for prompt, completion in pairs))
+    model.compiled = worth_compiling(common.compile, model, sft.epochs * sum(len(pair[0]) + len(pair[1]) for pair in pairs))
     report = RunLog(run, tokenizer, title=title, steps=sft.epochs * steps_per_epoch, state=state, every=5 * common.checkpoint_every, shown={"loss": "loss"})
 
     def save(state) -> None:

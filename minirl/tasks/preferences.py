@@ -1,6 +1,6 @@
 """Comparisons: who ranks completions, how rankings become pairs, and how both are read from files.
 
-    Ranking              a prompt and K completions, best first
+    Ranking              a prompt and K completions, best first; Demonstration: one that a person wrote
     labelled             what a labeller with a true reward and an unsteady hand makes of K completions
     pairs                every comparison in some rankings, as (prompt, chosen, rejected)
     load_rankings        from JSONL in TRL's preference format (prompt, chosen, rejected), or with all K completions in a line
@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,16 @@ class Ranking:
             raise ValueError(f"{where}two equal completions in a ranking for {self.prompt[:40]!r}: nothing can be learnt from comparing them; leave one out")
 
 
+class Demonstration(NamedTuple):
+    """What a person wrote for a prompt. `source` says where it was read, for messages."""
+
+    prompt: str
+    completion: str
+    source: str = ""
+
+
 def labelled(prompt: str, completions: Sequence[str], rewards: Sequence[float], rng: random.Random, *, noise: float) -> Ranking | None:
-    """Rank completions by their true reward, as an unsteady labeller does; None where fewer than two differ. Equal and empty ones are shown once, or not at all.
+    """Rank completions by their true reward, as an unsteady labeller does; None where fewer than two differ. Equal ones are shown once, empty ones not.
 
     Equation   P(i before j) = sigmoid((r_i - r_j) / noise)
     Paper      Bradley and Terry 1952; for more than two at once Plackett 1975 and Luce 1959, drawn by sorting r_i / noise + Gumbel noise.
@@ -76,9 +85,9 @@ def load_rankings(path: str | Path) -> list[Ranking]:
     return rankings
 
 
-def load_demonstrations(path: str | Path) -> list[tuple[str, str]]:
-    """JSONL in TRL's prompt-completion format: objects with "prompt" and "completion" -> (prompt, completion) pairs. Raises ValueError as load_rankings."""
-    return [(_text(entry, "prompt", source), _text(entry, "completion", source)) for source, entry in _lines(path, "prompt and completion")]
+def load_demonstrations(path: str | Path) -> list[Demonstration]:
+    """JSONL in TRL's prompt-completion format, {"prompt": ..., "completion": ...}. Raises ValueError as load_rankings."""
+    return [Demonstration(_text(entry, "prompt", source), _text(entry, "completion", source), source) for source, entry in _lines(path, "prompt and completion")]
 
 
 def save_rankings(rankings: Sequence[Ranking], path: str | Path) -> None:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minirl.tasks.preferences import Ranking
+from minirl.tasks.preferences import Demonstration, Ranking
 
 
-def encode_pairs(tokenizer, pairs: Sequence[tuple[str, str]], max_seq_len: int) -> tuple[list[list[int]], list[list[int]]]:
+def encode_pairs(tokenizer, pairs: Sequence[tuple[str, str] | Demonstration], max_seq_len: int) -> tuple[list[list[int]], list[list[int]]]:
     """Texts -> prompt ids (BOS in front) and completion ids (EOS behind). Raises ValueError for none, or for a pair that does not fit."""
     if not pairs:
         raise ValueError("there is nothing to learn from: at least one (prompt, completion) pair is wanted")
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    prompts = [bos + ids for ids in tokenizer.encode_batch([prompt for prompt, _ in pairs])]
-    completions = [ids + [tokenizer.eos_id] for ids in tokenizer.encode_batch([completion for _, completion in pairs])]
+    prompts = [bos + ids for ids in tokenizer.encode_batch([pair[0] for pair in pairs])]
+    completions = [ids + [tokenizer.eos_id] for ids in tokenizer.encode_batch([pair[1] for pair in pairs])]
     for i, (prompt, completion) in enumerate(zip(prompts, completions)):
+        where = getattr(pairs[i], "source", "") or f"pair {i}"
         if not prompt:
-            raise ValueError(f"pair {i} has an empty prompt and the tokenizer no BOS: at least one token must come before the completion")
+            raise ValueError(f"{where} has an empty prompt and the tokenizer no BOS: at least one token must come before the completion")
         if len(prompt) + len(completion) > max_seq_len:
-            raise ValueError(f"pair {i} has {len(prompt) + len(completion)} tokens, more than the model's context of {max_seq_len}: shorten it, or use a "
-                             "model with a larger max_seq_len")
+            raise ValueError(f"{where} has {len(prompt) + len(completion)} tokens, more than the model's context of {max_seq_len}: cut, its completion would have "
+                             "no end; shorten it, or use a model with a larger max_seq_len")
     return prompts, completions
 
 

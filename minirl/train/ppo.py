@@ -8,7 +8,8 @@ Same as the paper  the KL penalty to the SFT policy is part of every token's rew
                    then constant; the average of the weights is the result; PPO-ptx: pretraining text beside every mini-batch.
 Different          an answer that was cut off is not over: the value of its last state stands for what was still to come (and it may cost
                    `missing_eos_penalty`); the gradient is clipped in length; the KL coefficient may follow a controller (Ziegler et al., PPO section 4).
-Why                with a score for half an answer, stopping late would be paid or punished by accident.
+Why                half an answer has no score: what a reward model says of it is an accident. But an end that is scored badly would then best be put off for
+                   ever, and the penalty is on by default.
 
 Three columns of log-probs: behavior_logp (the sampler's), old_logp (the learner's before the update), logp (the learner's now).
 """

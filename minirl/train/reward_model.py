@@ -123,7 +123,8 @@ def train_reward_model(model, tokenizer, rankings: Sequence[Ranking], config: Re
             save(state)
     model.eval()
     if demonstrations:
-        model.shift(reward_bias(score_texts(model, tokenizer, *zip(*demonstrations))).to(model.device))
+        scores = score_texts(model, tokenizer, [demonstration[0] for demonstration in demonstrations], [demonstration[1] for demonstration in demonstrations])
+        model.shift(reward_bias(scores).to(model.device))
     return model
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from minirl.lm.heads import ScalarHead
+from minirl.lm.heads import ScalarHead, ScalarModel, rollout_values, score_ids, scored_batch
+from minirl.lm.rollouts import Rollouts
 
 
 def head_of(weight, bias):
@@ -51,3 +52,97 @@ def test_a_reward_sends_its_gradient_to_the_named_slot_alone():
 def test_a_wrong_last_slot_raises(last):
     with pytest.raises(ValueError, match=r"\[0, 3\) per row"):
         ScalarHead(4).reward(torch.zeros(2, 3, 4), torch.tensor(last))
+
+
+# a scalar model
+
+ROWS = [([3, 4, 5], [6, 7]), ([3, 4, 5], [8]), ([9], [10, 11, 12, 13])]      # prompts and completions; the first two share their prompt
+
+
+@pytest.fixture
+def scalar_model(make_model):
+    model = ScalarModel(make_model("qwen3"))
+    model.head.linear.bias.data.fill_(0.25)
+    return model.eval()
+
+
+@torch.no_grad()
+def plainly(model, ids):
+    """V of the state behind a list of ids, from a pass over it alone."""
+    return float(model.head(model.backbone.hidden(torch.tensor([ids])))[0, -1])
+
+
+@torch.no_grad()
+def test_values_stand_in_front_of_each_token_and_the_score_behind_the_last(scalar_model):
+    """One slot off, and a value function has seen the token that it shall foresee, or a reward model has not seen the end."""
+    model = scalar_model
+    tokens, mask = scored_batch([p for p, _ in ROWS], [c for _, c in ROWS], 0, "cpu")
+    values, end = model(tokens, mask)
+    for row, (prompt, completion) in enumerate(ROWS):
+        for t in range(tokens.shape[1]):
+            expected = plainly(model, (prompt + completion)[:t]) if len(prompt) <= t < len(prompt) + len(completion) else 0.0
+            assert float(values[row, t]) == pytest.approx(expected, abs=1e-5), (row, t)
+        assert float(end[row]) == pytest.approx(plainly(model, prompt + completion), abs=1e-5)
+    torch.testing.assert_close(model.scores(tokens, mask), end)
+
+
+@torch.no_grad()
+def test_a_value_is_the_score_of_the_prefix(scalar_model):
+    """What a value function that starts from a reward model says first: InstructGPT, appendix C.4."""
+    model = scalar_model
+    tokens, mask = scored_batch([[9]], [[10, 11, 12, 13]], 0, "cpu")
+    values, _ = model(tokens, mask)
+    for t in range(2, 5):
+        prefix, prefix_mask = scored_batch([[9]], [[10, 11, 12, 13][:t - 1]], 0, "cpu")
+        assert float(model.scores(prefix, prefix_mask)) == pytest.approx(float(values[0, t]), abs=1e-5)
+
+
+@torch.no_grad()
+def test_padding_its_content_and_the_order_of_rows_change_nothing(scalar_model):
+    model = scalar_model
+    tokens, mask = scored_batch([p for p, _ in ROWS], [c for _, c in ROWS], 0, "cpu")
+    values, end = model(tokens, mask)
+    wider = torch.cat([tokens, torch.full((3, 4), 17)], dim=1)
+    wider[~torch.cat([mask, torch.zeros(3, 4, dtype=torch.bool)], dim=1) & (torch.arange(wider.shape[1]) >= 5)] = 5
+    more = model(wider[[2, 0, 1]], torch.cat([mask, torch.zeros(3, 4, dtype=torch.bool)], dim=1)[[2, 0, 1]])
+    torch.testing.assert_close(more[0][:, :tokens.shape[1]], values[[2, 0, 1]], atol=1e-5, rtol=0)
+    torch.testing.assert_close(more[1], end[[2, 0, 1]], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_rollout_values_and_score_ids_are_the_same_in_any_micro_batches(scalar_model):
+    model = scalar_model
+    tokens, mask = scored_batch([p for p, _ in ROWS], [c for _, c in ROWS], 0, "cpu")
+    values, end = model(tokens, mask)
+    rollouts = Rollouts(tokens, mask, torch.tensor([3, 3, 1]), torch.zeros(tokens.shape), torch.zeros(3, dtype=torch.bool))
+    for budget in (1, 6, 1000):
+        found = rollout_values(model, rollouts, token_budget=budget)
+        torch.testing.assert_close(found[0], values, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found[1], end, atol=1e-5, rtol=0)
+        torch.testing.assert_close(score_ids(model, [p for p, _ in ROWS], [c for _, c in ROWS], 0, token_budget=budget), end, atol=1e-5, rtol=0)
+    assert score_ids(model, [], [], 0).shape == (0,)
+
+
+def test_a_shift_moves_every_value_and_score_alike(scalar_model):
+    model = scalar_model
+    tokens, mask = scored_batch([[3]], [[4, 5]], 0, "cpu")
+    before = [x.detach() for x in model(tokens, mask)]
+    model.shift(torch.tensor(1.5))
+    after = model(tokens, mask)
+    torch.testing.assert_close(after[0], before[0] + 1.5 * mask)
+    torch.testing.assert_close(after[1], before[1] + 1.5)
+
+
+def test_the_head_is_in_float32_also_where_products_are_not(scalar_model):
+    """A reward in bfloat16 has two to three digits: of 3.14 and 3.15 one cannot be told from the other."""
+    model = scalar_model
+    tokens, mask = scored_batch([[3]], [[4, 5]], 0, "cpu")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values, end = model(tokens, mask)
+    assert values.dtype == end.dtype == torch.float32
+
+
+@pytest.mark.parametrize("mask, message", [([[0, 0, 0]], "nothing under it"), ([[1, 1, 0]], "asks for slot 0"), ([[0, 1]], "the same shape")])
+def test_masks_that_a_scalar_model_refuses(mask, message, scalar_model):
+    with pytest.raises(ValueError, match=message):
+        scalar_model(torch.tensor([[3, 4, 5]]), torch.tensor(mask).bool())

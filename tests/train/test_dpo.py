@@ -1,0 +1,133 @@
+"""minirl/train/dpo.py"""
+
+import random
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from minirl.equations.preferences import ipo_loss
+from minirl.lm.model import ModelConfig, Transformer
+from minirl.lm.tokenizer import build_tokenizer
+from minirl.tasks.preferences import Ranking
+from minirl.train.dpo import DPO_PRESETS, DPOConfig, compared, train_dpo
+from minirl.train.state import NonFiniteError
+
+TOKENIZER = build_tokenizer()
+CONFIG = DPOConfig(batch_size=3, lr=1e-2, beta=0.1, warmup_steps=0)
+RANKINGS = [Ranking("7=", ("7", "77", "777", "7777")), Ranking("12+3=", ("15", "153")), Ranking("2=", ("2", "22", "222")), Ranking("7=", ("1", "1234567"))]
+
+
+def tiny():
+    torch.manual_seed(0)
+    return Transformer(ModelConfig(TOKENIZER.vocab_size, hidden_size=16, num_layers=1, num_heads=2, initializer_range=0.1))
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def run(rankings=RANKINGS, seed=0, loss=None, **changes):
+    log = []
+    model = train_dpo(tiny(), TOKENIZER, rankings, replace(CONFIG, **changes), loss=loss, seed=seed, log=lambda step, metrics: log.append(metrics))
+    return weights(model), log
+
+
+def test_three_steps_twice_are_the_same_bit_for_bit():
+    assert torch.equal(run(epochs=2)[0], run(epochs=2)[0])
+    assert not torch.equal(run()[0], run(seed=1)[0])
+
+
+def test_compared_by_hand():
+    assert compared([2, 3]) == ([0, 2, 2, 3], [1, 3, 4, 4])
+
+
+def test_the_first_loss_is_log_2_and_its_gradient_is_not_zero():
+    """At the reference every margin is 0. A first loss that is not log 2 means that policy and reference are not one model."""
+    _, log = run()
+    assert log[0]["loss"] == pytest.approx(0.693147, abs=1e-6) and log[0]["rewards/margins"] == 0.0 and log[0]["grad_norm"] > 1e-3
+    assert log[1]["loss"] != pytest.approx(0.693147, abs=1e-6)
+
+
+def first_gradient(monkeypatch, rankings=RANKINGS, **changes):
+    kept = []
+
+    def keep(model, max_norm, *, step):
+        kept.append(torch.cat([p.grad.flatten().clone() for p in model.parameters()]))
+        return 0.0
+
+    monkeypatch.setattr("minirl.train.dpo.clip_gradient", keep)
+    run(rankings, batch_size=4, **changes)
+    return kept[0]
+
+
+def test_neither_micro_batches_nor_the_order_of_rankings_change_the_gradient(monkeypatch):
+    whole = first_gradient(monkeypatch)
+    torch.testing.assert_close(first_gradient(monkeypatch, token_budget=1), whole, atol=1e-6, rtol=0)
+    torch.testing.assert_close(first_gradient(monkeypatch, rankings=RANKINGS[::-1]), whole, atol=1e-6, rtol=0)
+    assert whole.abs().max() > 1e-3
+
+
+def test_the_first_gradient_is_half_beta_times_the_difference_of_the_scores(monkeypatch):
+    """Eq. 8 at pi = ref: the weight is sigmoid(0) = 1/2, so the gradient is -beta / 2 (grad log pi(y_w) - grad log pi(y_l))."""
+    model, prompt = tiny(), TOKENIZER.encode_prompt("7=")
+    logp = []
+    for completion in ("7", "77"):
+        ids = torch.tensor([prompt + TOKENIZER.encode(completion) + [TOKENIZER.eos_id]])
+        logits = model(ids)[0].log_softmax(-1)
+        logp.append(sum(logits[t - 1, ids[0, t]] for t in range(len(prompt), ids.shape[1])))
+    expected = torch.autograd.grad(-0.05 * (logp[0] - logp[1]), list(model.parameters()))
+    found = first_gradient(monkeypatch, [Ranking("7=", ("7", "77"))])
+    torch.testing.assert_close(found, torch.cat([g.flatten() for g in expected]), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_resume_continues_bit_for_bit(at):
+    kept, config = {}, replace(CONFIG, epochs=2)
+
+    def keep(state):
+        if state.step == at:
+            kept.update(copied(state.state_dict()))
+
+    whole = weights(train_dpo(tiny(), TOKENIZER, RANKINGS, config, save=keep))
+    model = tiny()
+    model.load_state_dict(kept["model"])                                  # what a checkpoint holds: the reference must still be the first policy
+    assert torch.equal(weights(train_dpo(model, TOKENIZER, RANKINGS, config, resume=kept)), whole)
+
+
+def copied(tree):
+    if isinstance(tree, torch.Tensor):
+        return tree.clone()
+    if isinstance(tree, dict):
+        return {key: copied(value) for key, value in tree.items()}
+    return [copied(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def test_it_learns_what_is_preferred():
+    rng = random.Random(0)
+    rankings = [Ranking(f"{rng.randrange(100)}=", (str(rng.randrange(10)), "".join(rng.choice("0123456789") for _ in range(5)))) for _ in range(120)]
+    _, log = run(rankings, batch_size=8, lr=3e-2)
+    assert log[-1]["rewards/accuracies"] > 0.9 and log[-1]["loss"] < 0.5 * log[0]["loss"] and log[-1]["rewards/margins"] > 1.0
+
+
+def test_another_loss_is_another_function():
+    _, log = run(loss=partial(ipo_loss, beta=0.1))
+    assert log[0]["loss"] == pytest.approx(25.0, abs=1e-4)                 # (0 - 1 / (2 * 0.1))^2
+
+
+def test_the_papers_preset():
+    config = DPOConfig(**DPO_PRESETS["dpo"])
+    assert (config.beta, config.batch_size, config.lr, config.warmup_steps) == (0.1, 64, 1e-6, 150)
+
+
+def test_what_cannot_be_learnt_from_is_named():
+    with pytest.raises(ValueError, match="nothing to learn from"):
+        run([])
+    with pytest.raises(ValueError, match="beta is 0"):
+        DPOConfig(beta=0.0)
+    model = tiny()
+    with torch.no_grad():
+        model.norm.weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="step 1: the loss is nan .*the first is Ranking"):
+        train_dpo(model, TOKENIZER, RANKINGS, CONFIG)
