@@ -27,7 +27,7 @@ from minirl.app.rundir import RunDir
 from minirl.equations.test_time import best_of_n_kl
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.lm.tokenizer import read_json
-from minirl.tasks.instructions import right_answer, true_reward
+from minirl.tasks.instructions import KINDS, done, right_answer, true_reward
 from minirl.tasks.preferences import Ranking, pairs
 from minirl.train.dpo import DPOConfig
 from minirl.train.grpo import GRPOConfig, train_grpo
@@ -92,9 +92,14 @@ def one_seed(folder: Path, seed: int) -> dict:
                                                          reward_weights={"reward_model": 1.0}, save=save)),
                       "GRPO": held(lambda save: train_grpo(load_pretrained(start.start)[0], tokenizer, judged(reward_model, tokenizer), dataclasses.replace(GRPO, steps=1),
                                                            reward_weights={"reward_model": 1.0}, save=save))}
+    found["ceiling"] = mean([float(wanted(p, better) > wanted(p, worse)) for p, better, worse in pairs(held_out)])
     found["batches"] = batches(rankings[:FEW], held_out, start.sft, seed)
     print(f"seed {seed}: done", flush=True)
     return found
+
+
+def wanted(prompt: str, completion: str) -> float:
+    return true_reward([prompt], [completion], [done(*prompt.removesuffix(":").split(" ", 1))])[0]
 
 
 def opened(path: Path, command: str, common: InstructConfig) -> RunDir:
@@ -172,7 +177,12 @@ def policies(seeds: list[dict]) -> None:
         print(row(name, over([mean(m.true) for m in found]), over([mean(m.right) for m in found]), over([mean(m.scores) for m in found]), over([m.kl for m in found], 2),
                   over([mean(m.lengths) for m in found], 1)))
     better = sum(mean(s["table"]["PPO"].true) > max(mean(s["table"][name].true) for name in s["table"] if name.startswith("SFT")) for s in seeds)
-    print(f"\nPPO above both SFT models in true reward: {better} of {len(seeds)} seeds.", flush=True)
+    print(f"\nPPO above both SFT models in true reward: {better} of {len(seeds)} seeds.")
+    print("\nShare right by kind of instruction\n")
+    print(table_head("policy", *KINDS))
+    for name in ("SFT, start of the others", "PPO", "PPO, beta 0"):
+        found = [s["table"][name] for s in seeds]
+        print(row(name, *(over([mean([r for p, r in zip(m.problems, m.right) if p.prompt.startswith(kind)]) for m in found]) for kind in KINDS)), flush=True)
 
 
 def equal_distance(seeds: list[dict]) -> None:
@@ -208,16 +218,18 @@ def pretraining_loss(seeds: list[dict]) -> None:
 
 def against_grpo(seeds: list[dict]) -> None:
     print(f"\nPPO and GRPO on the same reward model, {GRPO.steps} steps of {GRPO.prompts_per_step * GRPO.group_size} completions each\n")
-    print(table_head("", "true reward", "score", "KL", "seconds a step", "weights, gradients and moments, MB"))
+    print(table_head("", "true reward", "score", "KL", "seconds a step", "weights, gradients and moments, MB", "true reward by seed"))
     for name in ("PPO", "GRPO"):
         found = [s["table"][name] for s in seeds]
         steps = [statistics.median(m["step_time"] for m in s["runs"][name].metrics()) for s in seeds]
-        print(row(name, over([mean(m.true) for m in found]), over([mean(m.scores) for m in found]), over([m.kl for m in found], 2), over(steps), over([s["state"][name] for s in seeds], 1)))
+        print(row(name, over([mean(m.true) for m in found]), over([mean(m.scores) for m in found]), over([m.kl for m in found], 2), over(steps), over([s["state"][name] for s in seeds], 1),
+                  " / ".join(f"{mean(m.true):.3f}" for m in found)))
     print(flush=True)
 
 
 def reward_models(seeds: list[dict]) -> None:
-    print(f"The reward model ({over([s['rm']['rankings'] for s in seeds], 0)} rankings): agrees with the labeller on {over([s['rm']['pair_accuracy'] for s in seeds])} of held-out comparisons.")
+    print(f"The reward model ({over([s['rm']['rankings'] for s in seeds], 0)} rankings) agrees with the labeller on {over([s['rm']['pair_accuracy'] for s in seeds])} of held-out "
+          f"comparisons; the true reward itself on {over([s['ceiling'] for s in seeds])}.")
     print(f"\nOne epoch over {FEW} rankings. Loss on the batches of its last quarter as they come, before they are learnt from; then on all {FEW}, and on held-out ones\n")
     print(table_head("batches of", "steps", "loss, as they come", "loss, seen", "loss, held out", "accuracy, held out"))
     for name in seeds[0]["batches"]:

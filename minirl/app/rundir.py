@@ -166,7 +166,7 @@ class RunLog:
     def __init__(self, run: RunDir, tokenizer, *, title: str, steps: int, state: dict | None, every: int, shown: dict[str, str], seconds: float = 0.0):
         """`state` is the training state that is resumed, `every` the steps between checkpoints, `shown` the metrics on the bar with their labels,
         `seconds` what was spent before the first step."""
-        self.run, self.tokenizer, self.steps, self.every, self.shown = run, tokenizer, steps, every, shown
+        self.run, self.tokenizer, self.title, self.steps, self.every, self.shown = run, tokenizer, title, steps, every, shown
         self._began = time.perf_counter() - (state["seconds"] if state else seconds)
         self._bar = tqdm(total=steps, initial=state["step"] if state else 0, desc=title, unit="step", disable=None, dynamic_ncols=True)
 

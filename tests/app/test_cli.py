@@ -5,7 +5,10 @@ import re
 
 import pytest
 
-from minirl.app.cli import COMMANDS, build_parser, main
+from minirl.app.cli import COMMANDS, build_parser, given, main
+from minirl.app.training import BaseConfig, RunConfig
+from minirl.train.grpo import GRPOConfig
+from minirl.train.sft import SFTConfig
 
 
 def refused(capsys, *argv):
@@ -103,3 +106,19 @@ def test_help_names_every_command_and_flag(capsys):
     text = commands["grpo"].format_help()
     assert all(flag in text for flag in ("--group-size", "--iterations", "--kl-coef", "--aggregate", "--preset", "--resume", "--init", "--dtype", "--task", "--seed"))
     assert main([]) == 0 and "grpo" in capsys.readouterr().out
+
+
+def test_a_flag_reaches_its_own_commands_configuration_alone(capsys, tmp_path):
+    """GRPO and the SFT of its base model both have lr, beta1 and token_budget. `minirl grpo --lr 4e-4` once trained the base model with 4e-4, too."""
+    parser, _ = build_parser()
+    args = parser.parse_args(["grpo", "--lr", "0.5", "--token-budget", "7"])
+    assert given(GRPOConfig, args) == {"lr": 0.5, "token_budget": 7} and given(SFTConfig, args) == given(BaseConfig, args) == {}
+    args = parser.parse_args(["sft", "--lr", "0.5", "--examples", "9", "--seed", "3"])
+    assert (given(SFTConfig, args), given(BaseConfig, args), given(RunConfig, args)) == ({"lr": 0.5}, {"examples": 9}, {"seed": 3})
+
+
+def test_inherited_flags_keep_their_help():
+    _, commands = build_parser()
+    for name in ("ppo", "grpo"):
+        text = " ".join(commands[name].format_help().split())
+        assert "held-out problems, before and after" in text and "auto, cpu or cuda" in text

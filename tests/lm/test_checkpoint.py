@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minirl.lm.checkpoint import CheckpointError, load_pretrained, save_pretrained
+from minirl.lm.checkpoint import CheckpointError, load_pretrained, load_reward_model, save_pretrained
+from minirl.lm.heads import ScalarModel
 from minirl.lm.tokenizer import EOS, Tokenizer, build_tokenizer
 
 TOKENIZER = build_tokenizer()
@@ -286,3 +287,46 @@ def test_a_missing_tokenizer_raises(folder):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match="no tokenizer"):
         load_pretrained(folder)
+
+
+# a reward model is a checkpoint with a head beside it
+
+@pytest.fixture
+def reward_model(make_model):
+    tokenizer = build_tokenizer()
+    torch.manual_seed(5)
+    model = ScalarModel(make_model("grouped", vocab_size=tokenizer.vocab_size))
+    model.shift(torch.tensor(0.5))
+    return model.eval(), tokenizer
+
+
+def test_a_reward_model_comes_back_bit_for_bit(reward_model, tmp_path):
+    model, tokenizer = reward_model
+    save_pretrained(model, tokenizer, tmp_path)
+    again, _ = load_reward_model(tmp_path)
+    assert not again.training
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values())) and model.state_dict().keys() == again.state_dict().keys()
+
+
+def test_policies_and_reward_models_are_not_taken_for_each_other(reward_model, tmp_path):
+    """A reward model loaded as a policy would sample from a transformer whose output nobody trained."""
+    model, tokenizer = reward_model
+    save_pretrained(model, tokenizer, tmp_path / "rm")
+    save_pretrained(model.backbone, tokenizer, tmp_path / "policy")
+    with pytest.raises(CheckpointError, match="holds a reward model"):
+        load_pretrained(tmp_path / "rm")
+    with pytest.raises(CheckpointError, match="holds no reward model"):
+        load_reward_model(tmp_path / "policy")
+
+
+def test_a_head_that_does_not_fit_or_was_cut_short_is_named(reward_model, tmp_path):
+    model, tokenizer = reward_model
+    save_pretrained(model, tokenizer, tmp_path)
+    head = tmp_path / "score.safetensors"
+    whole = head.read_bytes()
+    head.write_bytes(whole[:-4])
+    with pytest.raises(CheckpointError, match="score.safetensors cannot be read"):
+        load_reward_model(tmp_path)
+    save_file({"linear.weight": torch.zeros(1, 7), "linear.bias": torch.zeros(1)}, head)
+    with pytest.raises(CheckpointError, match="score.safetensors does not fit"):
+        load_reward_model(tmp_path)
