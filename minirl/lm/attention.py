@@ -133,12 +133,11 @@ class Distinct:
         home = slots[start]                                                                           # (N,): the slot that asks for a token
         answers = torch.zeros(len(queries), dtype=torch.bool).index_fill_(0, home, True)
         slots, start, count = by_token(keys, len(self.tokens))
-        shared, n = (count > 1).nonzero().squeeze(1), torch.arange(int(count.max()))
-        users = slots[(start[shared, None] + n).clamp(max=len(slots) - 1)]                            # (M, U): all slots of a shared token's key
+        shared = sharers(slots, start, count)                                                         # a shared token's key stands in many slots
         self.as_they_are = all(torch.equal(x, torch.arange(len(self.tokens))) for x in (queries, keys))
         self.queries, self.home, self.answers = queries.clamp(min=0).to(device), home.to(device), answers.to(device)
         self.keys, self.key_home = keys.clamp(min=0).to(device), slots[start].to(device)
-        self.shared = tuple(x.to(device) for x in (shared, users, n < count[shared, None])) if len(shared) else None
+        self.shared = shared and tuple(x.to(device) for x in shared)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (N, H, D), K = q.shape, k.shape[1]
@@ -169,6 +168,13 @@ def by_token(tokens: Tensor, N: int) -> tuple[Tensor, Tensor, Tensor]:
     return real[tokens[real].argsort(stable=True)], count.cumsum(0) - count, count
 
 
+def sharers(slots: Tensor, start: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """From by_token: the tokens with more than one slot (M,), their slots (M, U), and which of these are theirs (M, U); None where there are none."""
+    shared, n = (count > 1).nonzero().squeeze(1), torch.arange(int(count.max()) if len(count) else 0)
+    users = slots[(start[shared, None] + n).clamp(max=len(slots) - 1)]
+    return (shared, users, n < count[shared, None]) if len(shared) else None
+
+
 class _Take(torch.autograd.Function):
     """x (n, F) -> x[there] (m, F), where back (n,) says which of the m has a row's gradient: `answers` (n,), if any has, `shared`, if more than one.
 
@@ -191,6 +197,17 @@ class _Take(torch.autograd.Function):
             rows, users, valid = shared                                                               # (M,), (M, U), (M, U)
             out[rows] = (grad[users] * valid[..., None]).sum(1)
         return out, None, None, None, None
+
+
+def take(x: Tensor, there: Tensor) -> Tensor:
+    """x (n, F) -> x[there] (m, F), with the same bits in the gradient every time, however often a row is taken.
+
+    Indexing adds a row's gradients up in any order, where a CPU has several threads; from three on the sum depends on it.
+    """
+    if x.is_cuda or not x.requires_grad or len(there) == 0:
+        return x[there]
+    slots, start, count = by_token(there, len(x))
+    return _Take.apply(x, there, slots[start.clamp(max=len(slots) - 1)], count > 0, sharers(slots, start, count))
 
 
 def same_prompt(tokens: Tensor, first: Tensor, used: Tensor) -> Tensor:

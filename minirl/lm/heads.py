@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from minirl.lm.attention import take
 from minirl.lm.logprobs import states_around
 from minirl.lm.rollouts import Rollouts, micro_batches, right_pad, span_mask
 
@@ -72,7 +73,7 @@ class ScalarModel(nn.Module):
         hidden, before, end = states_around(self.backbone, tokens, mask.bool())                # (N, d), (slots,), (B,)
         with torch.autocast(hidden.device.type, enabled=False):                                 # a reward in bfloat16 has two digits
             v = self.head.linear(hidden.to(self.head.linear.weight.dtype)).squeeze(-1)          # (N,)
-        return v.new_zeros(tokens.shape).masked_scatter(mask.bool(), v[before]), v[end]
+        return v.new_zeros(tokens.shape).masked_scatter(mask.bool(), take(v[:, None], before).squeeze(1)), v[end]
 
     def scores(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(B,): what a reward model says of each row's completion."""

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from minirl.lm.attention import Distinct
+from minirl.lm.attention import Distinct, take
 from minirl.lm.compiled import compiled
 from minirl.lm.rollouts import Rollouts, micro_batches
 
@@ -171,7 +171,7 @@ def token_logprobs(model, tokens: Tensor, *, mask: Tensor | None = None, tempera
         if bool(wanted[:, 0].any()):
             raise ValueError("the mask asks for slot 0, but the first token of a row is given, not predicted: start rows with a BOS or a prompt")
     hidden, before = states_before(model, tokens, wanted)                                      # (N, d), (slots,)
-    results = linear_logprobs(hidden[before], model.lm_head.weight, tokens[wanted], temperature=temperature, return_entropy=return_entropy)
+    results = linear_logprobs(take(hidden, before), model.lm_head.weight, tokens[wanted], temperature=temperature, return_entropy=return_entropy)
     spread = [result.new_zeros(tokens.shape).masked_scatter(wanted, result) for result in (results if return_entropy else (results,))]
     return tuple(spread) if return_entropy else spread[0]
 
