@@ -21,7 +21,7 @@ import torch
 from common import commit, heading, row, table_head
 
 from minirl.app.instruct import (TASK, InstructConfig, JudgedBy, choose_epoch, held_out_margins, improve, interval, make_policies, make_rankings, mean, measure,
-                                 measure_best_of, run_dpo, run_ppo, run_rm)
+                                 run_dpo, run_ppo, run_rm)
 from minirl.app.plots import COLOURS, smooth, tidy
 from minirl.app.rundir import RunDir
 from minirl.equations.test_time import best_of_n_kl
@@ -68,7 +68,7 @@ def one_seed(folder: Path, seed: int) -> dict:
     """Everything that is measured for one seed."""
     common = InstructConfig(seed=seed, eval_problems=1024)
     run = opened(folder, "rm", common)
-    start = make_policies(run, common, device=DEVICE)
+    start = make_policies(run, common, device=DEVICE, keep_epochs=True)
     rankings, held_out = make_rankings(run, start, common, device=DEVICE)
     rm = read_json(run.path / "summary.json") if run.finished else run_rm(run, RewardModelConfig(), common, start, rankings, held_out, device=DEVICE)
     reward_model, tokenizer = load_reward_model(run.path / "final")
@@ -85,7 +85,7 @@ def one_seed(folder: Path, seed: int) -> dict:
     table = {"SFT, start of the others": measure(first, tokenizer, common.eval_problems, seed=measured, reward_model=reward_model, reference=first)}
     for name, path in found["policies"].items():
         table[name] = measure(load_pretrained(path)[0], tokenizer, common.eval_problems, seed=measured, reward_model=reward_model, reference=first)
-    found["best_of"] = {n: measure_best_of(first, tokenizer, 512, n, seed=measured, reward_model=reward_model) for n in BEST_OF}
+    found["best_of"] = {n: measure(first, tokenizer, 512, best_of=n, seed=measured, reward_model=reward_model) for n in BEST_OF}
     table["best of 16"] = found["best_of"][16]
     found["table"] = table
     found["state"] = {"PPO": held(lambda save: train_ppo(load_pretrained(start.start)[0], tokenizer, judged(reward_model, tokenizer), PPOConfig(steps=1), value_model=reward_model,

@@ -20,16 +20,17 @@ import torch
 from minirl.app.equations import markdown_index, show_equation, show_index
 from minirl.app.looking import show_evaluation, show_samples
 from minirl.app.plots import plot_runs
-from minirl.app.instruct import (InstructConfig, Policies, choose_epoch, comparison, epochs_table, make_policies, make_rankings, run_dpo, run_ppo, run_rm)
+from minirl.app.instruct import (InstructConfig, choose_epoch, compare, comparison, epochs_table, make_policies, make_rankings, run_dpo, run_ppo, run_rm,
+                                 split_rankings)
 from minirl.app.presets import GRPO_PRESETS, PPO_PRESETS
 from minirl.app.rundir import RunDir, free_name, newest_checkpoint, newest_run
 from minirl.app.training import BaseConfig, CommonConfig, RunConfig, before_and_after, run_grpo, run_sft
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.lm.precision import pick_device
-from minirl.lm.tokenizer import read_json
+from minirl.lm.tokenizer import TAGS, build_tokenizer, read_json
 from minirl.tasks.arithmetic import SYMBOLS, Arithmetic
-from minirl.tasks.instructions import Instructions
-from minirl.tasks.preferences import load_demonstrations, load_rankings
+from minirl.tasks.instructions import WORDS, Instructions
+from minirl.tasks.preferences import load_demonstrations
 from minirl.train.dpo import DPO_PRESETS, DPOConfig
 from minirl.train.grpo import GRPOConfig
 from minirl.train.ppo import PPOConfig
@@ -37,7 +38,6 @@ from minirl.train.reward_model import REWARD_MODEL_PRESETS, RewardModelConfig
 from minirl.train.sft import SFT_PRESETS, SFTConfig
 
 RUNS = Path("runs")
-INSTRUCTED = ("rm", "ppo", "dpo")      # commands that train on instructions
 
 
 class Parser(argparse.ArgumentParser):
@@ -154,10 +154,25 @@ def check_inputs(built: dict) -> None:
     pick_device(common.device)
     if isinstance(common, RunConfig):
         Arithmetic(common.task, common.digits)
-    for read, path in ((load_pretrained, common.init), (load_reward_model, getattr(common, "reward_model", None)), (load_rankings, getattr(common, "rankings", None)),
-                       (load_demonstrations, getattr(built.get("base"), "data", None))):
-        if path is not None:
-            read(path)
+    tokenizer = None if common.init is None else load_pretrained(common.init)[1]
+    if getattr(built.get("base"), "data", None) is not None:
+        load_demonstrations(built["base"].data)
+    if isinstance(common, InstructConfig):
+        if common.rankings is not None:
+            split_rankings(common)
+        if common.reward_model is not None and "rm" in built:
+            raise ValueError("--reward-model is given to minirl rm, which trains one: leave it out, or use minirl ppo or minirl dpo")
+        if common.reward_model is not None:
+            check_tokenizers(common, tokenizer)
+
+
+def check_tokenizers(common: InstructConfig, tokenizer) -> None:
+    """A reward model must read the policy's ids: the same tokens, under the same numbers."""
+    tokenizer = tokenizer or build_tokenizer(special_tokens=(*TAGS, *WORDS))
+    _, other = load_reward_model(common.reward_model)
+    if tokenizer.backend.get_vocab() != other.backend.get_vocab() or tokenizer.stop_ids != other.stop_ids:
+        raise ValueError(f"the reward model {common.reward_model} and the policy {common.init or 'of this toy'} have different tokenizers ({other.vocab_size} and "
+                         f"{tokenizer.vocab_size} tokens): it would read other words than the policy writes; use a reward model that was trained from this policy")
 
 
 def command_sft(args: argparse.Namespace) -> None:
@@ -197,19 +212,14 @@ def subject(common: CommonConfig) -> str:
 
 # the pipeline of InstructGPT
 
-def prepare(run: RunDir, built: dict, device: torch.device) -> tuple[Policies, list, list]:
-    """SFT models and rankings for rm, ppo and dpo."""
-    policies = make_policies(run, built["run"], device=device)
-    return policies, *make_rankings(run, policies, built["run"], device=device)
-
-
 def prepare_reward_model(run: RunDir, built: dict, device: torch.device):
-    """And a reward model, for ppo and dpo -> (policies, rankings, reward model, seconds so far)."""
+    """What ppo and dpo start from -> (policies, rankings, reward model, seconds so far)."""
     common = built["run"]
-    policies, rankings, held_out = prepare(run, built, device)
+    policies = make_policies(run, common, device=device)
+    rankings, held_out = make_rankings(run, policies, common, device=device)
     if common.reward_model is not None:
         return policies, rankings, load_reward_model(common.reward_model, device=device)[0], policies.seconds
-    stage = run.stage("rm", "rm")
+    stage = run.stage("rm", "rm", rm=RewardModelConfig())
     summary = read_json(stage.path / "summary.json") if stage.finished else run_rm(stage, RewardModelConfig(), common, policies, rankings, held_out, device=device)
     return policies, rankings, load_reward_model(stage.path / "final", device=device)[0], policies.seconds + summary["seconds"]
 
@@ -218,7 +228,8 @@ def command_rm(args: argparse.Namespace) -> None:
     run, built, device = start_training(args, "rm", {"run": InstructConfig, "rm": RewardModelConfig}, REWARD_MODEL_PRESETS)
     common = built["run"]
     print(f"minirl rm: {described(built, device)} -> {run.path}/", flush=True)
-    policies, rankings, held_out = prepare(run, built, device)
+    policies = make_policies(run, common, device=device, keep_epochs=True)
+    rankings, held_out = make_rankings(run, policies, common, device=device)
     summary = read_json(run.path / "summary.json") if run.finished else run_rm(run, built["rm"], common, policies, rankings, held_out, device=device,
                                                                                        profile=args.profile)
     print(f"\n{summary['rankings']} rankings, {summary['comparisons']} comparisons; of {summary['held_out_comparisons']} held-out comparisons the reward model "
@@ -226,38 +237,47 @@ def command_rm(args: argparse.Namespace) -> None:
     if common.init is None:
         reward_model, tokenizer = load_reward_model(run.path / "final", device=device)
         print("\n" + epochs_table(choose_epoch(run, reward_model, tokenizer, common, device=device)))
-    print(f"\n{policies.seconds + summary['seconds']:.0f} s. {run.path}/ holds calibration.png, sft-epochs.png, curves.png, rankings.jsonl and final/.")
-    start = run.path / "rl-init" / "final" if common.init is None else common.init
-    print(f"Next: minirl ppo --init {start} --reward-model {run.path}/final")
+    print(f"\n{policies.seconds + summary['seconds']:.0f} s. {run.path}/ holds calibration.png, curves.png, summary.json, metrics.jsonl and final/"
+          + (", sft-epochs.png and rankings.jsonl." if common.init is None else "."))
+    print(f"Next: minirl ppo {same_start(run, common, run.path / 'final')}")
+
+
+def same_start(run: RunDir, common: InstructConfig, reward_model: Path | str) -> str:
+    """The flags with which another run starts from the same policy, with the same reward model and rankings."""
+    return (f"--init {common.init or run.path / 'rl-init' / 'final'} --reward-model {reward_model} "
+            f"--rankings {common.rankings or run.path / 'rankings.jsonl'}")
 
 
 def command_ppo(args: argparse.Namespace) -> None:
     run, built, device = start_training(args, "ppo", {"run": InstructConfig, "ppo": PPOConfig}, {name: preset.numbers for name, preset in PPO_PRESETS.items()})
+    common, config = built["run"], built["ppo"]
     print(f"minirl ppo: {described(built, device)} -> {run.path}/", flush=True)
     if finished(run):
         return
     policies, rankings, reward_model, seconds = prepare_reward_model(run, built, device)
+    other = run.stage("dpo", "dpo", dpo=DPOConfig())                     # on the same rankings, for comparison
+    if not other.finished:
+        run_dpo(other, DPOConfig(), common, policies, rankings, reward_model, device=device)
     control = PPO_PRESETS[run.config["preset"]].kl_control
-    other = run.stage("dpo", "dpo")                                     # on the same rankings, for comparison
-    without = run_dpo(other, DPOConfig(), built["run"], policies, rankings, reward_model, device=device)
-    found = run_ppo(run, built["ppo"], built["run"], policies, reward_model, kl_control=control and control(built["ppo"]), device=device, profile=args.profile,
-                    seconds=seconds + read_json(other.path / "summary.json")["seconds"])
-    show_comparison(run, {name: without.get(name) or found[name] for name in dict.fromkeys((*without, *found))})
-    common = built["run"]
-    start, judge = common.init or run.path / "rl-init" / "final", common.reward_model or run.path / "rm" / "final"
-    print(f"Next, from the same start (--init {start} --reward-model {judge}):")
+    run_ppo(run, config, common, policies, reward_model, kl_control=control and control(config), device=device, profile=args.profile,
+            seconds=seconds + read_json(other.path / "summary.json")["seconds"])
+    found = compare(common, policies, reward_model, {"DPO": other.path / "final", "PPO": run.path / "final"}, device=device, max_new_tokens=config.max_new_tokens,
+                    temperature=config.temperature)
+    show_comparison(run, found)
+    print(f"Next, from the same start ({same_start(run, common, common.reward_model or run.path / 'rm' / 'final')}):")
     print("minirl ppo --kl-coef 0  (what happens without the penalty)  |  minirl ppo --preset ppo-ptx  |  minirl plot")
 
 
 def command_dpo(args: argparse.Namespace) -> None:
     run, built, device = start_training(args, "dpo", {"run": InstructConfig, "dpo": DPOConfig}, DPO_PRESETS)
+    common = built["run"]
     print(f"minirl dpo: {described(built, device)} -> {run.path}/", flush=True)
     if finished(run):
         return
     policies, rankings, reward_model, seconds = prepare_reward_model(run, built, device)
-    found = run_dpo(run, built["dpo"], built["run"], policies, rankings, reward_model, device=device, profile=args.profile, seconds=seconds)
-    show_comparison(run, found)
-    print("Next: minirl ppo  |  minirl plot")
+    run_dpo(run, built["dpo"], common, policies, rankings, reward_model, device=device, profile=args.profile, seconds=seconds)
+    show_comparison(run, compare(common, policies, reward_model, {"DPO": run.path / "final"}, device=device))
+    print(f"Next, from the same start: minirl ppo {same_start(run, common, common.reward_model or run.path / 'rm' / 'final')}")
 
 
 def finished(run: RunDir) -> bool:
@@ -293,9 +313,8 @@ def open_checkpoint(args: argparse.Namespace):
         run_sft(run, BaseConfig(), SFTConfig(), RunConfig(), device=device)
         path = run.path / "final"
     model, tokenizer = load_pretrained(path, device=device)
-    config = read_json(Path(path).parent / "config.json")
-    trained_on = config.get("run", {})
-    if config.get("command") in INSTRUCTED and not (getattr(args, "task", None) or getattr(args, "digits", None)):
+    trained_on = read_json(Path(path).parent / "config.json").get("run", {})
+    if trained_on and "digits" not in trained_on and not (getattr(args, "task", None) or getattr(args, "digits", None)):
         return model, tokenizer, Instructions()
     task = Arithmetic(getattr(args, "task", None) or trained_on.get("task", RunConfig.task), getattr(args, "digits", None) or trained_on.get("digits", RunConfig.digits))
     return model, tokenizer, task

@@ -65,7 +65,7 @@ def wilson_interval(mean: float, n: int, *, z: float = 1.96) -> tuple[float, flo
     For several samples per problem take n = problems: numbers between 0 and 1 vary at most as much as yes and no do, so it is then wide enough.
     """
     centre, spread = (mean + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
-    return max(0.0, centre - spread), min(1.0, centre + spread)
+    return max(0.0, min(mean, centre - spread)), min(1.0, max(mean, centre + spread))      # the mean is inside, whatever was rounded
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

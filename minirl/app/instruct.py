@@ -13,8 +13,8 @@ Only the labeller knows the true reward. What a run prints of it is evaluation. 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,20 +23,20 @@ from torch import Tensor
 from minirl.app.evaluate import table
 from minirl.app.plots import plot_calibration, plot_epochs
 from minirl.app.rundir import RunDir, RunLog
-from minirl.app.training import BaseConfig, CommonConfig, finish, make_base, profiling, supervised, worth_compiling
+from minirl.app.training import BaseConfig, CommonConfig, finish, load_policy, make_base, profiling, supervised, worth_compiling
 from minirl.equations.test_time import best_of_n, best_of_n_kl
 from minirl.lm.checkpoint import load_pretrained, load_reward_model, save_pretrained
-from minirl.lm.heads import ScalarModel, scored_batch
+from minirl.lm.heads import ScalarModel
 from minirl.lm.logprobs import rollout_logprobs, token_logprobs
 from minirl.lm.precision import compute_in
-from minirl.lm.rollouts import Rollouts
+from minirl.lm.rollouts import Rollouts, completion_batch, micro_batches
 from minirl.lm.sampling import sample
 from minirl.lm.tokenizer import read_json
 from minirl.tasks.instructions import WORDS, Instructions, answers, pretraining_text, right_answer, true_reward
 from minirl.tasks.preferences import Ranking, labelled, load_rankings, pairs, save_rankings
 from minirl.tasks.problem import Problem, columns
 from minirl.train.dpo import DPOConfig, train_dpo
-from minirl.train.encoding import encode_pairs
+from minirl.train.encoding import encode_pairs, encode_texts
 from minirl.train.ppo import KLControl, PPOConfig, train_ppo
 from minirl.train.reward_model import RewardModelConfig, as_reward, score_texts, train_reward_model
 from minirl.train.sft import SFT_PRESETS, SFTConfig
@@ -67,14 +67,17 @@ class InstructConfig(CommonConfig):
     best_of: int = 16                  # n of best-of-n, for comparison
 
     def __post_init__(self):
-        for name in ("demonstrations", "ranked_prompts", "best_of", "eval_problems"):
+        super().__post_init__()
+        for name in ("demonstrations", "ranked_prompts", "best_of"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is wanted")
+        if not self.labeller_noise > 0 or not 0 <= self.right_share <= 1:
+            raise ValueError(f"labeller_noise is {self.labeller_noise}, right_share {self.right_share}: a positive number and a share in [0, 1] are wanted")
 
 
 @dataclass(frozen=True)
 class JudgedBy:
-    """A task's problems with other rewards: what a training page is given, so that it cannot see the task's own."""
+    """A task's problems with other rewards: what a training page is given. The task's own come with weight 0: drawn, and no part of what is learnt from."""
 
     task: Instructions
     rewards: dict
@@ -92,8 +95,8 @@ class Measured:
     true: list[float]
     right: list[float]
     lengths: list[int]
-    scores: list[float] = field(default_factory=list)      # the reward model's, where there is one
-    kl: float | None = None                                # to the reference, in nats per completion
+    scores: list[float]               # the reward model's
+    kl: float | None = None           # to the reference, in nats per completion; of best-of-n its bound
 
 
 # stages
@@ -124,11 +127,11 @@ class Policies:
     seconds: float = 0.0
 
 
-def make_policies(run: RunDir, common: InstructConfig, *, device) -> Policies:
-    """base/, sft/ and rl-init/ inside the run, each as far as it has got; or what --init names, for both."""
+def make_policies(run: RunDir, common: InstructConfig, *, device, keep_epochs: bool = False) -> Policies:
+    """base/, sft/ and rl-init/ inside the run, each as far as it has got; or what --init names, for both. keep_epochs: sft/epoch-01/, ... for choose_epoch."""
     if common.init is not None:
         return Policies(common.init, common.init)
-    stages = [run.stage(name, "sft") for name in ("base", "sft", "rl-init")]
+    stages = [run.stage(name, "sft", sft=config) for name, config in (("base", BASE_SFT), ("sft", DEMONSTRATIONS_SFT), ("rl-init", RL_INIT_SFT))]
     base, sft, start = stages
     demos = demonstrations(common)
     texts = [("", text) for text in pretraining(common.seed, len(demos) // 9)]                                      # a tenth of what is read
@@ -143,52 +146,67 @@ def make_policies(run: RunDir, common: InstructConfig, *, device) -> Policies:
             finish(stage, model, tokenizer, {"steps": report.steps, "seconds": round(report.seconds, 1)})
 
     fit(base, reading(common.seed), BASE_SFT, lambda: make_base(BaseConfig(), seed=common.seed, device=device, words=WORDS))
-    fit(sft, demos, DEMONSTRATIONS_SFT, lambda: load_pretrained(base.path / "final", device=device), keep_epoch)
-    fit(start, demos + texts, RL_INIT_SFT, lambda: load_pretrained(base.path / "final", device=device))
+    fit(sft, demos, DEMONSTRATIONS_SFT, lambda: load_policy(base.path / "final", device=device), keep_epoch if keep_epochs else None)
+    fit(start, demos + texts, RL_INIT_SFT, lambda: load_policy(base.path / "final", device=device))
     return Policies(sft.path / "final", start.path / "final", sum(read_json(stage.path / "summary.json")["seconds"] for stage in stages))
 
 
 def make_rankings(run: RunDir, policies: Policies, common: InstructConfig, *, device) -> tuple[list[Ranking], list[Ranking]]:
     """(to learn from, held out): from the file that --rankings names, every tenth prompt of it held out, or sampled from the SFT model and labelled."""
     if common.rankings is not None:
-        rankings = load_rankings(common.rankings)
-        prompts = list(dict.fromkeys(r.prompt for r in rankings))
-        held = set(prompts[::10])
-        if len(prompts) < 2:
-            raise ValueError(f"{common.rankings} has rankings of {len(prompts)} prompt: at least two are wanted, as one in ten is held out")
-        return [r for r in rankings if r.prompt not in held], [r for r in rankings if r.prompt in held]
+        return split_rankings(common)
     files = run.path / "rankings.jsonl", run.path / "held-out.jsonl"
     model = None
     for file, split, n in zip(files, ("train", "test"), (common.ranked_prompts, HELD_OUT)):
         if not file.exists():
             if model is None:
-                model, tokenizer = load_pretrained(policies.sft, device=device)
-            with compute_in(common.dtype, device), run.replacing(file.name) as partial:
-                save_rankings(label(model, tokenizer, n, split=split, common=common), partial)
+                model, tokenizer = load_policy(policies.sft, device=device)
+            with compute_in(common.dtype, device):
+                rankings = label(model, tokenizer, n, split=split, common=common)
+            if not rankings:
+                raise ValueError(f"to none of {n} prompts did {policies.sft} give {FEWEST} different answers that end within {MAX_NEW_TOKENS} tokens: there is nothing "
+                                 "to rank; start from a policy that answers, or give --rankings")
+            with run.replacing(file.name) as partial:
+                save_rankings(rankings, partial)
     return tuple(load_rankings(file) for file in files)
+
+
+def split_rankings(common: InstructConfig) -> tuple[list[Ranking], list[Ranking]]:
+    """A file's rankings; every tenth prompt is held out, with all its lines, unless a reward model is there already."""
+    rankings = load_rankings(common.rankings)
+    prompts = list(dict.fromkeys(r.prompt for r in rankings))
+    if common.reward_model is not None:
+        return rankings, []
+    if len(prompts) < 2:
+        raise ValueError(f"{common.rankings} has rankings of {len(prompts)} prompt: at least two are wanted, as one in ten is held out")
+    held = set(prompts[::10])
+    return [r for r in rankings if r.prompt not in held], [r for r in rankings if r.prompt in held]
 
 
 def label(model, tokenizer, n: int, *, split: str, common: InstructConfig) -> list[Ranking]:
     """Completions of n prompts, ranked by the labeller; prompts for which fewer than FEWEST differ are left out, and answers that were cut off."""
     rng = random.Random(derive_seed(common.seed, "instruct", "labeller", split))
-    problems, rollouts, completions = complete(model, tokenizer, n, group=MOST, seed=derive_seed(common.seed, "instruct", "ranked", split), split=split)
     rankings = []
-    for i, problem in enumerate(problems):
-        whole = [completions[i * MOST + j] for j in range(MOST) if not rollouts.truncated[i * MOST + j]]
-        prompts, known = [problem.prompt] * len(whole), columns([problem], repeat=len(whole))
-        ranking = labelled(problem.prompt, whole, true_reward(prompts, whole, **known), rng, noise=common.labeller_noise)
-        if ranking is not None and len(ranking.completions) >= FEWEST:
-            rankings.append(ranking)
+    for problems, rollouts in completed(model, tokenizer, n, group=MOST, seed=derive_seed(common.seed, "instruct", "ranked", split), split=split):
+        texts, cut = [tokenizer.decode_completion(ids) for ids in rollouts.completion_ids()], rollouts.truncated.tolist()
+        for i, problem in enumerate(problems):
+            whole = [texts[j] for j in range(i * MOST, (i + 1) * MOST) if not cut[j]]
+            prompts, known = [problem.prompt] * len(whole), columns([problem], repeat=len(whole))
+            ranking = labelled(problem.prompt, whole, true_reward(prompts, whole, **known), rng, noise=common.labeller_noise)
+            if ranking is not None and len(ranking.completions) >= FEWEST:
+                rankings.append(ranking)
     return rankings
 
 
-def complete(model, tokenizer, n: int, *, group: int = 1, seed: int, split: str = "test") -> tuple[list[Problem], Rollouts, list[str]]:
-    """`group` completions of each of n problems of a split."""
+def completed(model, tokenizer, n: int, *, group: int = 1, seed: int, split: str = "test", max_new_tokens: int = MAX_NEW_TOKENS,
+              temperature: float = 1.0, rows: int = 1024) -> Iterator[tuple[list[Problem], Rollouts]]:
+    """`group` completions of each of n problems of a split, so many rows at a time."""
     problems = TASK.sample(n, random.Random(derive_seed(seed, "problems")), split=split)
     generator = torch.Generator(model.device).manual_seed(derive_seed(seed, "sample"))
-    rollouts = sample(model, [tokenizer.encode_prompt(p.prompt) for p in problems], group=group, max_new_tokens=MAX_NEW_TOKENS, eos_id=tokenizer.stop_ids,
-                      pad_id=tokenizer.pad_id, generator=generator)
-    return problems, rollouts, [tokenizer.decode_completion(ids) for ids in rollouts.completion_ids()]
+    size = max(1, rows // group)
+    for part in (problems[i:i + size] for i in range(0, n, size)):
+        yield part, sample(model, [tokenizer.encode_prompt(p.prompt) for p in part], group=group, max_new_tokens=max_new_tokens, temperature=temperature,
+                           eos_id=tokenizer.stop_ids, pad_id=tokenizer.pad_id, generator=generator)
 
 
 # minirl rm
@@ -197,9 +215,9 @@ def run_rm(run: RunDir, config: RewardModelConfig, common: InstructConfig, polic
            device, profile: bool = False) -> dict:
     """Stage 2: a reward model from the SFT model and its rankings, into `run` -> its summary."""
     start = run.load_checkpoint(device=device, load=load_reward_model)
-    (model, tokenizer), state = (load_pretrained(policies.sft, device=device), None) if start is None else (start[:2], start[2])
-    tokens = sum(len(r.prompt) + len(c) for r in rankings for c in r.completions)
-    (model if start is None else model.backbone).compiled = worth_compiling(common.compile, model if start is None else model.backbone, config.epochs * tokens)
+    (model, tokenizer), state = (load_policy(policies.sft, device=device), None) if start is None else (start[:2], start[2])
+    backbone, tokens = model if start is None else model.backbone, sum(len(r.prompt) + len(c) for r in rankings for c in r.completions)
+    backbone.compiled = worth_compiling(common.compile, backbone, config.epochs * tokens)
     report = RunLog(run, tokenizer, title="reward model", steps=config.epochs * -(-len(rankings) // config.batch_size), state=state,
                     every=5 * common.checkpoint_every, shown={"loss": "loss", "accuracy": "accuracy"})
     with compute_in(common.dtype, device), report, profiling(profile, train_reward_model, run):
@@ -234,7 +252,7 @@ def choose_epoch(run: RunDir, reward_model: ScalarModel, tokenizer, common: Inst
     for folder in sorted((run.path / "sft").glob("epoch-??")):
         model, _ = load_pretrained(folder, device=device)
         found = measure(model, tokenizer, common.eval_problems, seed=derive_seed(common.seed, "instruct", "epochs"), reward_model=reward_model)
-        epochs.append({"epoch": int(folder.name[-2:]), "validation_loss": text_loss(model, tokenizer, validation), "score": mean(found.scores),
+        epochs.append({"epoch": int(folder.name[-2:]), "validation_loss": text_loss(model, tokenizer, encode_pairs(tokenizer, validation, model.config.max_seq_len)), "score": mean(found.scores),
                        "true_reward": mean(found.true), "chosen": False})
     epochs[best_of_n([epoch["score"] for epoch in epochs])]["chosen"] = True
     with run.replacing("sft-epochs.png") as partial:
@@ -244,93 +262,101 @@ def choose_epoch(run: RunDir, reward_model: ScalarModel, tokenizer, common: Inst
 
 
 @torch.no_grad()
-def text_loss(model, tokenizer, data: Sequence[tuple[str, str]]) -> float:
-    """Nats per token of completions, EOS included."""
-    tokens, mask = scored_batch(*encode_pairs(tokenizer, data, model.config.max_seq_len), tokenizer.pad_id, model.device)
-    return float(-token_logprobs(model, tokens, mask=mask)[mask].mean())
+def text_loss(model, tokenizer, encoded: tuple[list[list[int]], list[list[int]]]) -> float:
+    """Nats per token of what comes behind prompts, EOS included: of encode_pairs or encode_texts."""
+    prompts, completions = encoded
+    total, lengths = 0.0, torch.tensor([len(p) + len(c) for p, c in zip(prompts, completions)])
+    for part in micro_batches(lengths, 16_384):
+        tokens, mask = completion_batch([prompts[i] for i in part], [completions[i] for i in part], tokenizer.pad_id, model.device)
+        total -= float(token_logprobs(model, tokens, mask=mask).double().sum())
+    return total / sum(map(len, completions))
 
 
 # minirl ppo, minirl dpo
 
 def run_ppo(run: RunDir, config: PPOConfig, common: InstructConfig, policies: Policies, reward_model: ScalarModel, *, kl_control: KLControl | None = None,
-            device, profile: bool = False, seconds: float = 0.0) -> dict[str, Measured]:
-    """Stage 3 -> {"SFT": ..., "best of n": ..., "PPO": ...}, measured alike."""
+            device, profile: bool = False, seconds: float = 0.0) -> None:
+    """Stage 3."""
     def page(model, tokenizer, **rest):
         judged = JudgedBy(TASK, {"reward_model": as_reward(reward_model, tokenizer), "true_reward": true_reward, "accuracy": right_answer})
-        watched = {"reward_model": 1.0, "true_reward": 0.0, "accuracy": 0.0}            # of weight 0: drawn, and no part of the reward
         train_ppo(model, tokenizer, judged, config, value_model=reward_model, pretraining=pretraining(common.seed), kl_control=kl_control,
-                  reward_weights=watched, **rest)
+                  reward_weights={"reward_model": 1.0, "true_reward": 0.0, "accuracy": 0.0}, **rest)
 
     shown = {"reward": "score", "objective/kl": "KL", "value/explained_variance": "explained", "completions/mean_length": "length"}
-    return improve(run, "PPO", page, train_ppo, config.steps, config.steps * config.episodes * config.max_new_tokens, common, policies, reward_model, shown,
-                   device=device, profile=profile, seconds=seconds)
+    improve(run, "PPO", page, train_ppo, config.steps, config.steps * config.episodes * config.max_new_tokens, common, policies, reward_model, shown,
+            device=device, profile=profile, seconds=seconds, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
 
 
 def run_dpo(run: RunDir, config: DPOConfig, common: InstructConfig, policies: Policies, rankings: Sequence[Ranking], reward_model: ScalarModel, *, device,
-            profile: bool = False, seconds: float = 0.0) -> dict[str, Measured]:
-    """DPO on the reward model's rankings -> {"SFT": ..., "best of n": ..., "DPO": ...}, measured alike."""
+            profile: bool = False, seconds: float = 0.0) -> None:
+    """DPO on rankings; the reward model is asked only to measure."""
     def page(model, tokenizer, **rest):
         train_dpo(model, tokenizer, rankings, config, **rest)
 
     steps = config.epochs * -(-len(rankings) // config.batch_size)
     tokens = config.epochs * sum(len(r.prompt) + len(c) for r in rankings for c in r.completions)
     shown = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
-    return improve(run, "DPO", page, train_dpo, steps, tokens, common, policies, reward_model, shown, device=device, profile=profile, seconds=seconds)
+    improve(run, "DPO", page, train_dpo, steps, tokens, common, policies, reward_model, shown, device=device, profile=profile, seconds=seconds)
 
 
 def improve(run: RunDir, name: str, page: Callable, profiled_page: Callable, steps: int, tokens: int, common: InstructConfig, policies: Policies,
-            reward_model: ScalarModel, shown: dict[str, str], *, device, profile: bool, seconds: float) -> dict[str, Measured]:
-    """Train from policies.start into the run, and measure before and after on the same held-out prompts."""
-    first, tokenizer = load_pretrained(policies.start, device=device)
-    model, _, state = run.load_checkpoint(device=device) or (load_pretrained(policies.start, device=device)[0], tokenizer, None)
+            reward_model: ScalarModel, shown: dict[str, str], *, device, profile: bool, seconds: float, **sampling) -> None:
+    """Train from policies.start into the run, and measure before and after on the same held-out prompts, sampled as in training."""
+    first, tokenizer = load_policy(policies.start, device=device)
+    model, _, state = run.load_checkpoint(device=device) or (*load_policy(policies.start, device=device), None)
     first.compiled = model.compiled = worth_compiling(common.compile, model, tokens)
     report = RunLog(run, tokenizer, title=name, steps=steps, state=state, every=common.checkpoint_every, seconds=seconds, shown=shown)
-    seed = derive_seed(common.seed, "instruct", "evaluate")
+    measured = dict(seed=derive_seed(common.seed, "instruct", "evaluate"), reward_model=reward_model, **sampling)
+    texts = encode_texts(tokenizer, pretraining(common.seed, 1000, "test"), model.config.max_seq_len)
 
     def save(state) -> None:
         if state.step == steps // 2:
-            run.write_samples(state.step, "halfway", markdown(measure(model, tokenizer, SHOWN, seed=seed, reward_model=reward_model)))
+            run.write_samples(state.step, "halfway", markdown(measure(model, tokenizer, SHOWN, **measured)))
         report.save(state)
 
     with compute_in(common.dtype, device), report:
-        before = measure(first, tokenizer, common.eval_problems, seed=seed, reward_model=reward_model, reference=first)
+        before, text_before = measure(first, tokenizer, common.eval_problems, **measured), text_loss(first, tokenizer, texts)
         if state is None:
             run.write_samples(0, "before", markdown(before))
         with profiling(profile, profiled_page, run):
             page(model, tokenizer, seed=common.seed, log=report.log, save=save, resume=state)
     with compute_in(common.dtype, device):
-        after = measure(model, tokenizer, common.eval_problems, seed=seed, reward_model=reward_model, reference=first)
-        chosen = measure_best_of(first, tokenizer, common.eval_problems, common.best_of, seed=seed, reward_model=reward_model)
+        after, text_after = measure(model, tokenizer, common.eval_problems, reference=first, **measured), text_loss(model, tokenizer, texts)
     run.write_samples(steps, "after", markdown(after))
     summary = {"steps": steps, "accuracy_before": mean(before.right), "accuracy_after": mean(after.right), "mean_length_before": mean(before.lengths),
                "mean_length_after": mean(after.lengths), "true_reward_before": mean(before.true), "true_reward_after": mean(after.true),
-               "score_before": mean(before.scores), "score_after": mean(after.scores), "kl_after": after.kl, f"true_reward_best_of_{common.best_of}": mean(chosen.true),
-               "pretraining_loss_before": text_loss(first, tokenizer, [("", t) for t in pretraining(common.seed, 1000, "test")]),
-               "pretraining_loss_after": text_loss(model, tokenizer, [("", t) for t in pretraining(common.seed, 1000, "test")]), "seconds": round(report.seconds, 1)}
+               "score_before": mean(before.scores), "score_after": mean(after.scores), "kl_after": after.kl, "pretraining_loss_before": text_before,
+               "pretraining_loss_after": text_after, "seconds": round(report.seconds, 1)}
     finish(run, model, tokenizer, summary)
-    return {"SFT": before, f"best of {common.best_of}": chosen, name: after}
 
 
-def measure(model, tokenizer, n: int, *, seed: int, reward_model: ScalarModel | None = None, reference=None) -> Measured:
-    """One completion of each of n held-out problems."""
-    problems, rollouts, completions = complete(model, tokenizer, n, seed=seed)
-    ids, known = rollouts.completion_ids(), columns(problems)
-    prompts = [p.prompt for p in problems]
-    kl = None if reference is None else float((rollout_logprobs(model, rollouts) - rollout_logprobs(reference, rollouts)).sum(1).mean())
-    return Measured(problems, completions, true_reward(prompts, completions, **known), right_answer(prompts, completions, **known), [len(row) for row in ids],
-                    [] if reward_model is None else as_reward(reward_model, tokenizer)(prompts, completions, completion_ids=ids), kl)
+def compare(common: InstructConfig, policies: Policies, reward_model: ScalarModel, trained: dict[str, Path], *, device, **sampling) -> dict[str, Measured]:
+    """The policy that the others start from, best-of-n from it, and the others, on the same held-out prompts."""
+    first, tokenizer = load_policy(policies.start, device=device)
+    measured = dict(seed=derive_seed(common.seed, "instruct", "evaluate"), reward_model=reward_model, reference=first, **sampling)
+    with compute_in(common.dtype, device):
+        found = {"SFT": measure(first, tokenizer, common.eval_problems, **measured),
+                 f"best of {common.best_of}": measure(first, tokenizer, common.eval_problems, best_of=common.best_of, **measured)}
+        return found | {name: measure(load_policy(path, device=device)[0], tokenizer, common.eval_problems, **measured) for name, path in trained.items()}
 
 
-def measure_best_of(model, tokenizer, n: int, samples: int, *, seed: int, reward_model: ScalarModel) -> Measured:
-    """Of several completions of each problem the one that the reward model likes best; kl is its bound."""
-    problems, rollouts, completions = complete(model, tokenizer, n, group=samples, seed=seed)
-    ids, prompts = rollouts.completion_ids(), [p.prompt for p in problems for _ in range(samples)]
-    scores = as_reward(reward_model, tokenizer)(prompts, completions, completion_ids=ids)
-    picked = [i * samples + best_of_n(scores[i * samples:(i + 1) * samples]) for i in range(n)]
-    kept, known = [completions[i] for i in picked], columns(problems)
-    prompts = [p.prompt for p in problems]
-    return Measured(problems, kept, true_reward(prompts, kept, **known), right_answer(prompts, kept, **known), [len(ids[i]) for i in picked],
-                    [scores[i] for i in picked], best_of_n_kl(samples))
+def measure(model, tokenizer, n: int, *, seed: int, reward_model: ScalarModel, reference=None, best_of: int = 1, **sampling) -> Measured:
+    """Of `best_of` completions of each of n held-out problems the one that the reward model likes best; of one, that one."""
+    found = Measured([], [], [], [], [], [])
+    distances = []
+    for problems, rollouts in completed(model, tokenizer, n, group=best_of, seed=seed, **sampling):
+        ids = rollouts.completion_ids()
+        texts, prompts = [tokenizer.decode_completion(row) for row in ids], [p.prompt for p in problems for _ in range(best_of)]
+        scores = as_reward(reward_model, tokenizer)(prompts, texts, completion_ids=ids)
+        picked = [i * best_of + best_of_n(scores[i * best_of:(i + 1) * best_of]) for i in range(len(problems))]
+        kept, known, prompts = [texts[i] for i in picked], columns(problems), [p.prompt for p in problems]
+        for column, new in ((found.problems, problems), (found.completions, kept), (found.true, true_reward(prompts, kept, **known)),
+                            (found.right, right_answer(prompts, kept, **known)), (found.lengths, [len(ids[i]) for i in picked]), (found.scores, [scores[i] for i in picked])):
+            column += new
+        if reference is not None and best_of == 1:
+            temperature = sampling.get("temperature", 1.0)
+            distances += (rollout_logprobs(model, rollouts, temperature=temperature) - rollout_logprobs(reference, rollouts, temperature=temperature)).sum(1).tolist()
+    return replace(found, kl=best_of_n_kl(best_of) if best_of > 1 else mean(distances) if distances else None)
 
 
 # what is shown

@@ -113,7 +113,7 @@ def heading(runs: Sequence[RunDir]) -> str:
 
 def plot_calibration(margins: Sequence[float], out: Path, bins: int = 8) -> None:
     """Predicted against observed: of comparisons of which the reward model is p sure, how many were decided its way. `margins`: r(better) - r(worse)."""
-    sure = sorted((1 / (1 + math.exp(-abs(m))), m > 0) for m in margins)
+    sure = sorted(((1 / (1 + math.exp(-abs(m))), m > 0) for m in margins), key=lambda pair: pair[0])      # equally sure ones stay as they come
     figure, axis = plt.subplots(figsize=(4.6, 4.2), layout="constrained")
     axis.plot([0.5, 1], [0.5, 1], color="#9ca3af", linewidth=1, linestyle="--", label="as sure as it is right")
     size = max(1, -(-len(sure) // bins))

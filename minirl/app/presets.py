@@ -104,7 +104,7 @@ def ziegler(config: PPOConfig) -> KLControl:
 
 PPO_PRESETS = {
     "ppo": PPOPreset(),
-    # InstructGPT, eq. 2: its gamma is for sums over whole batches of another size; here both terms are means over tokens
+    # InstructGPT, eq. 2, with a gamma for the toy: here both terms are means over tokens
     "ppo-ptx": PPOPreset(dict(ptx_coef=0.2)),
     # Ziegler et al., arXiv:1909.08593, section 2.2: a proportional controller
     "ziegler": PPOPreset(dict(kl_coef=0.15, kl_target=6.0, kl_horizon=10_000), kl_control=ziegler),
@@ -113,7 +113,7 @@ PPO_PRESETS = {
 
     # InstructGPT, appendix C.4: 512 episodes in mini-batches of 64, one inner epoch, clip 0.2, KL 0.02, no discount, temperature 1, warm-up over 10
     # iterations from a tenth and then constant, weights averaged with 0.992, value lr 9e-6 (5e-6 for 175B), pretraining gradients times 27.8. The paper
-    # names neither the policy's lr nor GAE's lambda; both stay as they are here.
+    # names neither the released policies' lr nor GAE's lambda: here the lr is the value function's, and lambda the default.
     "instructgpt": PPOPreset(dict(episodes=512, minibatch_size=64, epochs=1, clip_low=0.2, clip_high=0.2, kl_coef=0.02, gamma=1.0, temperature=1.0, warmup_steps=10,
-                                  ema_decay=0.992, value_lr=9e-6, ptx_coef=27.8, ptx_batch_size=512, beta1=0.9, beta2=0.95)),
+                                  ema_decay=0.992, lr=9e-6, value_lr=9e-6, ptx_coef=27.8, ptx_batch_size=512, beta1=0.9, beta2=0.95)),
 }

@@ -10,6 +10,7 @@ Whole files and folders appear under their names only when they are complete: th
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -55,10 +56,12 @@ class RunDir:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         return cls(path)
 
-    def stage(self, name: str, command: str) -> RunDir:
-        """A run of its own inside this one, for what comes before it: new, or as far as it got."""
-        path = self.path / name
-        return RunDir.resume(path) if (path / "config.json").exists() else RunDir.create(path, {**self.config, "command": command})
+    def stage(self, name: str, command: str, **configs) -> RunDir:
+        """A run of its own inside this one, for what comes before it: new, with the configurations that it runs with, or as far as it got."""
+        path, common = self.path / name, {"run": self.config.get("run", {})}
+        if (path / "config.json").exists():
+            return RunDir.resume(path)
+        return RunDir.create(path, {"command": command, **common, **{key: dataclasses.asdict(config) for key, config in configs.items()}})
 
     @property
     def config(self) -> dict:

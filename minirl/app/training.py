@@ -58,6 +58,11 @@ class CommonConfig:
     eval_problems: int = 512           # held-out problems, before and after
     checkpoint_every: int = 20         # steps (SFT: five times as many)
 
+    def __post_init__(self):
+        for name in ("eval_problems", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is wanted")
+
 
 @dataclass(frozen=True)
 class RunConfig(CommonConfig):
@@ -81,6 +86,11 @@ def make_base(config: BaseConfig, *, seed: int, device, words: tuple[str, ...] =
     return model.to(device), tokenizer
 
 
+def load_policy(path: Path | str, *, device):
+    """load_pretrained for training: in float32, whatever the checkpoint is in, as small steps are lost in less (precision.py)."""
+    return load_pretrained(path, dtype=torch.float32, device=device)
+
+
 def worth_compiling(choice: str, model: Transformer, tokens: int) -> bool:
     """Whether to compile for a run that learns from so many tokens. It depends on the run's numbers alone, so that a resumed run decides alike."""
     if choice not in ("auto", "on", "off"):
@@ -97,7 +107,7 @@ def run_sft(run: RunDir, base: BaseConfig, sft: SFTConfig, common: RunConfig, *,
                                                                                         guessed_share=base.guessed_share)
 
     def start():
-        return load_pretrained(common.init, device=device) if common.init is not None else make_base(base, seed=common.seed, device=device)
+        return load_policy(common.init, device=device) if common.init is not None else make_base(base, seed=common.seed, device=device)
 
     model, tokenizer, report = supervised(run, start, pairs, sft, common, device=device, title=title, profile=profile)
     summary = {"steps": report.steps, "loss": run.metrics()[-1]["loss"]}
@@ -136,7 +146,7 @@ def run_grpo(run: RunDir, base: BaseConfig, sft: SFTConfig, grpo: GRPOConfig, co
     """The main job: a base model (made in base/, or --init), GRPO on it, and what that changed: (before, after, summary)."""
     task = Arithmetic(common.task, common.digits)
     source, base_seconds = (common.init, 0.0) if common.init is not None else run_base(run, base, sft, common, device=device)
-    first, tokenizer = load_pretrained(source, device=device)
+    first, tokenizer = load_policy(source, device=device)
     model, _, state = run.load_checkpoint(device=device) or (first, tokenizer, None)
     first.compiled = model.compiled = worth_compiling(common.compile, model, grpo.steps * grpo.prompts_per_step * grpo.group_size * grpo.max_new_tokens)
     report = RunLog(run, tokenizer, title="grpo", steps=grpo.steps, state=state, every=common.checkpoint_every, seconds=base_seconds,
@@ -166,7 +176,7 @@ def run_grpo(run: RunDir, base: BaseConfig, sft: SFTConfig, grpo: GRPOConfig, co
 
 def run_base(run: RunDir, base: BaseConfig, sft: SFTConfig, common: RunConfig, *, device) -> tuple[Path, float]:
     """The cold start of a run that was given no --init: a run of its own in base/ -> (its final model, its seconds)."""
-    stage = run.stage("base", "sft")
+    stage = run.stage("base", "sft", base=base, sft=sft)
     summary = read_json(stage.path / "summary.json") if stage.finished else run_sft(stage, base, sft, common, device=device, title="base")
     return stage.path / "final", summary["seconds"]
 

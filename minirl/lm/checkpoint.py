@@ -31,6 +31,7 @@ def save_pretrained(model: Transformer | ScalarModel, tokenizer: Tokenizer, path
     """Write model and tokenizer into the folder `path`, made if need be. See app/rundir.py for writing it atomically."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / SCORE).unlink(missing_ok=True)                                # of another model that was here
     if isinstance(model, ScalarModel):
         save_file({name: x.detach().cpu().contiguous() for name, x in model.head.state_dict().items()}, folder / SCORE)
         model = model.backbone

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from minirl.lm.attention import take
 from minirl.lm.logprobs import states_around
-from minirl.lm.rollouts import Rollouts, micro_batches, right_pad, span_mask
+from minirl.lm.rollouts import Rollouts, completion_batch, micro_batches
 
 
 class ScalarHead(nn.Module):
@@ -102,13 +102,6 @@ def score_ids(model: ScalarModel, prompts: Sequence[Sequence[int]], completions:
     lengths = torch.tensor([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)], dtype=torch.long)
     scores = torch.zeros(len(lengths))
     for rows in micro_batches(lengths, token_budget):
-        tokens, mask = scored_batch([prompts[i] for i in rows], [completions[i] for i in rows], pad_id, model.device)
+        tokens, mask = completion_batch([prompts[i] for i in rows], [completions[i] for i in rows], pad_id, model.device)
         scores[rows] = model.scores(tokens, mask).float().cpu()
     return scores
-
-
-def scored_batch(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device) -> tuple[Tensor, Tensor]:
-    """Prompts with their completions as tokens (B, T), padded on the right, and the mask of the completions."""
-    tokens, ends = right_pad([[*p, *c] for p, c in zip(prompts, completions)], pad_id, device=device)
-    starts = torch.tensor([len(p) for p in prompts], device=device)
-    return tokens, span_mask(starts, ends, tokens.shape[1])

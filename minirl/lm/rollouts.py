@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -72,6 +72,13 @@ def span_mask(starts: Tensor, ends: Tensor, width: int) -> Tensor:
     """(B, width) bool: true in slots starts <= t < ends of each row. Masks come from lengths, so that a pad id equal to EOS hides no EOS."""
     slots = torch.arange(width, device=starts.device)
     return (slots >= starts[:, None]) & (slots < ends[:, None])
+
+
+def completion_batch(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device) -> tuple[Tensor, Tensor]:
+    """Prompts with their completions as tokens (B, T), filled up on the right, and the mask (B, T) of the completions."""
+    tokens, ends = right_pad([[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)], pad_id, device=device)
+    starts = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.long, device=device)
+    return tokens, span_mask(starts, ends, tokens.shape[1])
 
 
 def micro_batches(lengths: Tensor, token_budget: int) -> Iterator[Tensor]:

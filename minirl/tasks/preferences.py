@@ -101,7 +101,11 @@ def _lines(path: str | Path, wanted: str) -> Iterator[tuple[str, dict]]:
     if not path.is_file():
         raise ValueError(f"there is no file {path}: a JSONL file, an object with {wanted} per line, is wanted")
     found = False
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    try:
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}): convert it first") from error
+    for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
         source, found = f"{path}, line {number}", True
@@ -127,4 +131,6 @@ def _text(entry: dict, name: str, source: str) -> str:
         raise ValueError(f"{source}: {name!r} is " + ("missing" if value is None else f"a {type(value).__name__}") + ": text is wanted")
     if not value and name != "prompt":
         raise ValueError(f"{source}: {name!r} is empty: leave the line out")
+    if not value.isprintable() and any("\ud800" <= c <= "\udfff" for c in value):
+        raise ValueError(f"{source}: {name!r} holds half of a surrogate pair, which no text can hold: write the character itself")
     return value

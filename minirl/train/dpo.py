@@ -25,9 +25,8 @@ from torch import Tensor
 
 from minirl.equations.preferences import dpo_loss, implicit_reward
 from minirl.equations.schedules import cosine_to_floor
-from minirl.lm.heads import scored_batch
 from minirl.lm.logprobs import token_logprobs
-from minirl.lm.rollouts import micro_batches
+from minirl.lm.rollouts import completion_batch, micro_batches
 from minirl.tasks.preferences import Ranking
 from minirl.train.encoding import encode_rankings
 from minirl.train.state import NonFiniteError, Sums, TrainState, check_positive, clip_gradient, derive_seed, freeze, make_optimizer, set_lr
@@ -97,7 +96,7 @@ def train_dpo(model, tokenizer, rankings: Sequence[Ranking], config: DPOConfig, 
         # 4. update
         for part in micro_batches(slots, config.token_budget):
             rows = batch[part].tolist()
-            tokens, mask = scored_batch([prompts[i] for i in rows for _ in completions[i]], [c for i in rows for c in completions[i]], tokenizer.pad_id, model.device)
+            tokens, mask = completion_batch([prompts[i] for i in rows for _ in completions[i]], [c for i in rows for c in completions[i]], tokenizer.pad_id, model.device)
             chosen, rejected = compared([len(completions[i]) for i in rows])                             # (n,) each: rows of tokens
             logp = token_logprobs(model, tokens, mask=mask).sum(1)                                       # log pi(y | x), a row each
             with torch.no_grad():

@@ -6,10 +6,12 @@
 Same as the paper  the KL penalty to the SFT policy is part of every token's reward, and the score stands on the last sampled token; a value function
                    of its own, started from the reward model, with its own learning rate; no discount; clip 0.2; a warm-up of 10 steps from a tenth,
                    then constant; the average of the weights is the result; PPO-ptx: pretraining text beside every mini-batch.
-Different          an answer that was cut off is not over: the value of its last state stands for what was still to come (and it may cost
-                   `missing_eos_penalty`); the gradient is clipped in length; the KL coefficient may follow a controller (Ziegler et al., PPO section 4).
-Why                half an answer has no score: what a reward model says of it is an accident. But an end that is scored badly would then best be put off for
-                   ever, and the penalty is on by default.
+Different          an answer that was cut off is not over: the value of its last state stands for what was still to come, in place of its score, and
+                   being cut off costs `missing_eos_penalty`; the gradient is clipped in length; the KL coefficient may follow a controller (Ziegler
+                   et al., PPO section 4).
+Why                where the budget of tokens ends is no end of the text, and no reward model has learnt to score halves. (At first the value function says
+                   of a half what the reward model does, from which it starts.) But where every end is scored badly it would be best to put it off for
+                   ever: hence the penalty, which is on by default.
 
 Three columns of log-probs: behavior_logp (the sampler's), old_logp (the learner's before the update), logp (the learner's now).
 """
@@ -26,16 +28,16 @@ import torch
 
 from minirl.equations.advantages import gae
 from minirl.equations.kl import k1, k3, kl_shaped_rewards
-from minirl.equations.objectives import clipped_surrogate, clipped_value_loss, ppo_objective, ptx_objective, value_loss
+from minirl.equations.objectives import clipped_surrogate, clipped_value_loss, ppo_objective, value_loss
 from minirl.equations.reduce import aggregate, explained_variance, masked_whiten, normaliser
 from minirl.equations.schedules import update_ema, warmup_to_constant
-from minirl.lm.heads import ScalarModel, rollout_values, scored_batch
+from minirl.lm.heads import ScalarModel, rollout_values
 from minirl.lm.logprobs import rollout_logprobs, token_logprobs
-from minirl.lm.rollouts import micro_batches
+from minirl.lm.rollouts import completion_batch, micro_batches
 from minirl.lm.sampling import sample
 from minirl.tasks.problem import columns
 from minirl.tasks.rewards import weighted_sum
-from minirl.train.encoding import encode_pairs
+from minirl.train.encoding import encode_texts
 from minirl.train.state import (Sums, TrainState, check_finite, check_judged, check_positive, clip_gradient, derive_seed, describe, freeze, make_optimizer,
                                 mean_judged, set_lr, to_tensor, watch)
 
@@ -61,13 +63,13 @@ class PPOConfig:
     clip_low: float = 0.2              # InstructGPT: 0.2
     clip_high: float = 0.2
     value_clip: float = 0.2            # how far a value may move in an update; 0: no bound (in neither paper: OpenAI baselines)
-    value_coef: float = 1.0
+    value_coef: float = 1.0            # of the value loss; with an optimizer of its own, value_lr is what counts
     entropy_coef: float = 0.0
     whiten_advantages: bool = True     # in neither paper: OpenAI baselines
     ptx_coef: float = 0.0              # gamma of eq. 2; InstructGPT: 27.8
     ptx_batch_size: int = 64           # pretraining texts per mini-batch; InstructGPT: 8 times as many as episodes
     ema_decay: float = 0.9             # of the weights, per mini-batch; InstructGPT: 0.992; 0: the last weights are the result
-    missing_eos_penalty: float = 1.0   # taken from the score of an answer that was cut off
+    missing_eos_penalty: float = 1.0   # what an answer that was cut off costs; its score does not count
     max_new_tokens: int = 16
     temperature: float = 1.0
     beta1: float = 0.9                 # InstructGPT, appendix C: Adam (0.9, 0.95)
@@ -99,12 +101,12 @@ def train_ppo(model, tokenizer, task, config: PPOConfig, *, value_model: ScalarM
     model.set_dropout(0.0)                                   # dropout would make the learner another policy than the sampler
     model.eval()
     weights = reward_weights or dict.fromkeys(task.rewards, 1.0)
-    texts = encode_pairs(tokenizer, [("", text) for text in pretraining], model.config.max_seq_len) if config.ptx_coef else ([], [])
+    before, after = encode_texts(tokenizer, pretraining, model.config.max_seq_len) if config.ptx_coef else ([], [])      # each text's first token, and the rest
     reference = freeze(copy.deepcopy(model))
     torch.manual_seed(derive_seed(seed, "ppo", "head"))
     value_model = copy.deepcopy(value_model or ScalarModel(model).to(model.device)).eval().requires_grad_(True)
     value_model.set_dropout(0.0)
-    average = freeze(copy.deepcopy(model))
+    average = freeze(copy.deepcopy(model).float())             # in float32, or small steps are lost
     adam = dict(betas=(config.beta1, config.beta2), weight_decay=config.weight_decay)
     value_optimizer = make_optimizer(value_model, lr=config.value_lr, **adam)
     state = TrainState(model, make_optimizer(model, lr=config.lr, **adam), {"reference": reference, "value_model": value_model, "average": average,
@@ -126,10 +128,10 @@ def train_ppo(model, tokenizer, task, config: PPOConfig, *, value_model: ScalarM
         prompts = [p.prompt for p in problems]
         known = {**columns(problems), "completion_ids": rollouts.completion_ids()}
         verdicts = {name: task.rewards[name](prompts, completions, **known) for name in weights}                    # B numbers (None: no verdict) each
-        scores = to_tensor(weighted_sum(list(verdicts.values()), list(weights.values())))                           # (B,), NaN: no verdict
-        check_judged(scores)
-        judged = (~scores.isnan()).nonzero().squeeze(1).to(model.device)                                            # rows without a verdict are left out
-        episodes, scores = rollouts.rows(judged), scores.to(model.device)[judged]
+        verdict = to_tensor(weighted_sum(list(verdicts.values()), list(weights.values())))                          # (B,), NaN: no verdict
+        check_judged(verdict)
+        judged = (~verdict.isnan()).nonzero().squeeze(1).to(model.device)                                            # rows without a verdict are left out
+        episodes, scores = rollouts.rows(judged), verdict.to(model.device)[judged]
         mask, cut = episodes.mask, episodes.truncated
 
         # 3. freeze what the update may not touch; compare what came with what was expected
@@ -152,10 +154,7 @@ def train_ppo(model, tokenizer, task, config: PPOConfig, *, value_model: ScalarM
         for _ in range(config.epochs):
             for minibatch in torch.randperm(len(episodes), generator=shuffle).to(model.device).split(config.minibatch_size):
                 total = normaliser(mask[minibatch], "token_mean")
-                parts = list(micro_batches(episodes.lengths[minibatch], config.token_budget))
-                read = torch.randint(len(texts[0]), (config.ptx_batch_size,), generator=shuffle) if config.ptx_coef else torch.zeros(0, dtype=torch.long)
-                words = sum(len(texts[1][i]) for i in read.tolist())
-                for part, reading in zip(parts, read.tensor_split(len(parts))):
+                for part in micro_batches(episodes.lengths[minibatch], config.token_budget):
                     rows = minibatch[part]
                     batch = episodes.rows(rows)                                                                     # (b, T')
                     width = batch.tokens.shape[1]
@@ -166,16 +165,21 @@ def train_ppo(model, tokenizer, task, config: PPOConfig, *, value_model: ScalarM
                     watch(sums, surrogate, logp, old, batch, adv[rows, :width], entropy)
                     missed = clipped_value_loss(values, known_values, known_returns, clip=config.value_clip) if config.value_clip else value_loss(values, known_returns)
                     objective = ppo_objective(surrogate, missed, entropy, value_coef=config.value_coef, entropy_coef=config.entropy_coef)
-                    objective = aggregate(objective, batch.mask, "token_mean", total=total)
-                    if len(reading):
-                        text, text_mask = scored_batch([texts[0][i] for i in reading], [texts[1][i] for i in reading], tokenizer.pad_id, model.device)
-                        text_logp = token_logprobs(model, text, mask=text_mask)
-                        objective = ptx_objective(objective, aggregate(text_logp, text_mask, "token_mean", total=words), ptx_coef=config.ptx_coef)
-                        sums.add("loss/pretraining", -text_logp, text_mask)
-                    check_finite(-objective, state.step + 1, judged[rows], completions)
-                    (-objective).backward()
+                    loss = -aggregate(objective, batch.mask, "token_mean", total=total)
+                    check_finite(loss, state.step + 1, judged[rows], completions)
+                    loss.backward()
                     sums.add("kl", k3(logp, ref_logp[rows, :width]), batch.mask)
                     sums.add("loss/value", missed, batch.mask)
+                # the second term of eq. 2 (objectives.ptx_objective): its gradient is added before the step, as in appendix C.4
+                read = torch.randint(len(before), (config.ptx_batch_size,), generator=shuffle) if config.ptx_coef else torch.zeros(0, dtype=torch.long)
+                words = sum(len(after[i]) for i in read.tolist())
+                for part in micro_batches(torch.tensor([1 + len(after[i]) for i in read.tolist()], dtype=torch.long), config.token_budget):
+                    text, text_mask = completion_batch([before[i] for i in read[part]], [after[i] for i in read[part]], tokenizer.pad_id, model.device)
+                    text_logp = token_logprobs(model, text, mask=text_mask)
+                    loss = -config.ptx_coef * aggregate(text_logp, text_mask, "token_mean", total=words)
+                    check_finite(loss, state.step + 1, read[part], pretraining)
+                    loss.backward()
+                    sums.add("loss/pretraining", -text_logp, text_mask)
                 sums.add("grad_norm", torch.tensor(clip_gradient(model, config.max_grad_norm, step=state.step + 1)))
                 clip_gradient(value_model, config.max_grad_norm, step=state.step + 1)
                 for optimizer in (state.optimizer, value_optimizer):
@@ -189,8 +193,8 @@ def train_ppo(model, tokenizer, task, config: PPOConfig, *, value_model: ScalarM
 
         # 5. report
         if log is not None:
-            each = {f"rewards/{name}/mean": mean_judged(found) for name, verdict in verdicts.items() if not (found := to_tensor(verdict)).isnan().all()}
-            log(state.step, {**describe(scores, episodes), **each, **sums.means(), "objective/kl": float(kl), "objective/rlhf_reward": float(rewards.sum(1).mean()),
+            each = {f"rewards/{name}/mean": mean_judged(found) for name, given in verdicts.items() if not (found := to_tensor(given)).isnan().all()}
+            log(state.step, {**describe(verdict, rollouts), **each, **sums.means(), "objective/kl": float(kl), "objective/rlhf_reward": float(rewards.sum(1).mean()),
                              "kl_coef": kl_coef, "value/explained_variance": explained, "learning_rate": config.lr * warm, "num_tokens": state.num_tokens,
                              "step_time": time.perf_counter() - began})
         if save is not None:

@@ -22,8 +22,8 @@ import torch
 from minirl.equations.preferences import ranking_loss
 from minirl.equations.rewards import reward_bias
 from minirl.equations.schedules import cosine_to_floor
-from minirl.lm.heads import ScalarModel, score_ids, scored_batch
-from minirl.lm.rollouts import micro_batches
+from minirl.lm.heads import ScalarModel, score_ids
+from minirl.lm.rollouts import completion_batch, micro_batches
 from minirl.tasks.preferences import Ranking
 from minirl.tasks.problem import RewardFunction
 from minirl.tasks.rewards import text
@@ -96,7 +96,7 @@ def train_reward_model(model, tokenizer, rankings: Sequence[Ranking], config: Re
             longest = torch.tensor([K * (len(prompts[i]) + max(map(len, completions[i]))) for i in members])
             for part in micro_batches(longest, config.token_budget):
                 rows = [members[i] for i in part]
-                tokens, mask = scored_batch([prompts[i] for i in rows for _ in range(K)], [c for i in rows for c in completions[i]], tokenizer.pad_id, model.device)
+                tokens, mask = completion_batch([prompts[i] for i in rows for _ in range(K)], [c for i in rows for c in completions[i]], tokenizer.pad_id, model.device)
                 scores = model.scores(tokens, mask).view(len(rows), K)                                   # (p, K), best first
                 losses = ranking_loss(scores)                                                            # (p,)
                 loss = losses.sum() / len(batch)

@@ -22,7 +22,7 @@ import torch
 from minirl.equations.reduce import aggregate
 from minirl.equations.schedules import cosine_to_floor
 from minirl.lm.logprobs import token_logprobs
-from minirl.lm.rollouts import micro_batches, right_pad, span_mask
+from minirl.lm.rollouts import completion_batch, micro_batches
 from minirl.train.encoding import encode_pairs
 from minirl.train.state import NonFiniteError, Sums, TrainState, clip_gradient, derive_seed, make_optimizer, set_lr
 
@@ -95,9 +95,7 @@ def train_sft(model, tokenizer, pairs: Sequence[tuple[str, str]], config: SFTCon
         # 4. update
         for rows in micro_batches(lengths, config.token_budget):
             picked = batch[rows].tolist()
-            tokens, ends = right_pad([prompts[i] + completions[i] for i in picked], tokenizer.pad_id, device=model.device)     # (b, T), (b,)
-            starts = torch.tensor([len(prompts[i]) for i in picked], device=model.device)                                      # (b,)
-            mask = span_mask(starts, ends, tokens.shape[1])                                                                    # (b, T)
+            tokens, mask = completion_batch([prompts[i] for i in picked], [completions[i] for i in picked], tokenizer.pad_id, model.device)      # (b, T)
             logp = token_logprobs(model, tokens, mask=mask)                                                                    # (b, T)
             loss = -aggregate(logp, mask, "token_mean", total=completion_tokens)
             if not torch.isfinite(loss):

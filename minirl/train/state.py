@@ -60,7 +60,7 @@ def clip_gradient(model: nn.Module, max_norm: float, *, step: int) -> float:
     """Scale the gradient down to max_norm where it is longer; return the length it had. Raises NonFiniteError instead of stepping on NaN."""
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
     if norm != norm or norm == float("inf"):
-        raise NonFiniteError(f"step {step}: the gradient norm is {norm}. The weights are still those before the step. Lower lr or max_grad_norm, "
+        raise NonFiniteError(f"step {step}: the gradient norm is {norm}. The weights are still those before this update. Lower lr or max_grad_norm, "
                              "or look for a reward or log-ratio that exploded")
     return norm
 
@@ -117,7 +117,7 @@ def mean_judged(rewards: Tensor) -> float:
 def check_finite(loss: Tensor, step: int, rows: Tensor, completions: Sequence[str]) -> None:
     if not torch.isfinite(loss):
         first = int(rows[0])
-        raise NonFiniteError(f"step {step}: the loss is {loss.item()} on rows {rows.tolist()[:8]}. The weights are still those before the update. "
+        raise NonFiniteError(f"step {step}: the loss is {loss.item()} on rows {rows.tolist()[:8]}. The weights are still those before this mini-batch. "
                              f"Row {first} reads {completions[first]!r}")
 
 

@@ -32,3 +32,11 @@ def test_batches_change_nothing_but_memory_and_problems_are_held_out(base):
 
 def test_table_lines_up():
     assert table([("name", "x"), ("a", "1.25")]) == "name     x\na     1.25"
+
+
+def test_an_interval_always_holds_its_mean():
+    """At means of 0 and 1 rounding once put the end of the interval 1e-17 beyond the mean, and a figure with error bars of negative length cannot be drawn."""
+    for n in range(1, 400):
+        for mean in (0.0, 1.0, 0.5):
+            low, high = wilson_interval(mean, n)
+            assert 0.0 <= low <= mean <= high <= 1.0

@@ -1,21 +1,28 @@
 """minirl/app/instruct.py: InstructGPT in miniature, smaller still; killed and resumed."""
 
 import json
+import math
 import re
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from minirl.app import instruct
 from minirl.app.cli import main
 from minirl.app.rundir import RunDir, RunLog, newest_checkpoint
-from minirl.lm.checkpoint import load_pretrained, load_reward_model
-from minirl.tasks.instructions import split_of
+from minirl.lm.checkpoint import load_pretrained, load_reward_model, save_pretrained
+from minirl.lm.heads import ScalarModel
+from minirl.lm.model import ModelConfig, Transformer
+from minirl.lm.tokenizer import build_tokenizer
+from minirl.tasks.instructions import KINDS, split_of
 from minirl.tasks.preferences import load_rankings, pairs
+from minirl.train.reward_model import as_reward
 from minirl.train.sft import SFTConfig
+from minirl.train.state import derive_seed
 
-SMALL = ["--demonstrations", "48", "--ranked-prompts", "24", "--eval-problems", "16", "--best-of", "4", "--device", "cpu", "--checkpoint-every", "1"]
+SMALL = ["--demonstrations", "96", "--ranked-prompts", "80", "--eval-problems", "16", "--best-of", "4", "--device", "cpu", "--checkpoint-every", "1"]
 PPO = ["--steps", "4", "--episodes", "8", "--minibatch-size", "4", "--ptx-coef", "0.1", "--ptx-batch-size", "4"]
 
 
@@ -97,10 +104,16 @@ def test_dpo_alone(rm, tmp_path, capsys):
 
 
 def test_a_run_without_init_makes_what_it_needs(tmp_path, capsys, monkeypatch):
-    """And rl-init, not the 16 epochs of SFT, is where it starts."""
-    assert main(["ppo", "--run-dir", str(tmp_path / "ppo"), *SMALL, *PPO]) == 0
-    assert {"base", "sft", "rl-init", "rm", "dpo", "rankings.jsonl"} <= {p.name for p in (tmp_path / "ppo").iterdir()}
-    assert json.loads((tmp_path / "ppo" / "rm" / "config.json").read_text())["command"] == "rm"
+    """And rl-init, not the many epochs of SFT, is where it starts."""
+    run = tmp_path / "ppo"
+    assert main(["ppo", "--run-dir", str(run), *SMALL, *PPO]) == 0
+    assert {"base", "sft", "rl-init", "rm", "dpo", "rankings.jsonl"} <= {p.name for p in run.iterdir()} and not list((run / "sft").glob("epoch-*"))
+    model, tokenizer = load_pretrained(run / "rl-init" / "final")
+    start = instruct.measure(model, tokenizer, 16, seed=derive_seed(0, "instruct", "evaluate"), reward_model=load_reward_model(run / "rm" / "final")[0])
+    assert json.loads((run / "summary.json").read_text())["score_before"] == pytest.approx(sum(start.scores) / 16, abs=1e-6)
+    for stage, command, page in (("rm", "rm", "rm"), ("dpo", "dpo", "dpo"), ("sft", "sft", "sft")):
+        config = json.loads((run / stage / "config.json").read_text())
+        assert config["command"] == command and config[page]["lr"] > 0 and config["run"]["demonstrations"] == 96, "what ran is written down"
 
 
 def test_training_does_not_see_the_true_reward(rm, ppo, tmp_path, monkeypatch):
@@ -122,21 +135,50 @@ def dying_at(monkeypatch, title, step):
     monkeypatch.setattr(RunLog, "log", dying_log)
 
 
-@pytest.mark.parametrize("title, step", [("base", 30), ("sft", 4), ("rl-init", 2), ("reward model", 2)])
-def test_rm_killed_in_any_stage_resumes_bit_for_bit(title, step, rm, tmp_path, monkeypatch):
+@pytest.mark.parametrize("title, step, saved", [("base", 33, "base/checkpoint-30"), ("sft", 7, "sft/checkpoint-5"), ("rl-init", 7, "rl-init/checkpoint-5"),
+                                                ("reward model", 7, "checkpoint-5")])
+def test_rm_killed_in_any_stage_resumes_bit_for_bit(title, step, saved, rm, tmp_path, monkeypatch):
+    """Each behind a checkpoint of that stage, so that it goes on from there and does not begin again."""
     run = tmp_path / "rm"
     dying_at(monkeypatch, title, step)
     with pytest.raises(Killed):
         main(["rm", "--run-dir", str(run), *SMALL])
     monkeypatch.undo()
-    assert not (run / "final").exists()
+    assert not (run / "final").exists() and (run / saved).is_dir()
     assert main(["rm", "--resume", "--run-dir", str(run)]) == 0
-    assert final_weights(run) == final_weights(rm) and timeless(run) == timeless(rm)
-    assert (run / "final" / "score.safetensors").read_bytes() == (rm / "final" / "score.safetensors").read_bytes()
-    assert (run / "rankings.jsonl").read_text() == (rm / "rankings.jsonl").read_text() and not list(run.rglob("*.partial"))
+    same_run(run, rm)
 
 
-@pytest.mark.parametrize("title, step", [("DPO", 1), ("PPO", 1), ("PPO", 3), ("PPO", 4)])
+def same_run(run, whole):
+    assert final_weights(run) == final_weights(whole) and timeless(run) == timeless(whole)
+    assert (run / "final" / "score.safetensors").read_bytes() == (whole / "final" / "score.safetensors").read_bytes()
+    for name in ("rankings.jsonl", "held-out.jsonl", "sft-epochs.json"):
+        assert (run / name).read_text() == (whole / name).read_text(), name
+    for epoch in (whole / "sft").glob("epoch-*"):
+        assert (run / "sft" / epoch.name / "model.safetensors").read_bytes() == (epoch / "model.safetensors").read_bytes()
+    assert not list(run.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("name, call", [("save_rankings", 1), ("save_rankings", 2), ("plot_calibration", 1), ("plot_epochs", 1)])
+def test_a_kill_between_two_stages_loses_nothing(name, call, rm, tmp_path, monkeypatch):
+    """After SFT, between the two files of rankings, after the reward model has been trained, and after the run itself has ended."""
+    calls, function = [], getattr(instruct, name)
+
+    def dying(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == call:
+            raise Killed
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(instruct, name, dying)
+    with pytest.raises(Killed):
+        main(["rm", "--run-dir", str(tmp_path / "rm"), *SMALL])
+    monkeypatch.setattr(instruct, name, function)
+    assert main(["rm", "--resume", "--run-dir", str(tmp_path / "rm")]) == 0
+    same_run(tmp_path / "rm", rm)
+
+
+@pytest.mark.parametrize("title, step", [("DPO", 3), ("PPO", 1), ("PPO", 3), ("PPO", 4)])
 def test_ppo_killed_at_any_step_resumes_bit_for_bit(title, step, rm, ppo, tmp_path, monkeypatch):
     run = tmp_path / "ppo"
     dying_at(monkeypatch, title, step)
@@ -148,14 +190,22 @@ def test_ppo_killed_at_any_step_resumes_bit_for_bit(title, step, rm, ppo, tmp_pa
     assert (run / "samples.md").read_text() == (ppo / "samples.md").read_text()
 
 
-def test_best_of_one_is_the_policy_itself(rm):
+def test_the_best_of_several_is_the_one_with_the_highest_score(rm):
     model, tokenizer = load_pretrained(rm / "rl-init" / "final")
     reward_model, _ = load_reward_model(rm / "final")
     one = instruct.measure(model, tokenizer, 12, seed=3, reward_model=reward_model, reference=model)
-    best = instruct.measure_best_of(model, tokenizer, 12, 1, seed=3, reward_model=reward_model)
-    assert best.completions == one.completions and best.kl == 0.0 and one.kl == pytest.approx(0.0, abs=1e-5)
-    several = instruct.measure_best_of(model, tokenizer, 12, 8, seed=3, reward_model=reward_model)
-    assert sum(several.scores) > sum(one.scores)
+    best = instruct.measure(model, tokenizer, 12, seed=3, reward_model=reward_model, best_of=8)
+    assert one.kl == pytest.approx(0.0, abs=1e-5) and best.kl == pytest.approx(math.log(8) - 7 / 8)
+    assert sum(best.scores) > sum(one.scores)
+    for problems, rollouts in instruct.completed(model, tokenizer, 12, group=8, seed=3):
+        scores = torch.tensor(as_reward(reward_model, tokenizer)([p.prompt for p in problems for _ in range(8)], [""] * 96, completion_ids=rollouts.completion_ids()))
+        assert best.scores == pytest.approx(scores.view(12, 8).amax(1).tolist(), abs=1e-5)
+
+
+def test_more_rows_than_fit_at_once_are_sampled_in_turn(rm):
+    model, tokenizer = load_pretrained(rm / "rl-init" / "final")
+    parts = list(instruct.completed(model, tokenizer, 10, group=3, seed=1, rows=12))
+    assert [len(problems) for problems, _ in parts] == [4, 4, 2] and [len(rollouts) for _, rollouts in parts] == [12, 12, 6]
 
 
 def test_a_file_of_rankings_is_split_by_prompt(rm, tmp_path, capsys):
@@ -165,16 +215,24 @@ def test_a_file_of_rankings_is_split_by_prompt(rm, tmp_path, capsys):
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert main(["rm", "--run-dir", str(tmp_path / "rm"), "--init", str(rm / "rl-init" / "final"), "--rankings", str(file), *SMALL]) == 0
     assert "36 rankings, 36 comparisons; of 4 held-out comparisons" in capsys.readouterr().out
+    assert len(instruct.split_rankings(instruct.InstructConfig(rankings=str(file), reward_model="there"))[0]) == 40      # nothing to hold out
     assert not (tmp_path / "rm" / "sft").exists()
 
 
 def test_wrong_inputs_end_in_one_line(rm, tmp_path, capsys):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n{"prompt": "q", "chosen": "a", "rejected": "a"}\n')
+    single, latin, half = (tmp_path / name for name in ("single.jsonl", "latin.jsonl", "half.jsonl"))
+    single.write_text('{"prompt": "q", "chosen": "a", "rejected": "b"}\n')
+    latin.write_bytes(b'{"prompt": "q", "chosen": "\xe4", "rejected": "b"}\n')
+    half.write_text('{"prompt": "q", "chosen": "\\ud800", "rejected": "b"}\n')
     for argv, said in ((["rm", "--rankings", str(bad)], "bad.jsonl, line 2: two equal completions"), (["dpo", "--rankings", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
                        (["ppo", "--reward-model", str(rm / "rl-init" / "final")], "holds no reward model"), (["ppo", "--init", str(rm / "final")], "holds a reward model"),
                        (["sample", "--init", str(rm / "final")], "holds a reward model"), (["ppo", "--ema-decay", "1"], "ema_decay is 1"),
-                       (["ppo", "--best-of", "0"], "best_of is 0"), (["sft", "--data", str(bad)], "bad.jsonl, line 1: 'completion' is missing")):
+                       (["ppo", "--best-of", "0"], "best_of is 0"), (["ppo", "--checkpoint-every", "0"], "checkpoint_every is 0"),
+                       (["ppo", "--labeller-noise", "0"], "labeller_noise is 0"), (["rm", "--reward-model", str(rm / "final")], "minirl rm, which trains one"),
+                       (["rm", "--rankings", str(single)], "rankings of 1 prompt"), (["dpo", "--rankings", str(latin)], "latin.jsonl is not UTF-8"),
+                       (["dpo", "--rankings", str(half)], "half of a surrogate pair"), (["sft", "--data", str(bad)], "bad.jsonl, line 1: 'completion' is missing")):
         assert main([*argv, *(["--run-dir", str(tmp_path / "never")] if argv[0] != "sample" else [])]) == 2
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1 and not (tmp_path / "never").exists()
@@ -184,7 +242,9 @@ def test_sample_and_eval_know_the_task_of_the_run(rm, ppo, capsys):
     assert main(["eval", "--init", str(ppo / "final"), "--problems", "4", "--samples", "2", "--k", "1", "--max-new-tokens", "8"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("instructions\n") and "true_reward, mean" in out
-    assert main(["sample", "--init", str(rm / "rl-init" / "final"), "-n", "1", "--max-new-tokens", "8"]) == 0
+    for folder in (rm / "rl-init" / "final", rm / "sft" / "epoch-01", rm / "base" / "final"):
+        assert main(["sample", "--init", str(folder), "-n", "1", "--max-new-tokens", "8"]) == 0
+        assert capsys.readouterr().out.split()[0] in KINDS, "the prompts are instructions, and no sums"
 
 
 def test_a_reward_model_is_not_the_newest_policy(rm, ppo, tmp_path):
@@ -203,3 +263,35 @@ def test_sft_on_a_file_of_demonstrations(rm, tmp_path, capsys):
         f.write(json.dumps({"prompt": "copy", "completion": "x" * 300}) + "\n")
     assert main(["sft", "--run-dir", str(tmp_path / "long"), *common]) == 2
     assert "demos.jsonl, line 5 has " in capsys.readouterr().err
+
+
+def test_a_reward_model_that_reads_other_words_is_refused(rm, tmp_path, capsys):
+    """Ids of one vocabulary in a model of another: an index error at best, and a score of other words at worst."""
+    tokenizer = build_tokenizer()
+    stranger = ScalarModel(Transformer(ModelConfig(tokenizer.vocab_size, hidden_size=16, num_layers=1, num_heads=2)))
+    save_pretrained(stranger, tokenizer, tmp_path / "stranger")
+    for init in ([], ["--init", str(rm / "rl-init" / "final")]):
+        assert main(["ppo", "--run-dir", str(tmp_path / "never"), "--reward-model", str(tmp_path / "stranger"), *init]) == 2
+        assert "have different tokenizers" in capsys.readouterr().err and not (tmp_path / "never").exists()
+
+
+def test_a_policy_that_does_not_answer_is_named_before_anything_is_written(rm, tmp_path, capsys):
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    save_pretrained(Transformer(ModelConfig(tokenizer.vocab_size, hidden_size=16, num_layers=1, num_heads=2)), tokenizer, tmp_path / "dumb")
+    assert main(["rm", "--run-dir", str(tmp_path / "rm"), "--init", str(tmp_path / "dumb"), *SMALL]) == 2
+    assert "there is nothing to rank" in capsys.readouterr().err and not (tmp_path / "rm" / "rankings.jsonl").exists()
+
+
+def test_a_policy_without_a_bos_and_in_bfloat16_is_trained(rm, tmp_path, capsys):
+    """Qwen's checkpoints have no BOS, and most are in bfloat16: text begins with its own first token, and training is in float32."""
+    start = tmp_path / "start"
+    shutil.copytree(rm / "rl-init" / "final", start)
+    config = json.loads((start / "tokenizer_config.json").read_text())
+    (start / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "bos_token"}))
+    model, tokenizer = load_pretrained(start)
+    assert tokenizer.bos_id is None
+    save_pretrained(model.to(torch.bfloat16), tokenizer, start)
+    assert main(["ppo", "--run-dir", str(tmp_path / "ppo"), "--init", str(start), "--reward-model", str(rm / "final"), "--rankings", str(rm / "rankings.jsonl"),
+                 *SMALL, *PPO]) == 0
+    assert load_pretrained(tmp_path / "ppo" / "final")[0].dtype == torch.float32

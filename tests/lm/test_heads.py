@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from minirl.lm.heads import ScalarHead, ScalarModel, rollout_values, score_ids, scored_batch
-from minirl.lm.rollouts import Rollouts
+from minirl.lm.heads import ScalarHead, ScalarModel, rollout_values, score_ids
+from minirl.lm.rollouts import Rollouts, completion_batch
 
 
 def head_of(weight, bias):
@@ -76,7 +76,7 @@ def plainly(model, ids):
 def test_values_stand_in_front_of_each_token_and_the_score_behind_the_last(scalar_model):
     """One slot off, and a value function has seen the token that it shall foresee, or a reward model has not seen the end."""
     model = scalar_model
-    tokens, mask = scored_batch([p for p, _ in ROWS], [c for _, c in ROWS], 0, "cpu")
+    tokens, mask = completion_batch([p for p, _ in ROWS], [c for _, c in ROWS], 0, "cpu")
     values, end = model(tokens, mask)
     for row, (prompt, completion) in enumerate(ROWS):
         for t in range(tokens.shape[1]):
@@ -90,17 +90,17 @@ def test_values_stand_in_front_of_each_token_and_the_score_behind_the_last(scala
 def test_a_value_is_the_score_of_the_prefix(scalar_model):
     """What a value function that starts from a reward model says first: InstructGPT, appendix C.4."""
     model = scalar_model
-    tokens, mask = scored_batch([[9]], [[10, 11, 12, 13]], 0, "cpu")
+    tokens, mask = completion_batch([[9]], [[10, 11, 12, 13]], 0, "cpu")
     values, _ = model(tokens, mask)
     for t in range(2, 5):
-        prefix, prefix_mask = scored_batch([[9]], [[10, 11, 12, 13][:t - 1]], 0, "cpu")
+        prefix, prefix_mask = completion_batch([[9]], [[10, 11, 12, 13][:t - 1]], 0, "cpu")
         assert float(model.scores(prefix, prefix_mask)) == pytest.approx(float(values[0, t]), abs=1e-5)
 
 
 @torch.no_grad()
 def test_padding_its_content_and_the_order_of_rows_change_nothing(scalar_model):
     model = scalar_model
-    tokens, mask = scored_batch([p for p, _ in ROWS], [c for _, c in ROWS], 0, "cpu")
+    tokens, mask = completion_batch([p for p, _ in ROWS], [c for _, c in ROWS], 0, "cpu")
     values, end = model(tokens, mask)
     wider = torch.cat([tokens, torch.full((3, 4), 17)], dim=1)
     wider[~torch.cat([mask, torch.zeros(3, 4, dtype=torch.bool)], dim=1) & (torch.arange(wider.shape[1]) >= 5)] = 5
@@ -112,7 +112,7 @@ def test_padding_its_content_and_the_order_of_rows_change_nothing(scalar_model):
 @torch.no_grad()
 def test_rollout_values_and_score_ids_are_the_same_in_any_micro_batches(scalar_model):
     model = scalar_model
-    tokens, mask = scored_batch([p for p, _ in ROWS], [c for _, c in ROWS], 0, "cpu")
+    tokens, mask = completion_batch([p for p, _ in ROWS], [c for _, c in ROWS], 0, "cpu")
     values, end = model(tokens, mask)
     rollouts = Rollouts(tokens, mask, torch.tensor([3, 3, 1]), torch.zeros(tokens.shape), torch.zeros(3, dtype=torch.bool))
     for budget in (1, 6, 1000):
@@ -125,7 +125,7 @@ def test_rollout_values_and_score_ids_are_the_same_in_any_micro_batches(scalar_m
 
 def test_a_shift_moves_every_value_and_score_alike(scalar_model):
     model = scalar_model
-    tokens, mask = scored_batch([[3]], [[4, 5]], 0, "cpu")
+    tokens, mask = completion_batch([[3]], [[4, 5]], 0, "cpu")
     before = [x.detach() for x in model(tokens, mask)]
     model.shift(torch.tensor(1.5))
     after = model(tokens, mask)
@@ -136,7 +136,7 @@ def test_a_shift_moves_every_value_and_score_alike(scalar_model):
 def test_the_head_is_in_float32_also_where_products_are_not(scalar_model):
     """A reward in bfloat16 has two to three digits: of 3.14 and 3.15 one cannot be told from the other."""
     model = scalar_model
-    tokens, mask = scored_batch([[3]], [[4, 5]], 0, "cpu")
+    tokens, mask = completion_batch([[3]], [[4, 5]], 0, "cpu")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         values, end = model(tokens, mask)
     assert values.dtype == end.dtype == torch.float32

@@ -221,7 +221,7 @@ def test_advantages_are_gaes_whitened_over_the_batch(seen):
 def test_a_row_without_a_verdict_is_left_out():
     verdicts = iter([None, 1.0, float("nan"), 2.0] * 100)
     _, log = run(rule=lambda c: next(verdicts), steps=1)
-    assert log[0]["reward"] == 1.5
+    assert log[0]["reward"] == 1.5 and log[0]["frac_reward_none"] == 0.5
     with pytest.raises(ValueError, match="none of the 12 completions got a reward"):
         run(rule=lambda c: None)
 
@@ -265,8 +265,16 @@ def test_ptx_keeps_the_text_in_mind():
     assert log[-1]["loss/pretraining"] < log[0]["loss/pretraining"] - 0.3
 
 
+def test_a_policy_in_bfloat16_is_averaged_in_float32():
+    """A step of 1/256 of a weight is lost in bfloat16: an average with decay 0.9 would never move."""
+    model = tiny().to(torch.bfloat16)
+    before = weights(model)
+    train_ppo(model, TOKENIZER, Digits(length), replace(CONFIG, lr=1e-1), value_model=judge())
+    assert model.dtype == torch.bfloat16 and not torch.equal(weights(model), before)
+
+
 def test_ptx_needs_text():
-    with pytest.raises(ValueError, match="nothing to learn from"):
+    with pytest.raises(ValueError, match="nothing to read"):
         run(ptx_coef=1.0)
 
 

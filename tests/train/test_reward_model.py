@@ -159,7 +159,7 @@ def test_instructgpt_preset():
 def test_what_cannot_be_learnt_from_is_named():
     with pytest.raises(ValueError, match="nothing to learn from"):
         trained([])
-    with pytest.raises(ValueError, match="data.jsonl, line 3 has .* context of 128: cut, its completions would have no end"):
+    with pytest.raises(ValueError, match="data.jsonl, line 3 has .* context of 128: cut, it would have no end"):
         trained([Ranking("q", ("a", "b" * 200), "data.jsonl, line 3")])
     with pytest.raises(ValueError, match="batch_size is 0: at least 1"):
         RewardModelConfig(batch_size=0)
