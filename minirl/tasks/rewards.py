@@ -48,10 +48,10 @@ def combine(rewards: Sequence[RewardFunction], weights: Sequence[float]) -> Rewa
 
 
 def weighted_sum(verdicts: Sequence[list[float | None]], weights: Sequence[float]) -> list[float | None]:
-    """Per completion the weighted sum of several rewards' verdicts; None where none of them has one. A reward of weight 0 is only watched."""
-    counted = [(w, verdict) for w, verdict in zip(weights, verdicts, strict=True) if w]
-    rows = zip(*(verdict for _, verdict in counted), strict=True) if counted else [()] * len(verdicts[0])
-    return [None if all(v is None for v in row) else sum(w * v for (w, _), v in zip(counted, row) if v is not None) for row in rows]
+    """Per completion the weighted sum of several rewards' verdicts; None where none of them has one. One of weight 0 beside others is only watched."""
+    counted = [(w, verdict) for w, verdict in zip(weights, verdicts, strict=True) if w or not any(weights)]
+    return [None if all(v is None for v in row) else sum(w * v for (w, _), v in zip(counted, row) if v is not None)
+            for row in zip(*(verdict for _, verdict in counted), strict=True)]
 
 
 def text(completion: str | list[dict]) -> str:

@@ -103,4 +103,3 @@ def test_combine_of_mismatched_lengths_raises():
 def test_a_reward_of_weight_zero_is_only_watched():
     """A true reward that is drawn beside the learnt one once turned "no verdict" into a reward of 0, and its own NaN into everybody's."""
     assert weighted_sum([[None, 3.0, 1.0], [5.0, 5.0, float("nan")]], [1.0, 0.0]) == [None, 3.0, 1.0]
-    assert weighted_sum([[1.0, 2.0]], [0.0]) == [None, None]
