@@ -20,8 +20,8 @@ import matplotlib
 import torch
 from common import commit, heading, row, table_head
 
-from minirl.app.instruct import (TASK, InstructConfig, JudgedBy, choose_epoch, held_out_margins, improve, interval, make_policies, make_rankings, mean, measure,
-                                 run_dpo, run_ppo, run_rm)
+from minirl.app.instruct import InstructConfig, JudgedBy, choose_epoch, held_out_margins, improve, make_policies, make_rankings, run_dpo, run_ppo, run_rm
+from minirl.app.measure import TASK, interval, mean, measure
 from minirl.app.plots import COLOURS, smooth, tidy
 from minirl.app.rundir import RunDir
 from minirl.equations.test_time import best_of_n_kl

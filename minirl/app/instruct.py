@@ -13,24 +13,21 @@ Only the labeller knows the true reward. What a run prints of it is evaluation. 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from minirl.app.evaluate import table
+from minirl.app.measure import MAX_NEW_TOKENS, SHOWN, TASK, Measured, completed, markdown, mean, measure, text_loss
 from minirl.app.plots import plot_calibration, plot_epochs
 from minirl.app.rundir import RunDir, RunLog
 from minirl.app.training import BaseConfig, CommonConfig, finish, load_policy, make_base, profiling, supervised, worth_compiling
-from minirl.equations.test_time import best_of_n, best_of_n_kl
+from minirl.equations.test_time import best_of_n
 from minirl.lm.checkpoint import load_pretrained, load_reward_model, save_pretrained
 from minirl.lm.heads import ScalarModel
-from minirl.lm.logprobs import rollout_logprobs, token_logprobs
 from minirl.lm.precision import compute_in
-from minirl.lm.rollouts import Rollouts, completion_batch, micro_batches
-from minirl.lm.sampling import sample
 from minirl.lm.tokenizer import read_json
 from minirl.tasks.instructions import WORDS, Instructions, answers, pretraining_text, right_answer, true_reward
 from minirl.tasks.preferences import Ranking, labelled, load_rankings, pairs, save_rankings
@@ -42,9 +39,6 @@ from minirl.train.reward_model import RewardModelConfig, as_reward, score_texts,
 from minirl.train.sft import SFT_PRESETS, SFTConfig
 from minirl.train.state import derive_seed
 
-TASK = Instructions()
-MAX_NEW_TOKENS = 16
-SHOWN = 4                      # problems that a run shows
 FEWEST, MOST = 4, 9            # completions of a ranking: InstructGPT, section 3.5
 HELD_OUT = 200                 # rankings of held-out prompts
 READ = {"answers": 42_000, "texts": 6_000}                                              # what the base model reads
@@ -84,19 +78,6 @@ class JudgedBy:
 
     def sample(self, n: int, rng: random.Random, *, split: str = "train") -> list[Problem]:
         return self.task.sample(n, rng, split=split)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A policy on held-out problems: what people think of it, what the reward model does, and how far it went. A number per problem."""
-
-    problems: list[Problem]
-    completions: list[str]
-    true: list[float]
-    right: list[float]
-    lengths: list[int]
-    scores: list[float]               # the reward model's
-    kl: float | None = None           # to the reference, in nats per completion; of best-of-n its bound
 
 
 # stages
@@ -198,17 +179,6 @@ def label(model, tokenizer, n: int, *, split: str, common: InstructConfig) -> li
     return rankings
 
 
-def completed(model, tokenizer, n: int, *, group: int = 1, seed: int, split: str = "test", max_new_tokens: int = MAX_NEW_TOKENS,
-              temperature: float = 1.0, rows: int = 1024) -> Iterator[tuple[list[Problem], Rollouts]]:
-    """`group` completions of each of n problems of a split, so many rows at a time."""
-    problems = TASK.sample(n, random.Random(derive_seed(seed, "problems")), split=split)
-    generator = torch.Generator(model.device).manual_seed(derive_seed(seed, "sample"))
-    size = max(1, rows // group)
-    for part in (problems[i:i + size] for i in range(0, n, size)):
-        yield part, sample(model, [tokenizer.encode_prompt(p.prompt) for p in part], group=group, max_new_tokens=max_new_tokens, temperature=temperature,
-                           eos_id=tokenizer.stop_ids, pad_id=tokenizer.pad_id, generator=generator)
-
-
 # minirl rm
 
 def run_rm(run: RunDir, config: RewardModelConfig, common: InstructConfig, policies: Policies, rankings: Sequence[Ranking], held_out: Sequence[Ranking], *,
@@ -259,17 +229,6 @@ def choose_epoch(run: RunDir, reward_model: ScalarModel, tokenizer, common: Inst
         plot_epochs(epochs, partial)
     run.write_json("sft-epochs.json", {"epochs": epochs})
     return epochs
-
-
-@torch.no_grad()
-def text_loss(model, tokenizer, encoded: tuple[list[list[int]], list[list[int]]]) -> float:
-    """Nats per token of what comes behind prompts, EOS included: of encode_pairs or encode_texts."""
-    prompts, completions = encoded
-    total, lengths = 0.0, torch.tensor([len(p) + len(c) for p, c in zip(prompts, completions)])
-    for part in micro_batches(lengths, 16_384):
-        tokens, mask = completion_batch([prompts[i] for i in part], [completions[i] for i in part], tokenizer.pad_id, model.device)
-        total -= float(token_logprobs(model, tokens, mask=mask).double().sum())
-    return total / sum(map(len, completions))
 
 
 # minirl ppo, minirl dpo
@@ -338,61 +297,3 @@ def compare(common: InstructConfig, policies: Policies, reward_model: ScalarMode
         found = {"SFT": measure(first, tokenizer, common.eval_problems, **measured),
                  f"best of {common.best_of}": measure(first, tokenizer, common.eval_problems, best_of=common.best_of, **measured)}
         return found | {name: measure(load_policy(path, device=device)[0], tokenizer, common.eval_problems, **measured) for name, path in trained.items()}
-
-
-def measure(model, tokenizer, n: int, *, seed: int, reward_model: ScalarModel, reference=None, best_of: int = 1, **sampling) -> Measured:
-    """Of `best_of` completions of each of n held-out problems the one that the reward model likes best; of one, that one."""
-    found = Measured([], [], [], [], [], [])
-    distances = []
-    for problems, rollouts in completed(model, tokenizer, n, group=best_of, seed=seed, **sampling):
-        ids = rollouts.completion_ids()
-        texts, prompts = [tokenizer.decode_completion(row) for row in ids], [p.prompt for p in problems for _ in range(best_of)]
-        scores = as_reward(reward_model, tokenizer)(prompts, texts, completion_ids=ids)
-        picked = [i * best_of + best_of_n(scores[i * best_of:(i + 1) * best_of]) for i in range(len(problems))]
-        kept, known, prompts = [texts[i] for i in picked], columns(problems), [p.prompt for p in problems]
-        for column, new in ((found.problems, problems), (found.completions, kept), (found.true, true_reward(prompts, kept, **known)),
-                            (found.right, right_answer(prompts, kept, **known)), (found.lengths, [len(ids[i]) for i in picked]), (found.scores, [scores[i] for i in picked])):
-            column += new
-        if reference is not None and best_of == 1:
-            temperature = sampling.get("temperature", 1.0)
-            distances += (rollout_logprobs(model, rollouts, temperature=temperature) - rollout_logprobs(reference, rollouts, temperature=temperature)).sum(1).tolist()
-    return replace(found, kl=best_of_n_kl(best_of) if best_of > 1 else mean(distances) if distances else None)
-
-
-# what is shown
-
-def mean(numbers: Sequence[float]) -> float:
-    return sum(numbers) / len(numbers)
-
-
-def interval(numbers: Sequence[float]) -> str:
-    """Mean and half the width of its 95 % interval."""
-    return f"{mean(numbers):.3f} +- {1.96 * float(torch.tensor(numbers, dtype=torch.double).std()) / len(numbers) ** 0.5:.3f}" if len(numbers) > 1 else f"{numbers[0]:.3f}"
-
-
-def comparison(found: dict[str, Measured]) -> str:
-    """A row per policy, and what the first and the last say to a few problems."""
-    policies = list(found.values())
-    rows = [(f"{len(policies[0].problems)} held-out instructions", "true reward", "right", "reward model", "KL", "tokens")]
-    rows += [(name, interval(m.true), f"{mean(m.right):.3f}", f"{mean(m.scores):.3f}", f"{m.kl:.2f}", f"{mean(m.lengths):.1f}") for name, m in found.items()]
-    lines = [table(rows), ""]
-    width = max(len(p.prompt) for p in policies[0].problems[:SHOWN])
-    for i, problem in enumerate(policies[0].problems[:SHOWN]):
-        lines.append(f"{problem.prompt.ljust(width)}  " + "  ->  ".join(f"{m.completions[i]!r} {'right' if m.right[i] else 'wrong'}" for m in (policies[0], policies[-1])))
-    return "\n".join(lines)
-
-
-def markdown(found: Measured) -> str:
-    return "\n".join(f"- `{p.prompt}` (right: {p.answer})\n  - {'right' if r else 'wrong'}, true reward {t:.2f}, reward model {s:.2f}: `{c}`"
-                     for p, c, r, t, s in list(zip(found.problems, found.completions, found.right, found.true, found.scores))[:SHOWN])
-
-
-def epochs_table(epochs: Sequence[dict]) -> str:
-    """Every other epoch, the chosen one and the one that validation loss would have chosen."""
-    least = min(epochs, key=lambda e: e["validation_loss"])
-    rows = [("SFT epoch", "validation loss", "reward model", "true reward", "")]
-    for epoch in epochs:
-        if epoch["epoch"] in (1, 2, 4, 8, 16) or epoch["chosen"] or epoch is least:
-            note = " and ".join(n for n, yes in (("chosen", epoch["chosen"]), ("least validation loss", epoch is least)) if yes)
-            rows.append((str(epoch["epoch"]), f"{epoch['validation_loss']:.3f}", f"{epoch['score']:.3f}", f"{epoch['true_reward']:.3f}", note))
-    return table(rows)

@@ -28,6 +28,7 @@ from minirl.lm.tokenizer import read_json
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 KEEP_CHECKPOINTS = 2
+RUNS = Path("runs")           # where runs are kept unless --run-dir says otherwise
 
 
 class RunDir:

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from minirl.app.cli import COMMANDS, build_parser, given, main
+from minirl.app.cli import COMMANDS, build_parser, main
+from minirl.app.commands import given
 from minirl.app.training import BaseConfig, RunConfig
 from minirl.train.grpo import GRPOConfig
 from minirl.train.sft import SFTConfig

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minirl.app import instruct
+from minirl.app import instruct, measure
 from minirl.app.cli import main
 from minirl.app.rundir import RunDir, RunLog, newest_checkpoint
 from minirl.lm.checkpoint import load_pretrained, load_reward_model, save_pretrained
@@ -118,7 +118,8 @@ def test_a_run_without_init_makes_what_it_needs(tmp_path, capsys, monkeypatch):
 
 def test_training_does_not_see_the_true_reward(rm, ppo, tmp_path, monkeypatch):
     """It is drawn beside the curves with weight 0: another true reward, the same policy."""
-    monkeypatch.setattr(instruct, "true_reward", lambda prompts, completions, **_: [-7.0] * len(completions))
+    for module in (instruct, measure):
+        monkeypatch.setattr(module, "true_reward", lambda prompts, completions, **_: [-7.0] * len(completions))
     assert main(["ppo", "--run-dir", str(tmp_path / "ppo"), *from_rm(rm, *PPO)]) == 0
     assert final_weights(tmp_path / "ppo") == final_weights(ppo)
     assert json.loads((tmp_path / "ppo" / "summary.json").read_text())["true_reward_after"] == -7.0

@@ -1,6 +1,5 @@
 """minirl/train/ppo.py"""
 
-import copy
 from dataclasses import replace
 
 import pytest

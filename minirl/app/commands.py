@@ -1,0 +1,205 @@
+"""What `minirl sft`, `grpo`, `rm`, `ppo` and `dpo` do: open a run directory, call training.py or instruct.py, and say what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from minirl.app.instruct import InstructConfig, choose_epoch, compare, make_policies, make_rankings, run_dpo, run_ppo, run_rm, split_rankings
+from minirl.app.measure import comparison, epochs_table
+from minirl.app.presets import GRPO_PRESETS, PPO_PRESETS
+from minirl.app.rundir import RUNS, RunDir, free_name, newest_run
+from minirl.app.training import BaseConfig, CommonConfig, RunConfig, before_and_after, run_grpo, run_sft
+from minirl.lm.checkpoint import load_pretrained, load_reward_model
+from minirl.lm.precision import pick_device
+from minirl.lm.tokenizer import TAGS, build_tokenizer, read_json
+from minirl.tasks.arithmetic import Arithmetic
+from minirl.tasks.instructions import WORDS
+from minirl.tasks.preferences import load_demonstrations
+from minirl.train.dpo import DPO_PRESETS, DPOConfig
+from minirl.train.grpo import GRPOConfig
+from minirl.train.ppo import PPOConfig
+from minirl.train.reward_model import REWARD_MODEL_PRESETS, RewardModelConfig
+from minirl.train.sft import SFT_PRESETS, SFTConfig
+
+
+def given(config: type, args: argparse.Namespace) -> dict:
+    """The fields of `config` that were given as flags, if it is one of the command's; another with a field of that name keeps its own."""
+    if config not in args.configs:
+        return {}
+    return {f.name: getattr(args, f.name) for f in dataclasses.fields(config) if getattr(args, f.name, None) is not None}
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def start_training(args: argparse.Namespace, name: str, configs: dict[str, type], presets: dict[str, dict]) -> tuple[RunDir, dict, torch.device]:
+    """A new run directory with its config.json, or a resumed one with the configuration it was started with."""
+    if args.resume:
+        run = RunDir.resume(args.run_dir or newest_run(RUNS, name))
+        flags = [flag(key) for config in configs.values() for key in given(config, args)] + (["--preset"] if args.preset else [])
+        if flags:
+            raise ValueError(f"{flags[0]} is given with --resume, but a resumed run keeps the numbers in {run.path / 'config.json'}: leave it out, or start "
+                             "a new run with --init")
+        if run.config.get("command") != name:
+            raise ValueError(f"{run.path} is a run of minirl {run.config.get('command')}: resume it with that command")
+        built = {key: config(**run.config[key]) for key, config in configs.items()}
+    else:
+        preset = args.preset or next(iter(presets))
+        built = {key: config(**((presets[preset] if key == name else {}) | given(config, args))) for key, config in configs.items()}
+        check_inputs(built)
+        config = {"command": name, "preset": preset, **{key: dataclasses.asdict(value) for key, value in built.items()},
+                  "torch": torch.__version__, "threads": torch.get_num_threads()}
+        run = RunDir.create(args.run_dir or free_name(RUNS, name), config)
+        if built[name].lr < 1e-4 and built["run"].init is None:
+            print(f"note: the preset's learning rate, {built[name].lr:g}, is for a model of billions of parameters; the toy model wants about "
+                  f"{configs[name]().lr:g}: add --lr {configs[name]().lr:g}")
+    device = pick_device(built["run"].device)
+    return run, built, device
+
+
+def check_inputs(built: dict) -> None:
+    """What a run would read is there and whole: asked before a folder is made."""
+    common = built["run"]
+    pick_device(common.device)
+    if isinstance(common, RunConfig):
+        Arithmetic(common.task, common.digits)
+    tokenizer = None if common.init is None else load_pretrained(common.init)[1]
+    if getattr(built.get("base"), "data", None) is not None:
+        load_demonstrations(built["base"].data)
+    if isinstance(common, InstructConfig):
+        if common.rankings is not None:
+            split_rankings(common)
+        if common.reward_model is not None and "rm" in built:
+            raise ValueError("--reward-model is given to minirl rm, which trains one: leave it out, or use minirl ppo or minirl dpo")
+        if common.reward_model is not None:
+            check_tokenizers(common, tokenizer)
+
+
+def check_tokenizers(common: InstructConfig, tokenizer) -> None:
+    """A reward model must read the policy's ids: the same tokens, under the same numbers."""
+    tokenizer = tokenizer or build_tokenizer(special_tokens=(*TAGS, *WORDS))
+    _, other = load_reward_model(common.reward_model)
+    if tokenizer.backend.get_vocab() != other.backend.get_vocab() or tokenizer.stop_ids != other.stop_ids:
+        raise ValueError(f"the reward model {common.reward_model} and the policy {common.init or 'of this toy'} have different tokenizers ({other.vocab_size} and "
+                         f"{tokenizer.vocab_size} tokens): it would read other words than the policy writes; use a reward model that was trained from this policy")
+
+
+def command_sft(args: argparse.Namespace) -> None:
+    run, built, device = start_training(args, "sft", {"run": RunConfig, "base": BaseConfig, "sft": SFTConfig}, SFT_PRESETS)
+    print(f"minirl sft: {described(built, device)} -> {run.path}/")
+    summary = read_json(run.path / "summary.json") if run.finished else run_sft(run, built["base"], built["sft"], built["run"], device=device,
+                                                                                             profile=args.profile)
+    found = (f"accuracy {summary['accuracy']:.3f}, mean response length {summary['mean_length']:.1f} tokens on held-out problems" if "accuracy" in summary
+             else f"loss {summary['loss']:.3f} nats per token in the last step")
+    print(f"{found}; {summary['seconds']:.0f} s")
+    print(f"{run.path}/ holds curves.png, metrics.jsonl and final/. Next: minirl grpo --init {run.path}/final")
+
+
+def command_grpo(args: argparse.Namespace) -> None:
+    run, built, device = start_training(args, "grpo", {"run": RunConfig, "base": BaseConfig, "sft": SFTConfig, "grpo": GRPOConfig},
+                                        {name: preset.numbers for name, preset in GRPO_PRESETS.items()})
+    print(f"minirl grpo: {described(built, device)} -> {run.path}/", flush=True)
+    if finished(run):
+        return
+    preset = GRPO_PRESETS[run.config["preset"]]
+    before, after, summary = run_grpo(run, built["base"], built["sft"], built["grpo"], built["run"], preset, device=device, profile=args.profile)
+    print("\n" + before_and_after(before, after))
+    print(f"\n{summary['seconds']:.0f} s. {run.path}/ holds curves.png, samples.md, summary.json, metrics.jsonl and final/ (Hugging Face layout).")
+    print("Next: minirl sample '123+456='  |  minirl eval  |  minirl plot")
+
+
+def described(built: dict, device: torch.device) -> str:
+    common = built["run"]
+    where = f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    start = f"from {common.init}" if common.init else "from nothing" if "sft" in built and "grpo" not in built else "from a base model trained here first"
+    return f"{subject(common)}, {start}, seed {common.seed}, {where}"
+
+
+def subject(common: CommonConfig) -> str:
+    return f"{common.digits}-digit {common.task}" if isinstance(common, RunConfig) else "instructions with a known preference"
+
+
+# the pipeline of InstructGPT
+
+def prepare_reward_model(run: RunDir, built: dict, device: torch.device):
+    """What ppo and dpo start from -> (policies, rankings, reward model, seconds so far)."""
+    common = built["run"]
+    policies = make_policies(run, common, device=device)
+    rankings, held_out = make_rankings(run, policies, common, device=device)
+    if common.reward_model is not None:
+        return policies, rankings, load_reward_model(common.reward_model, device=device)[0], policies.seconds
+    stage = run.stage("rm", "rm", rm=RewardModelConfig())
+    summary = read_json(stage.path / "summary.json") if stage.finished else run_rm(stage, RewardModelConfig(), common, policies, rankings, held_out, device=device)
+    return policies, rankings, load_reward_model(stage.path / "final", device=device)[0], policies.seconds + summary["seconds"]
+
+
+def command_rm(args: argparse.Namespace) -> None:
+    run, built, device = start_training(args, "rm", {"run": InstructConfig, "rm": RewardModelConfig}, REWARD_MODEL_PRESETS)
+    common = built["run"]
+    print(f"minirl rm: {described(built, device)} -> {run.path}/", flush=True)
+    policies = make_policies(run, common, device=device, keep_epochs=True)
+    rankings, held_out = make_rankings(run, policies, common, device=device)
+    summary = read_json(run.path / "summary.json") if run.finished else run_rm(run, built["rm"], common, policies, rankings, held_out, device=device,
+                                                                                       profile=args.profile)
+    print(f"\n{summary['rankings']} rankings, {summary['comparisons']} comparisons; of {summary['held_out_comparisons']} held-out comparisons the reward model "
+          f"decides {summary['pair_accuracy']:.1%} as the labeller did")
+    if common.init is None:
+        reward_model, tokenizer = load_reward_model(run.path / "final", device=device)
+        print("\n" + epochs_table(choose_epoch(run, reward_model, tokenizer, common, device=device)))
+    print(f"\n{policies.seconds + summary['seconds']:.0f} s. {run.path}/ holds calibration.png, curves.png, summary.json, metrics.jsonl and final/"
+          + (", sft-epochs.png and rankings.jsonl." if common.init is None else "."))
+    print(f"Next: minirl ppo {same_start(run, common, run.path / 'final')}")
+
+
+def same_start(run: RunDir, common: InstructConfig, reward_model: Path | str) -> str:
+    """The flags with which another run starts from the same policy, with the same reward model and rankings."""
+    return (f"--init {common.init or run.path / 'rl-init' / 'final'} --reward-model {reward_model} "
+            f"--rankings {common.rankings or run.path / 'rankings.jsonl'}")
+
+
+def command_ppo(args: argparse.Namespace) -> None:
+    run, built, device = start_training(args, "ppo", {"run": InstructConfig, "ppo": PPOConfig}, {name: preset.numbers for name, preset in PPO_PRESETS.items()})
+    common, config = built["run"], built["ppo"]
+    print(f"minirl ppo: {described(built, device)} -> {run.path}/", flush=True)
+    if finished(run):
+        return
+    policies, rankings, reward_model, seconds = prepare_reward_model(run, built, device)
+    other = run.stage("dpo", "dpo", dpo=DPOConfig())                     # on the same rankings, for comparison
+    if not other.finished:
+        run_dpo(other, DPOConfig(), common, policies, rankings, reward_model, device=device)
+    control = PPO_PRESETS[run.config["preset"]].kl_control
+    run_ppo(run, config, common, policies, reward_model, kl_control=control and control(config), device=device, profile=args.profile,
+            seconds=seconds + read_json(other.path / "summary.json")["seconds"])
+    found = compare(common, policies, reward_model, {"DPO": other.path / "final", "PPO": run.path / "final"}, device=device, max_new_tokens=config.max_new_tokens,
+                    temperature=config.temperature)
+    show_comparison(run, found)
+    print(f"Next, from the same start ({same_start(run, common, common.reward_model or run.path / 'rm' / 'final')}):")
+    print("minirl ppo --kl-coef 0  (what happens without the penalty)  |  minirl ppo --preset ppo-ptx  |  minirl plot")
+
+
+def command_dpo(args: argparse.Namespace) -> None:
+    run, built, device = start_training(args, "dpo", {"run": InstructConfig, "dpo": DPOConfig}, DPO_PRESETS)
+    common = built["run"]
+    print(f"minirl dpo: {described(built, device)} -> {run.path}/", flush=True)
+    if finished(run):
+        return
+    policies, rankings, reward_model, seconds = prepare_reward_model(run, built, device)
+    run_dpo(run, built["dpo"], common, policies, rankings, reward_model, device=device, profile=args.profile, seconds=seconds)
+    show_comparison(run, compare(common, policies, reward_model, {"DPO": run.path / "final"}, device=device))
+    print(f"Next, from the same start: minirl ppo {same_start(run, common, common.reward_model or run.path / 'rm' / 'final')}")
+
+
+def finished(run: RunDir) -> bool:
+    if run.finished:
+        print(f"this run is complete; its figures are in {run.path}/summary.json")
+    return run.finished
+
+
+def show_comparison(run: RunDir, found: dict) -> None:
+    print("\n" + comparison(found))
+    print(f"\n{read_json(run.path / 'summary.json')['seconds']:.0f} s. {run.path}/ holds curves.png, samples.md, summary.json, metrics.jsonl and final/ (Hugging Face layout).")

@@ -1,0 +1,115 @@
+"""What a policy on instructions is worth: the true reward, the reward model's score, and the distance from where it started, on held-out problems."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from minirl.app.evaluate import table
+from minirl.equations.test_time import best_of_n, best_of_n_kl
+from minirl.lm.heads import ScalarModel
+from minirl.lm.logprobs import rollout_logprobs, token_logprobs
+from minirl.lm.rollouts import Rollouts, completion_batch, micro_batches
+from minirl.lm.sampling import sample
+from minirl.tasks.instructions import Instructions, right_answer, true_reward
+from minirl.tasks.problem import Problem, columns
+from minirl.train.reward_model import as_reward
+from minirl.train.state import derive_seed
+
+TASK = Instructions()
+MAX_NEW_TOKENS = 16
+SHOWN = 4                      # problems that a run shows
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A policy on held-out problems: what people think of it, what the reward model does, and how far it went. A number per problem."""
+
+    problems: list[Problem]
+    completions: list[str]
+    true: list[float]
+    right: list[float]
+    lengths: list[int]
+    scores: list[float]               # the reward model's
+    kl: float | None = None           # to the reference, in nats per completion; of best-of-n its bound
+
+
+def completed(model, tokenizer, n: int, *, group: int = 1, seed: int, split: str = "test", max_new_tokens: int = MAX_NEW_TOKENS,
+              temperature: float = 1.0, rows: int = 1024) -> Iterator[tuple[list[Problem], Rollouts]]:
+    """`group` completions of each of n problems of a split, so many rows at a time."""
+    problems = TASK.sample(n, random.Random(derive_seed(seed, "problems")), split=split)
+    generator = torch.Generator(model.device).manual_seed(derive_seed(seed, "sample"))
+    size = max(1, rows // group)
+    for part in (problems[i:i + size] for i in range(0, n, size)):
+        yield part, sample(model, [tokenizer.encode_prompt(p.prompt) for p in part], group=group, max_new_tokens=max_new_tokens, temperature=temperature,
+                           eos_id=tokenizer.stop_ids, pad_id=tokenizer.pad_id, generator=generator)
+
+
+def measure(model, tokenizer, n: int, *, seed: int, reward_model: ScalarModel, reference=None, best_of: int = 1, **sampling) -> Measured:
+    """Of `best_of` completions of each of n held-out problems the one that the reward model likes best; of one, that one."""
+    found = Measured([], [], [], [], [], [])
+    distances = []
+    for problems, rollouts in completed(model, tokenizer, n, group=best_of, seed=seed, **sampling):
+        ids = rollouts.completion_ids()
+        texts, prompts = [tokenizer.decode_completion(row) for row in ids], [p.prompt for p in problems for _ in range(best_of)]
+        scores = as_reward(reward_model, tokenizer)(prompts, texts, completion_ids=ids)
+        picked = [i * best_of + best_of_n(scores[i * best_of:(i + 1) * best_of]) for i in range(len(problems))]
+        kept, known, prompts = [texts[i] for i in picked], columns(problems), [p.prompt for p in problems]
+        for column, new in ((found.problems, problems), (found.completions, kept), (found.true, true_reward(prompts, kept, **known)),
+                            (found.right, right_answer(prompts, kept, **known)), (found.lengths, [len(ids[i]) for i in picked]), (found.scores, [scores[i] for i in picked])):
+            column += new
+        if reference is not None and best_of == 1:
+            temperature = sampling.get("temperature", 1.0)
+            distances += (rollout_logprobs(model, rollouts, temperature=temperature) - rollout_logprobs(reference, rollouts, temperature=temperature)).sum(1).tolist()
+    return replace(found, kl=best_of_n_kl(best_of) if best_of > 1 else mean(distances) if distances else None)
+
+
+@torch.no_grad()
+def text_loss(model, tokenizer, encoded: tuple[list[list[int]], list[list[int]]]) -> float:
+    """Nats per token of what comes behind prompts, EOS included: of encode_pairs or encode_texts."""
+    prompts, completions = encoded
+    total, lengths = 0.0, torch.tensor([len(p) + len(c) for p, c in zip(prompts, completions)])
+    for part in micro_batches(lengths, 16_384):
+        tokens, mask = completion_batch([prompts[i] for i in part], [completions[i] for i in part], tokenizer.pad_id, model.device)
+        total -= float(token_logprobs(model, tokens, mask=mask).double().sum())
+    return total / sum(map(len, completions))
+
+
+def mean(numbers: Sequence[float]) -> float:
+    return sum(numbers) / len(numbers)
+
+
+def interval(numbers: Sequence[float]) -> str:
+    """Mean and half the width of its 95 % interval."""
+    return f"{mean(numbers):.3f} +- {1.96 * float(torch.tensor(numbers, dtype=torch.double).std()) / len(numbers) ** 0.5:.3f}" if len(numbers) > 1 else f"{numbers[0]:.3f}"
+
+
+def comparison(found: dict[str, Measured]) -> str:
+    """A row per policy, and what the first and the last say to a few problems."""
+    policies = list(found.values())
+    rows = [(f"{len(policies[0].problems)} held-out instructions", "true reward", "right", "reward model", "KL", "tokens")]
+    rows += [(name, interval(m.true), f"{mean(m.right):.3f}", f"{mean(m.scores):.3f}", f"{m.kl:.2f}", f"{mean(m.lengths):.1f}") for name, m in found.items()]
+    lines = [table(rows), ""]
+    width = max(len(p.prompt) for p in policies[0].problems[:SHOWN])
+    for i, problem in enumerate(policies[0].problems[:SHOWN]):
+        lines.append(f"{problem.prompt.ljust(width)}  " + "  ->  ".join(f"{m.completions[i]!r} {'right' if m.right[i] else 'wrong'}" for m in (policies[0], policies[-1])))
+    return "\n".join(lines)
+
+
+def markdown(found: Measured) -> str:
+    return "\n".join(f"- `{p.prompt}` (right: {p.answer})\n  - {'right' if r else 'wrong'}, true reward {t:.2f}, reward model {s:.2f}: `{c}`"
+                     for p, c, r, t, s in list(zip(found.problems, found.completions, found.right, found.true, found.scores))[:SHOWN])
+
+
+def epochs_table(epochs: Sequence[dict]) -> str:
+    """Every other epoch, the chosen one and the one that validation loss would have chosen."""
+    least = min(epochs, key=lambda e: e["validation_loss"])
+    rows = [("SFT epoch", "validation loss", "reward model", "true reward", "")]
+    for epoch in epochs:
+        if epoch["epoch"] in (1, 2, 4, 8, 16) or epoch["chosen"] or epoch is least:
+            note = " and ".join(n for n, yes in (("chosen", epoch["chosen"]), ("least validation loss", epoch is least)) if yes)
+            rows.append((str(epoch["epoch"]), f"{epoch['validation_loss']:.3f}", f"{epoch['score']:.3f}", f"{epoch['true_reward']:.3f}", note))
+    return table(rows)
