@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from decimal import Decimal
+from itertools import groupby
 
 from minirl.tasks.problem import RewardFunction
 
 ANSWER = re.compile(r"<answer>(.*)</answer>", re.DOTALL)
 FORMAT = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+REASONING = re.compile(r"<think>(.*?)(?:</think>|$)", re.DOTALL)
+WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")             # letters of any script; a number is a word of no language
+SCRIPTS = {"ko": re.compile("[\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff]"), "en": re.compile("[A-Za-z\u00c0-\u024f]")}
 NUMBER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?")
 
 
@@ -31,6 +35,23 @@ def format_reward(prompts: Sequence[str], completions: Sequence[str], **_) -> li
     """
     texts = [text(completion) for completion in completions]
     return [float(all(t.count(tag) == 1 for tag in TAGS) and FORMAT.fullmatch(t) is not None) for t in texts]
+
+
+def language_consistency(prompts: Sequence[str], completions: Sequence[str], language: Sequence[str | None], **_) -> list[float | None]:
+    """Share of the words inside <think>…</think> that are in the language asked for, "ko" or "en". None where `language` is None.
+
+    Equation   #(words of the target language) / #(words),  of the chain of thought
+    Paper      DeepSeek-R1, arXiv:2501.12948v2, eq. 7.
+    Raises     ValueError for an unknown language, or not one entry per completion.
+
+    A word is a run of letters of one script ("3더하기four" has two), and one of Hangul is Korean, one of Latin letters English. Numbers, signs and, outside
+    English, single Latin letters (names of quantities) are words of no language. Reasoning that is missing, or has no word at all, gets 0: silence does not pay. One
+    that was cut off counts up to its end.
+    """
+    _same_length(completions, language=language)
+    if unknown := {x for x in language if x is not None} - set(SCRIPTS):
+        raise ValueError(f"language is {sorted(map(str, unknown))[0]!r}: one of {', '.join(SCRIPTS)} is wanted (or None, for no verdict)")
+    return [None if wanted is None else _share(text(completion), wanted) for completion, wanted in zip(completions, language)]
 
 
 def combine(rewards: Sequence[RewardFunction], weights: Sequence[float]) -> RewardFunction:
@@ -59,6 +80,19 @@ def text(completion: str | list[dict]) -> str:
     if isinstance(completion, str):
         return completion
     return completion[-1].get("content") or "" if completion else ""
+
+
+def _share(completion: str, language: str) -> float:
+    reasoning = REASONING.search(completion)
+    words = [script for word in WORD.findall(reasoning[1] if reasoning else "") for script in _scripts(word) if language == "en" or script != "letter"]
+    return sum(script in (language, "letter") for script in words) / len(words) if words else 0.0
+
+
+def _scripts(word: str) -> list[str]:
+    """The language of each run of one script in a word: "ko", "en", "letter" for a single Latin letter, or "other"."""
+    kinds = [next((name for name, script in SCRIPTS.items() if script.match(c)), "other") for c in word if c not in "'’"]
+    runs = [(kind, len(list(run))) for kind, run in groupby(kinds)]
+    return ["letter" if (kind, length) == ("en", 1) else kind for kind, length in runs]
 
 
 def _says(completion: str, gold: str) -> bool:

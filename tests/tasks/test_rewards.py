@@ -2,7 +2,7 @@
 
 import pytest
 
-from minirl.tasks.rewards import accuracy, combine, format_reward, weighted_sum
+from minirl.tasks.rewards import accuracy, combine, format_reward, language_consistency, weighted_sum
 
 
 def said(content):
@@ -103,3 +103,28 @@ def test_combine_of_mismatched_lengths_raises():
 def test_a_reward_of_weight_zero_is_only_watched():
     """A true reward that is drawn beside the learnt one once turned "no verdict" into a reward of 0, and its own NaN into everybody's."""
     assert weighted_sum([[None, 3.0, 1.0], [5.0, 5.0, float("nan")]], [1.0, 0.0]) == [None, 3.0, 1.0]
+
+
+# the language of the reasoning
+
+@pytest.mark.parametrize("reasoning, ko, en", [
+    ("삼 더하기 사는 칠", 1.0, 0.0), ("three plus four is seven", 0.0, 1.0), ("삼 plus 사는 seven", 0.5, 0.5), ("삼 더하기 four", 2 / 3, 1 / 3),
+    ("3 더하기 4 = 7", 1.0, 0.0),                        # numbers and signs are in no language
+    ("x 더하기 y는 7", 1.0, 1 / 2),                      # 더하기 and 는 are Korean, x and y names: in English two letters of four words
+    ("a sum: I add", 0.0, 1.0),                          # and in English "a" and "I" are words
+    ("don't", 0.0, 1.0), ("3더하기four", 0.5, 0.5), ("三 プラス 삼", 1 / 3, 0.0), ("naïve", 0.0, 1.0),
+    ("7+5=12", 0.0, 0.0), ("", 0.0, 0.0), ("\u1109\u1161\u11b7", 1.0, 0.0)])       # the last: 삼, decomposed
+def test_language_consistency_by_hand(reasoning, ko, en):
+    """DeepSeek-R1 v2, eq. 7: words of the target language over words. What stands outside the reasoning does not count."""
+    said = f"<think>{reasoning}</think><answer>seven 칠</answer>"
+    assert language_consistency(["q"] * 2, [said] * 2, ["ko", "en"]) == [pytest.approx(ko), pytest.approx(en)]
+
+
+def test_language_consistency_of_what_is_not_whole():
+    said = ["칠", "<think>삼 더하기", "<answer>칠</answer>", "<think></think><answer>7</answer>", [{"role": "assistant", "content": "<think>삼</think>"}]]
+    assert language_consistency(["q"] * 5, said, ["ko"] * 5) == [0.0, 1.0, 0.0, 0.0, 1.0]
+    assert language_consistency(["q"], ["<think>삼</think>"], [None]) == [None]
+    with pytest.raises(ValueError, match="language is 'fr': one of ko, en"):
+        language_consistency(["q"], ["<think>un</think>"], ["fr"])
+    with pytest.raises(ValueError, match="1 completions and 2 entries"):
+        language_consistency(["q"], ["x"], ["ko", "ko"])
