@@ -136,14 +136,24 @@ def dying_at(monkeypatch, title, step):
     monkeypatch.setattr(RunLog, "log", dying_log)
 
 
+def until(rm, run, *stages):
+    """The run `rm` as it was when these stages had ended and no other had begun."""
+    run.mkdir()
+    shutil.copy(rm / "config.json", run)
+    for stage in stages:
+        shutil.copytree(rm / stage, run / stage)
+    return ["rm", "--resume", "--run-dir", str(run)]
+
+
 @pytest.mark.parametrize("title, step, saved", [("base", 33, "base/checkpoint-30"), ("sft", 7, "sft/checkpoint-5"), ("rl-init", 7, "rl-init/checkpoint-5"),
                                                 ("reward model", 7, "checkpoint-5")])
 def test_rm_killed_in_any_stage_resumes_bit_for_bit(title, step, saved, rm, tmp_path, monkeypatch):
     """Each behind a checkpoint of that stage, so that it goes on from there and does not begin again."""
     run = tmp_path / "rm"
+    before = {"base": (), "sft": ("base",), "rl-init": ("base", "sft"), "reward model": ("base", "sft", "rl-init")}[title]
     dying_at(monkeypatch, title, step)
     with pytest.raises(Killed):
-        main(["rm", "--run-dir", str(run), *SMALL])
+        main(until(rm, run, *before) if before else ["rm", "--run-dir", str(run), *SMALL])
     monkeypatch.undo()
     assert not (run / "final").exists() and (run / saved).is_dir()
     assert main(["rm", "--resume", "--run-dir", str(run)]) == 0
@@ -172,10 +182,11 @@ def test_a_kill_between_two_stages_loses_nothing(name, call, rm, tmp_path, monke
         return function(*args, **kwargs)
 
     monkeypatch.setattr(instruct, name, dying)
+    again = until(rm, tmp_path / "rm", "base", "sft", "rl-init")
     with pytest.raises(Killed):
-        main(["rm", "--run-dir", str(tmp_path / "rm"), *SMALL])
+        main(again)
     monkeypatch.setattr(instruct, name, function)
-    assert main(["rm", "--resume", "--run-dir", str(tmp_path / "rm")]) == 0
+    assert main(again) == 0
     same_run(tmp_path / "rm", rm)
 
 
