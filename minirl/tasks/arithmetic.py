@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from minirl.tasks.problem import Problem
+from minirl.tasks.problem import Problem, draw
 from minirl.tasks.rewards import accuracy, format_reward
 
 SYMBOLS = {"addition": "+", "subtraction": "-", "multiplication": "*"}
@@ -44,16 +44,11 @@ class Arithmetic:
 
     def sample(self, n: int, rng: random.Random, *, split: str = "train") -> list[Problem]:
         """n problems of a split, drawn evenly and with replacement."""
-        if split not in ("train", "test"):
-            raise ValueError(f"split is {split!r}: train or test is wanted")
-        if n < 0:
-            raise ValueError(f"n is {n}: a number of problems is wanted")
-        problems = []
-        while len(problems) < n:
+        def one() -> tuple[Problem, str]:
             a, b = self._operands(rng)
-            if self.split_of(a, b) == split:
-                problems.append(self.problem(a, b))
-        return problems
+            return self.problem(a, b), self.split_of(a, b)
+
+        return draw(n, split, one)
 
     def _operands(self, rng: random.Random) -> tuple[int, int]:
         low, high = (0 if self.digits == 1 else 10 ** (self.digits - 1)), 10 ** self.digits - 1

@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minirl.tasks.problem import Problem
+from minirl.tasks.problem import Problem, draw
 from minirl.tasks.rewards import text
 
 LETTERS = "abcdefgh"
@@ -59,16 +59,11 @@ class Instructions:
 
     def sample(self, n: int, rng: random.Random, *, split: str = "train") -> list[Problem]:
         """n problems of a split, drawn with replacement."""
-        if split not in ("train", "test"):
-            raise ValueError(f"split is {split!r}: train or test is wanted")
-        if n < 0:
-            raise ValueError(f"n is {n}: a number of problems is wanted")
-        problems = []
-        while len(problems) < n:
+        def one() -> tuple[Problem, str]:
             problem = self._problem(rng)
-            if split_of(problem.prompt) == split:
-                problems.append(problem)
-        return problems
+            return problem, split_of(problem.prompt)
+
+        return draw(n, split, one)
 
     def _problem(self, rng: random.Random) -> Problem:
         kind = rng.choice(self.kinds)

@@ -32,6 +32,20 @@ class Problem:
     written: str = ""
 
 
+def draw(n: int, split: str, one: Callable[[], tuple[Problem, str]]) -> list[Problem]:
+    """n problems of a split. one() makes a problem and says which split it is in."""
+    if split not in ("train", "test"):
+        raise ValueError(f"split is {split!r}: train or test is wanted")
+    if n < 0:
+        raise ValueError(f"n is {n}: a number of problems is wanted")
+    problems = []
+    while len(problems) < n:
+        problem, where = one()
+        if where == split:
+            problems.append(problem)
+    return problems
+
+
 def columns(problems: Sequence[Problem], *, repeat: int = 1) -> dict[str, list]:
     """The problems' fields by name, each entry `repeat` times in a row: what reward functions get for groups of `repeat` completions.
 
