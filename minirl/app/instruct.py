@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from minirl.app.measure import MAX_NEW_TOKENS, SHOWN, TASK, Measured, completed, markdown, mean, measure, text_loss
 from minirl.app.plots import plot_calibration, plot_epochs
@@ -219,7 +220,7 @@ def choose_epoch(run: RunDir, reward_model: ScalarModel, tokenizer, common: Inst
         return known["epochs"]
     validation = demonstrations(common, split="test")
     epochs = []
-    for folder in sorted((run.path / "sft").glob("epoch-??")):
+    for folder in tqdm(sorted((run.path / "sft").glob("epoch-??")), desc="choosing the SFT epoch", unit="epoch", disable=None, dynamic_ncols=True):
         model, _ = load_pretrained(folder, device=device)
         found = measure(model, tokenizer, common.eval_problems, seed=derive_seed(common.seed, "instruct", "epochs"), reward_model=reward_model)
         epochs.append({"epoch": int(folder.name[-2:]), "validation_loss": text_loss(model, tokenizer, encode_pairs(tokenizer, validation, model.config.max_seq_len)), "score": mean(found.scores),
