@@ -15,18 +15,20 @@ import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from minirl.app.commands import command_dpo, command_grpo, command_ppo, command_rm, command_sft, flag
+from minirl.app.commands import command_dpo, command_grpo, command_ppo, command_r1, command_rm, command_sft, flag
 from minirl.app.equations import markdown_index, show_equation, show_index
 from minirl.app.instruct import InstructConfig
 from minirl.app.looking import show_evaluation, show_samples
 from minirl.app.plots import plot_runs
 from minirl.app.presets import GRPO_PRESETS, PPO_PRESETS
+from minirl.app.r1 import R1RunConfig
 from minirl.app.rundir import RUNS, RunDir, free_name, newest_checkpoint
 from minirl.app.training import BaseConfig, RunConfig, run_sft
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.precision import pick_device
 from minirl.lm.tokenizer import read_json
 from minirl.tasks.arithmetic import SYMBOLS, Arithmetic
+from minirl.tasks.bilingual import Bilingual
 from minirl.tasks.instructions import Instructions
 from minirl.train.dpo import DPO_PRESETS, DPOConfig
 from minirl.train.grpo import GRPOConfig
@@ -128,6 +130,8 @@ def open_checkpoint(args: argparse.Namespace):
         path = run.path / "final"
     model, tokenizer = load_pretrained(path, device=device)
     trained_on = read_json(Path(path).parent / "config.json").get("run", {})
+    if "number_length" in trained_on:
+        return model, tokenizer, Bilingual(trained_on["number_length"])
     if trained_on and "digits" not in trained_on and not (getattr(args, "task", None) or getattr(args, "digits", None)):
         return model, tokenizer, Instructions()
     task = Arithmetic(getattr(args, "task", None) or trained_on.get("task", RunConfig.task), getattr(args, "digits", None) or trained_on.get("digits", RunConfig.digits))
@@ -160,7 +164,7 @@ def add_eval(parser: Parser) -> None:
 
 def command_eval(args: argparse.Namespace) -> None:
     model, tokenizer, task = open_checkpoint(args)
-    print(f"{task.digits}-digit {task.operation}" if isinstance(task, Arithmetic) else "instructions")
+    print(f"{task.digits}-digit {task.operation}" if isinstance(task, Arithmetic) else type(task).__name__.lower())
     print(show_evaluation(model, tokenizer, task, problems=args.problems, samples=args.samples, ks=args.k, temperature=args.temperature,
                           max_new_tokens=args.max_new_tokens, seed=args.seed, dtype=args.dtype))
 
@@ -197,6 +201,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[argparse.Name
            command_rm),
     "ppo": ("InstructGPT, stage 3: PPO against the reward model", lambda p: add_training(p, PPO_PRESETS, InstructConfig, PPOConfig), command_ppo),
     "dpo": ("the same rankings without a reward model", lambda p: add_training(p, DPO_PRESETS, InstructConfig, DPOConfig), command_dpo),
+    "r1": ("DeepSeek-R1's stages: R1-Zero, cold start, RL, rejection sampling, SFT, RL", lambda p: add_training(p, {"toy": {}}, R1RunConfig), command_r1),
     "sample": ("complete prompts, with the log-prob of every token", add_sample, command_sample),
     "eval": ("accuracy and pass@k on held-out problems", add_eval, command_eval),
     "equations": ("which function computes which equation of which paper", add_equations, command_equations),

@@ -11,6 +11,7 @@ import torch
 from minirl.app.instruct import InstructConfig, choose_epoch, compare, make_policies, make_rankings, run_dpo, run_ppo, run_rm, split_rankings
 from minirl.app.measure import comparison, epochs_table
 from minirl.app.presets import GRPO_PRESETS, PPO_PRESETS
+from minirl.app.r1 import R1RunConfig, run_r1, stages_table
 from minirl.app.rundir import RUNS, RunDir, free_name, newest_run
 from minirl.app.training import BaseConfig, CommonConfig, RunConfig, before_and_after, run_grpo, run_sft
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
@@ -22,6 +23,7 @@ from minirl.tasks.preferences import load_demonstrations
 from minirl.train.dpo import DPO_PRESETS, DPOConfig
 from minirl.train.grpo import GRPOConfig
 from minirl.train.ppo import PPOConfig
+from minirl.train.r1 import R1Config
 from minirl.train.reward_model import REWARD_MODEL_PRESETS, RewardModelConfig
 from minirl.train.sft import SFT_PRESETS, SFTConfig
 
@@ -55,7 +57,7 @@ def start_training(args: argparse.Namespace, name: str, configs: dict[str, type]
         config = {"command": name, "preset": preset, **{key: dataclasses.asdict(value) for key, value in built.items()},
                   "torch": torch.__version__, "threads": torch.get_num_threads()}
         run = RunDir.create(args.run_dir or free_name(RUNS, name), config)
-        if built[name].lr < 1e-4 and built["run"].init is None:
+        if name in built and built[name].lr < 1e-4 and built["run"].init is None:
             print(f"note: the preset's learning rate, {built[name].lr:g}, is for a model of billions of parameters; the toy model wants about "
                   f"{configs[name]().lr:g}: add --lr {configs[name]().lr:g}")
     device = pick_device(built["run"].device)
@@ -121,10 +123,24 @@ def described(built: dict, device: torch.device) -> str:
 
 
 def subject(common: CommonConfig) -> str:
+    if isinstance(common, R1RunConfig):
+        return f"sums in two languages, reasoning in {'that of the prompt' if common.language == 'prompt' else common.language}"
     return f"{common.digits}-digit {common.task}" if isinstance(common, RunConfig) else "instructions with a known preference"
 
 
-# the pipeline of InstructGPT
+# the pipelines
+
+def command_r1(args: argparse.Namespace) -> None:
+    run, built, device = start_training(args, "r1", {"run": R1RunConfig}, {"toy": {}})
+    common, config = built["run"], R1Config()
+    print(f"minirl r1: {described(built, device)} -> {run.path}/", flush=True)
+    if finished(run):
+        return
+    measured = run_r1(run, config, common, device=device)
+    print("\n" + stages_table(measured, common))
+    print(f"\n{sum(s['seconds'] for s in measured):.0f} s. {run.path}/ holds stages.png, stages.json, summary.json, a folder per stage and final/ (Hugging Face layout).")
+    print(f"Next: minirl r1 --language ko --init {run.path}/base/final")
+
 
 def prepare_reward_model(run: RunDir, built: dict, device: torch.device):
     """What ppo and dpo start from -> (policies, rankings, reward model, seconds so far)."""

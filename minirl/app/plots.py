@@ -107,7 +107,7 @@ def heading(runs: Sequence[RunDir]) -> str:
         return f"{len(runs)} runs"
     config = runs[0].config
     common = config.get("run", {})
-    subject = f"{common['digits']}-digit {common['task']}" if "digits" in common else "instructions"
+    subject = f"{common['digits']}-digit {common['task']}" if "digits" in common else "sums in two languages" if "number_length" in common else "instructions"
     return f"minirl {config.get('command')}: {subject}, seed {common.get('seed')}"
 
 
@@ -144,6 +144,24 @@ def plot_epochs(epochs: Sequence[dict], out: Path) -> None:
         axis.set_xlabel("epochs of demonstrations", fontsize=9)
         tidy(axis)
     axes[0].legend(fontsize=8, frameon=False)
+    figure.savefig(out, dpi=130, format="png")
+    plt.close(figure)
+
+
+def plot_stages(stages: Sequence[dict], out: Path) -> None:
+    """What each stage of a pipeline is worth: accuracy and its best cases, language, and length."""
+    figure, axes = plt.subplots(1, 3, figsize=(11.4, 3.2), layout="constrained")
+    names, x = [s["stage"] for s in stages], range(len(stages))
+    for key, label, colour in (("accuracy", "one sample", COLOURS[0]), ("majority", "majority of several", COLOURS[1]), ("pass", "any of several", COLOURS[2])):
+        axes[0].plot(x, [s[key] for s in stages], "o-", color=colour, markersize=5, linewidth=1.4, label=label)
+    axes[0].legend(fontsize=8, frameon=False, loc="lower right")
+    axes[1].bar(x, [s["language"] for s in stages], color=COLOURS[0], alpha=0.6)
+    axes[2].bar(x, [s["length"] for s in stages], color=COLOURS[0], alpha=0.6)
+    for axis, title, top in zip(axes, ("Right answers", "Words of the reasoning in the language asked for", "Response length, tokens"), (1.03, 1.03, None)):
+        axis.set_title(title, fontsize=10, loc="left", fontweight="bold")
+        axis.set_xticks(x, names, rotation=20, ha="right")
+        axis.set_ylim(0, top)
+        tidy(axis)
     figure.savefig(out, dpi=130, format="png")
     plt.close(figure)
 

@@ -28,9 +28,10 @@ WORDS = tuple(word for lang in LANGUAGES for plain in (*DIGITS[lang], PLUS[lang]
 
 @dataclass(frozen=True)
 class BilingualProblem(Problem):
-    """A Problem with the language that it is told in, which is the language that its reasoning should be in."""
+    """A Problem with the language that its reasoning should be in, and the two numbers."""
 
     language: str = "en"
+    numbers: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Bilingual:
             a, b = sum_.prompt.rstrip("=").split("+")
             language = rng.choice(self.languages)
             wanted = self.reason_in or language
-            problems.append(BilingualProblem(f"{told(a, language)} {PLUS[language]} {told(b, language)} =", sum_.answer, worked=worked(a, b, lambda: wanted), language=wanted))
+            problems.append(BilingualProblem(f"{told(a, language)} {PLUS[language]} {told(b, language)} =", sum_.answer, worked=worked(a, b, lambda: wanted), language=wanted,
+                                             numbers=(a, b)))
         return problems
 
 
@@ -82,3 +84,21 @@ def worked(a: str, b: str, language: Callable[[], str]) -> str:
         columns.append(f" {PLUS[lang]} ".join(terms) + f" {IS[lang]} {told(str(total), lang)}")
         carry = total // 10
     return ", ".join(columns)
+
+
+def demonstrations(task: Bilingual, n: int, rng: random.Random, *, worked_share: float = 1.0, mixed_share: float = 0.0, guessed_share: float = 0.0,
+                   split: str = "train") -> list[tuple[str, str]]:
+    """n (prompt, completion) pairs: worked out with the given chance, and then mixed with the given chance, in language that each column chooses; else answered at
+    once, and then with the given chance by a guess, the answer to another problem."""
+    for name, share in (("worked_share", worked_share), ("mixed_share", mixed_share), ("guessed_share", guessed_share)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} is {share}: a share in [0, 1] is wanted")
+    pairs = []
+    for problem in task.sample(n, rng, split=split):
+        reasoning, answer = "", problem.answer
+        if rng.random() < worked_share:
+            reasoning = worked(*problem.numbers, lambda: rng.choice(LANGUAGES)) if rng.random() < mixed_share else problem.worked
+        elif rng.random() < guessed_share:
+            answer = task.sample(1, rng, split=split)[0].answer
+        pairs.append((problem.prompt, f"<think>{reasoning}</think><answer>{answer}</answer>"))
+    return pairs

@@ -6,7 +6,7 @@ import pytest
 
 from minirl.lm.tokenizer import TAGS, build_tokenizer
 from minirl.tasks.arithmetic import Arithmetic
-from minirl.tasks.bilingual import DIGITS, WORDS, Bilingual, told, worked
+from minirl.tasks.bilingual import DIGITS, WORDS, Bilingual, demonstrations, told, worked
 from minirl.tasks.problem import columns
 from minirl.tasks.rewards import language_consistency
 
@@ -66,6 +66,19 @@ def test_words_are_one_token_each_and_everything_round_trips():
         for text in (problem.prompt, problem.worked):
             assert tokenizer.decode(tokenizer.encode(text)) == text
     assert len(tokenizer.encode("삼 사 더하기 이 팔")) == 5 and len(tokenizer.encode("three four plus two eight")) == 5
+
+
+def test_demonstrations_are_of_the_shares_that_are_asked_for():
+    rng, task = random.Random(0), Bilingual(2)
+    pairs = demonstrations(task, 600, rng, worked_share=0.5, mixed_share=0.4, guessed_share=1.0)
+    reasoned = [c for _, c in pairs if not c.startswith("<think></think>")]
+    assert len(reasoned) / 600 == pytest.approx(0.5, abs=0.07)
+    mixed = [c for c in reasoned if 0 < language_consistency([""], [c], ["ko"])[0] < 1]
+    assert len(mixed) / len(reasoned) == pytest.approx(0.4 / 2, abs=0.07)                  # two columns: half of the mixed ones are in one language by chance
+    clean = demonstrations(Bilingual(2, reason_in="ko"), 50, rng)
+    assert {language_consistency([""], [c], ["ko"])[0] for _, c in clean} == {1.0}
+    with pytest.raises(ValueError, match="mixed_share is 2"):
+        demonstrations(task, 1, rng, mixed_share=2)
 
 
 @pytest.mark.parametrize("work, message", [
