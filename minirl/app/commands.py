@@ -139,7 +139,7 @@ def command_r1(args: argparse.Namespace) -> None:
     measured = run_r1(run, config, common, device=device)
     print("\n" + stages_table(measured, common))
     print(f"\n{sum(s['seconds'] for s in measured):.0f} s. {run.path}/ holds stages.png, stages.json, summary.json, a folder per stage and final/ (Hugging Face layout).")
-    print(f"Next: minirl r1 --language ko --init {run.path}/base/final")
+    print(f"Next: minirl r1 --language ko --init {common.init or run.path / 'base' / 'final'}")
 
 
 def prepare_reward_model(run: RunDir, built: dict, device: torch.device):

@@ -157,7 +157,8 @@ def plot_stages(stages: Sequence[dict], out: Path) -> None:
     axes[0].legend(fontsize=8, frameon=False, loc="lower right")
     axes[1].bar(x, [s["language"] for s in stages], color=COLOURS[0], alpha=0.6)
     axes[2].bar(x, [s["length"] for s in stages], color=COLOURS[0], alpha=0.6)
-    for axis, title, top in zip(axes, ("Right answers", "Words of the reasoning in the language asked for", "Response length, tokens"), (1.03, 1.03, None)):
+    axes[1].set_ylabel("share of words", fontsize=9)
+    for axis, title, top in zip(axes, ("Right answers", "Reasoning in the language asked for", "Response length, tokens"), (1.03, 1.03, None)):
         axis.set_title(title, fontsize=10, loc="left", fontweight="bold")
         axis.set_xticks(x, names, rotation=20, ha="right")
         axis.set_ylim(0, top)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 from minirl.app.evaluate import Evaluation, evaluate, table, wilson_interval
 from minirl.app.plots import plot_stages
@@ -34,7 +35,7 @@ class R1RunConfig(CommonConfig):
     """And what the pipeline of DeepSeek-R1 takes."""
 
     language: str = "prompt"           # that reasoning should be in: ko, en, or prompt (the prompt's own)
-    number_length: int = 2             # digits of the numbers to add
+    number_length: int = 3             # digits of the numbers to add
     examples: int = 24_000             # what the base model reads
     cold_start_examples: int = 300     # clean long reasonings
     samples: int = 16                  # of each held-out problem, for pass@k and majority voting
@@ -56,9 +57,10 @@ class R1RunConfig(CommonConfig):
 
 def run_r1(run: RunDir, config: R1Config, common: R1RunConfig, *, device) -> list[dict]:
     """All stages into the run, each as far as it has got -> an entry per stage of what it is worth."""
-    base = base_model(run, common, device=device)
+    base, seconds = base_model(run, common, device=device)
     first, tokenizer = load_policy(base, device=device)
-    measured = [worth("base", first, tokenizer, common, seconds=read_json(base.parent / "summary.json")["seconds"])]
+    with compute_in(common.dtype, device):
+        measured = [worth("base", first, tokenizer, common, seconds=seconds)]
     configs = {"r1-zero": config.zero, "cold-start": config.cold_start, "rl-1": config.reasoning, "sft": config.sft, "rl-2": config.final}
 
     def stage(name: str, start, page):
@@ -93,17 +95,17 @@ def run_r1(run: RunDir, config: R1Config, common: R1RunConfig, *, device) -> lis
     return measured
 
 
-def base_model(run: RunDir, common: R1RunConfig, *, device):
-    """The folder of the base model: --init, or one that is made in base/."""
+def base_model(run: RunDir, common: R1RunConfig, *, device) -> tuple[Path | str, float]:
+    """The folder of the base model, --init or one that is made in base/, and the seconds that it took."""
     if common.init is not None:
-        return common.init
+        return common.init, 0.0
     stage = run.stage("base", "sft", sft=SFTConfig())
     if not stage.finished:
         read = demonstrations(Bilingual(common.number_length), common.examples, random.Random(derive_seed(common.seed, "r1", "reading")), **READS)
         model, tokenizer, report = supervised(stage, lambda: make_base(BaseConfig(), seed=common.seed, device=device, words=WORDS), read, SFTConfig(), common,
                                               device=device, title="base")
         finish(stage, model, tokenizer, {"steps": report.steps, "seconds": round(report.seconds, 1)})
-    return stage.path / "final"
+    return stage.path / "final", read_json(stage.path / "summary.json")["seconds"]
 
 
 def worth(name: str, model, tokenizer, common: R1RunConfig, *, seconds: float) -> dict:

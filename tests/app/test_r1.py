@@ -77,6 +77,15 @@ def test_killed_in_any_stage_it_goes_on_bit_for_bit(title, step, whole, tmp_path
     assert timeless[0] == timeless[1]
 
 
+def test_reasoning_in_korean_alone_from_a_base_model_that_is_there(whole, tmp_path):
+    run = tmp_path / "ko"
+    assert main(["r1", "--run-dir", str(run), "--language", "ko", "--init", str(whole / "base" / "final"), *SMALL]) == 0
+    assert not (run / "base").exists()
+    told, korean = (json.loads((r / "stages.json").read_text())["stages"][0] for r in (whole, run))
+    assert told["accuracy"] == korean["accuracy"] and told["language"] != korean["language"], "one base model, held against another language"
+    assert r1.R1RunConfig(language="ko").task.reason_in == "ko" and r1.R1RunConfig().task.reason_in is None
+
+
 def test_the_majority_of_samples():
     found = Evaluation([Problem("", answer) for answer in "789"], [["<answer>7</answer>", "<answer>7</answer>", "<answer>1</answer>"],
                           ["<answer>1</answer>", "<answer>1</answer>", "<answer>8</answer>"], ["none", "none", "<answer>9</answer>"]], [2, 1, 1], 3, {}, 0.0, 0.0)
