@@ -1,6 +1,6 @@
 """DeepSeek-R1's pipeline: reinforcement learning alone, then a cold start, reinforcement learning, rejection sampling, fine-tuning, and reinforcement learning again.
 
-    Paper      DeepSeek-R1, arXiv:2501.12948v2 (Nature 2025): R1-Zero section 2, R1 section 3, distillation section 4
+    Paper      DeepSeek-R1, arXiv:2501.12948v2 (Nature 2025); the language reward is its eq. 7
 
     base ── r1-zero     GRPO, right answers and format alone: reasoning grows, and nothing keeps it in one language
     base ── cold-start  SFT on a few hundred clean long reasonings
@@ -66,11 +66,11 @@ def train_r1(model, tokenizer, task, config: R1Config, *, cold_start: Sequence[t
     stage = stage or (lambda name, start, page: page(copy.deepcopy(start), log=log, save=None, resume=None))
     spoken = {**RULES, "language_consistency": config.language_weight}
 
-    # 1. reinforcement learning alone                                                         section 2
+    # 1. reinforcement learning alone: R1-Zero
     stage("r1-zero", model, lambda m, **hooks: train_grpo(m, tokenizer, task, config.zero, reward_weights={**RULES, "language_consistency": 0.0},
                                                           seed=derive_seed(seed, "r1-zero"), **hooks))
 
-    # 2. a cold start, and reinforcement learning with a reward for keeping to one language   section 3, eq. 7
+    # 2. a cold start, and reinforcement learning with a reward for keeping to one language     eq. 7
     cold = stage("cold-start", model, lambda m, **hooks: train_sft(m, tokenizer, cold_start, config.cold_start, seed=derive_seed(seed, "cold-start"), **hooks))
     first = stage("rl-1", cold, lambda m, **hooks: train_grpo(m, tokenizer, task, config.reasoning, reward_weights=spoken, seed=derive_seed(seed, "rl-1"), **hooks))
 
