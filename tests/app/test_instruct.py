@@ -34,7 +34,7 @@ class Killed(BaseException):
 def small():
     """Fewer examples, fewer epochs: enough that answers end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(instruct, "READ", {"answers": 3200, "texts": 320})
+        patch.setattr(instruct, "READ", {"answers": 2200, "texts": 220})
         patch.setattr(instruct, "HELD_OUT", 8)
         patch.setattr(instruct, "DEMONSTRATIONS_SFT", SFTConfig(epochs=3, lr=1e-3, warmup_steps=0, dropout=0.2, min_lr_ratio=0.1))
         yield

@@ -15,7 +15,7 @@ from minirl.train.grpo import GRPOConfig
 from minirl.train.r1 import R1Config
 from minirl.train.sft import SFTConfig
 
-SMALL = ["--number-length", "1", "--examples", "3200", "--cold-start-examples", "64", "--eval-problems", "8", "--samples", "4", "--device", "cpu", "--checkpoint-every", "2"]
+SMALL = ["--number-length", "1", "--examples", "2000", "--cold-start-examples", "64", "--eval-problems", "8", "--samples", "4", "--device", "cpu", "--checkpoint-every", "2"]
 RL = GRPOConfig(steps=4, prompts_per_step=2, group_size=4, max_new_tokens=20, lr=1e-4)
 
 

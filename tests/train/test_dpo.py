@@ -8,24 +8,13 @@ import pytest
 import torch
 
 from minirl.equations.preferences import ipo_loss
-from minirl.lm.model import ModelConfig, Transformer
-from minirl.lm.tokenizer import build_tokenizer
 from minirl.tasks.preferences import Ranking
 from minirl.train.dpo import DPO_PRESETS, DPOConfig, compared, train_dpo
 from minirl.train.state import NonFiniteError
+from tests.train.small import TOKENIZER, copied, tiny, weights
 
-TOKENIZER = build_tokenizer()
 CONFIG = DPOConfig(batch_size=3, lr=1e-2, beta=0.1, warmup_steps=0)
 RANKINGS = [Ranking("7=", ("7", "77", "777", "7777")), Ranking("12+3=", ("15", "153")), Ranking("2=", ("2", "22", "222")), Ranking("7=", ("1", "1234567"))]
-
-
-def tiny():
-    torch.manual_seed(0)
-    return Transformer(ModelConfig(TOKENIZER.vocab_size, hidden_size=16, num_layers=1, num_heads=2, initializer_range=0.1))
-
-
-def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def run(rankings=RANKINGS, seed=0, loss=None, **changes):
@@ -94,14 +83,6 @@ def test_resume_continues_bit_for_bit(at):
     model = tiny()
     model.load_state_dict(kept["model"])                                  # what a checkpoint holds: the reference must still be the first policy
     assert torch.equal(weights(train_dpo(model, TOKENIZER, RANKINGS, config, resume=kept)), whole)
-
-
-def copied(tree):
-    if isinstance(tree, torch.Tensor):
-        return tree.clone()
-    if isinstance(tree, dict):
-        return {key: copied(value) for key, value in tree.items()}
-    return [copied(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def test_it_learns_what_is_preferred():

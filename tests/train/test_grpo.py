@@ -7,39 +7,14 @@ import pytest
 import torch
 
 from minirl.lm.logprobs import token_logprobs
-from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.sampling import sample
 from minirl.lm.tokenizer import build_tokenizer
 from minirl.tasks.arithmetic import Arithmetic
-from minirl.tasks.problem import Problem
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.state import NonFiniteError, derive_seed
+from tests.train.small import TOKENIZER, Digits, copied, length, tiny, weights
 
-TOKENIZER = build_tokenizer()
 CONFIG = GRPOConfig(steps=3, prompts_per_step=3, group_size=4, lr=1e-2, warmup_steps=0, min_lr_ratio=1.0, beta2=0.95, max_new_tokens=6)
-
-
-class Digits:
-    """Reward for each completion by a rule given at construction; prompts of two lengths, so that batches are ragged."""
-
-    def __init__(self, rule):
-        self.rewards = {"rule": lambda prompts, completions, answer, **_: [rule(c) for c in completions]}
-
-    def sample(self, n, rng, *, split="train"):
-        return [Problem(prompt=rng.choice(["7=", "12+3="]), answer="7") for _ in range(n)]
-
-
-def length(completion):
-    return float(len(completion))
-
-
-def tiny():
-    torch.manual_seed(0)
-    return Transformer(ModelConfig(TOKENIZER.vocab_size, hidden_size=16, num_layers=1, num_heads=2, initializer_range=0.1))
-
-
-def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def trained(rule=length, config=CONFIG, seed=0, **changes):
@@ -91,14 +66,6 @@ def test_resume_continues_bit_for_bit(at, changes):
     model = tiny()
     model.load_state_dict(kept["model"])
     assert torch.equal(weights(train_grpo(model, TOKENIZER, Digits(length), config, resume=kept["rest"])), whole)
-
-
-def copied(tree):
-    if isinstance(tree, torch.Tensor):
-        return tree.clone()
-    if isinstance(tree, dict):
-        return {key: copied(value) for key, value in tree.items()}
-    return [copied(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def test_sampler_and_learner_agree_at_every_first_pass():

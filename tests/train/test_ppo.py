@@ -11,34 +11,17 @@ from minirl.equations.advantages import gae
 from minirl.equations.kl import AdaptiveKLController
 from minirl.lm.heads import ScalarModel, score_ids
 from minirl.lm.logprobs import token_logprobs
-from minirl.lm.model import ModelConfig, Transformer
-from minirl.lm.tokenizer import build_tokenizer
-from minirl.tasks.problem import Problem
 from minirl.train.ppo import PPOConfig, train_ppo
+from tests.train import small
+from tests.train.small import TOKENIZER, Digits, copied, length, weights
 
-TOKENIZER = build_tokenizer()
 CONFIG = PPOConfig(steps=3, episodes=12, minibatch_size=6, lr=1e-2, value_lr=1e-2, warmup_steps=0, max_new_tokens=6, missing_eos_penalty=0.0)
 TEXTS = ["the cat sat", "a dog ran home", "it rains", "we read"]
 
 
-class Digits:
-    """Reward for each completion by a rule given at construction; prompts of two lengths, so that batches are ragged."""
-
-    def __init__(self, rule):
-        self.rewards = {"rule": lambda prompts, completions, answer, **_: [rule(c) for c in completions]}
-
-    def sample(self, n, rng, *, split="train"):
-        return [Problem(prompt=rng.choice(["7=", "12+3="]), answer="7") for _ in range(n)]
-
-
-def length(completion):
-    return float(len(completion))
-
-
 def tiny(eos=0.0):
     """With `eos`, a policy that ends early at times: its EOS is that much likelier."""
-    torch.manual_seed(0)
-    model = Transformer(ModelConfig(TOKENIZER.vocab_size, hidden_size=16, num_layers=1, num_heads=2, initializer_range=0.1, tie_embeddings=False))
+    model = small.tiny(tie_embeddings=False)
     with torch.no_grad():
         model.lm_head.weight[TOKENIZER.eos_id] += eos * model.norm.weight / 16 ** 0.5
     return model
@@ -47,10 +30,6 @@ def tiny(eos=0.0):
 def judge():
     torch.manual_seed(1)
     return ScalarModel(tiny())
-
-
-def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def run(rule=length, seed=0, model=None, value_model=None, pretraining=(), kl_control=None, **changes):
@@ -126,14 +105,6 @@ def test_resume_continues_bit_for_bit(at, changes):
     model = tiny()
     model.load_state_dict(kept["model"])
     assert torch.equal(weights(train_ppo(model, TOKENIZER, Digits(length), config, value_model=judge(), resume=kept, **rest)), whole)
-
-
-def copied(tree):
-    if isinstance(tree, torch.Tensor):
-        return tree.clone()
-    if isinstance(tree, dict):
-        return {key: copied(value) for key, value in tree.items()}
-    return [copied(value) for value in tree] if isinstance(tree, list) else tree
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

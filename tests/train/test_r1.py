@@ -14,6 +14,7 @@ from minirl.train import r1
 from minirl.train.grpo import GRPOConfig
 from minirl.train.r1 import R1Config, rejection_sample, train_r1
 from minirl.train.sft import SFTConfig, train_sft
+from tests.train.small import weights
 
 TOKENIZER = build_tokenizer(special_tokens=(*TAGS, *WORDS))
 TASK = Bilingual(1)
@@ -29,10 +30,6 @@ def base():
     model = Transformer(ModelConfig(TOKENIZER.vocab_size, hidden_size=48, num_layers=2, num_heads=4, rope_theta=100.0, qk_norm=True, initializer_range=0.15))
     read = demonstrations(TASK, 2400, random.Random(1), worked_share=0.8, mixed_share=0.3)
     return train_sft(model, TOKENIZER, read, SFTConfig(batch_size=32))
-
-
-def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def led(base, **rest):

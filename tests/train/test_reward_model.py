@@ -8,25 +8,15 @@ import pytest
 import torch
 
 from minirl.lm.heads import ScalarModel
-from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.tokenizer import build_tokenizer
 from minirl.tasks.preferences import Ranking, pairs
 from minirl.train.reward_model import REWARD_MODEL_PRESETS, RewardModelConfig, as_reward, score_texts, train_reward_model
 from minirl.train.state import NonFiniteError
+from tests.train.small import TOKENIZER, copied, tiny, weights
 
-TOKENIZER = build_tokenizer()
 CONFIG = RewardModelConfig(batch_size=3, lr=1e-2)
 RANKINGS = [Ranking("7=", ("7", "77", "777", "7777")), Ranking("12+3=", ("15", "153")), Ranking("2=", ("2", "22", "222")), Ranking("7=", ("1", "1234567")),
             Ranking("a", ("b", "bc", "bcd", "bcde")), Ranking("3=", ("33", "333"))]
-
-
-def tiny():
-    torch.manual_seed(0)
-    return Transformer(ModelConfig(TOKENIZER.vocab_size, hidden_size=16, num_layers=1, num_heads=2, initializer_range=0.1))
-
-
-def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def trained(rankings=RANKINGS, config=CONFIG, seed=0, **changes):
@@ -98,14 +88,6 @@ def test_resume_continues_bit_for_bit(at):
     whole = weights(train_reward_model(tiny(), TOKENIZER, RANKINGS, config, save=keep))
     again = train_reward_model(ScalarModel(tiny()), TOKENIZER, RANKINGS, config, resume=kept)
     assert torch.equal(weights(again), whole)
-
-
-def copied(tree):
-    if isinstance(tree, torch.Tensor):
-        return tree.clone()
-    if isinstance(tree, dict):
-        return {key: copied(value) for key, value in tree.items()}
-    return [copied(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def test_it_learns_a_preference_that_holds_for_completions_it_has_not_seen():

@@ -5,24 +5,14 @@ import random
 import pytest
 import torch
 
-from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.rollouts import span_mask
 from minirl.lm.tokenizer import build_tokenizer
 from minirl.tasks.arithmetic import Arithmetic, demonstrations
 from minirl.train.sft import SFT_PRESETS, SFTConfig, encode_pairs, train_sft
 from minirl.train.state import NonFiniteError
+from tests.train.small import TOKENIZER, copied, tiny, weights
 
-TOKENIZER = build_tokenizer()
 PAIRS = demonstrations(Arithmetic("addition", 2), 24, random.Random(0), worked_share=0.5)
-
-
-def tiny(dropout=0.0):
-    torch.manual_seed(0)
-    return Transformer(ModelConfig(TOKENIZER.vocab_size, hidden_size=16, num_layers=1, num_heads=2, dropout=dropout, initializer_range=0.1))
-
-
-def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def trained(pairs=PAIRS, seed=0, **config):
@@ -65,20 +55,12 @@ def test_resume_continues_bit_for_bit(at):
 
     def keep(state):
         if state.step == at:
-            states["model"], states["rest"] = {k: v.clone() for k, v in state.model.state_dict().items()}, snapshot(state.state_dict())
+            states["model"], states["rest"] = {k: v.clone() for k, v in state.model.state_dict().items()}, copied(state.state_dict())
 
     whole = weights(train_sft(tiny(), TOKENIZER, PAIRS, config, save=keep))
     model = tiny()
     model.load_state_dict(states["model"])
     assert torch.equal(weights(train_sft(model, TOKENIZER, PAIRS, config, resume=states["rest"])), whole)
-
-
-def snapshot(tree):
-    if isinstance(tree, torch.Tensor):
-        return tree.clone()
-    if isinstance(tree, dict):
-        return {key: snapshot(value) for key, value in tree.items()}
-    return [snapshot(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def test_the_loss_is_on_the_completion_alone_with_its_eos():
