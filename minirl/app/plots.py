@@ -15,7 +15,7 @@ from minirl.app.evaluate import wilson_interval  # noqa: E402
 from minirl.app.rundir import RunDir  # noqa: E402
 from minirl.lm.tokenizer import read_json  # noqa: E402
 
-AUTO, LOG = "from the data", "logarithmic"
+AUTO, LOG = "from the data", "from the data; logarithmic where they span much"
 # metric -> title, unit, lower and upper end of the axis
 PANELS = {
     "rewards/accuracy/mean": ("Accuracy on sampled training problems", "share right", 0.0, 1.0),
@@ -71,9 +71,10 @@ def plot_runs(runs: Sequence[RunDir], out: Path) -> None:
         axis.set_title(title, fontsize=10, loc="left", fontweight="bold")
         axis.set_xlabel("step", fontsize=9)
         axis.set_ylabel(unit, fontsize=9)
-        if low == LOG:
+        values = [m[name] for metrics in lines for m in metrics if name in m]
+        if low == LOG and 0 < 10 * min(values) < max(values):
             axis.set_yscale("log")
-        else:
+        elif low != LOG:
             axis.set_ylim(None if low == AUTO else low, None if high == AUTO else high * 1.03)
         tidy(axis)
     for axis in list(axes.flat)[len(panels):]:
