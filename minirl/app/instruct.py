@@ -218,12 +218,12 @@ def choose_epoch(run: RunDir, reward_model: ScalarModel, tokenizer, common: Inst
     """
     if (known := read_json(run.path / "sft-epochs.json")):
         return known["epochs"]
-    validation = demonstrations(common, split="test")
+    validation = encode_pairs(tokenizer, demonstrations(common, split="test"), reward_model.config.max_seq_len)
     epochs = []
     for folder in tqdm(sorted((run.path / "sft").glob("epoch-??")), desc="choosing the SFT epoch", unit="epoch", disable=None, dynamic_ncols=True):
         model, _ = load_pretrained(folder, device=device)
         found = measure(model, tokenizer, common.eval_problems, seed=derive_seed(common.seed, "instruct", "epochs"), reward_model=reward_model)
-        epochs.append({"epoch": int(folder.name[-2:]), "validation_loss": text_loss(model, tokenizer, encode_pairs(tokenizer, validation, model.config.max_seq_len)), "score": mean(found.scores),
+        epochs.append({"epoch": int(folder.name[-2:]), "validation_loss": text_loss(model, tokenizer, validation), "score": mean(found.scores),
                        "true_reward": mean(found.true), "chosen": False})
     epochs[best_of_n([epoch["score"] for epoch in epochs])]["chosen"] = True
     with run.replacing("sft-epochs.png") as partial:
