@@ -20,7 +20,7 @@ from minirl.app.equations import markdown_index, show_equation, show_index
 from minirl.app.instruct import InstructConfig
 from minirl.app.looking import show_evaluation, show_samples
 from minirl.app.plots import plot_runs
-from minirl.app.presets import GRPO_PRESETS, PPO_PRESETS
+from minirl.app.presets import GRPO_PRESETS, PPO_PRESETS, R1_PRESETS
 from minirl.app.r1 import R1RunConfig
 from minirl.app.rundir import RUNS, RunDir, free_name, newest_checkpoint
 from minirl.app.training import BaseConfig, RunConfig, run_sft
@@ -33,6 +33,7 @@ from minirl.tasks.instructions import Instructions
 from minirl.train.dpo import DPO_PRESETS, DPOConfig
 from minirl.train.grpo import GRPOConfig
 from minirl.train.ppo import PPOConfig
+from minirl.train.r1 import R1Config
 from minirl.train.reward_model import REWARD_MODEL_PRESETS, RewardModelConfig
 from minirl.train.sft import SFT_PRESETS, SFTConfig
 
@@ -107,6 +108,11 @@ def add_training(parser: Parser, presets: dict, *configs: type) -> None:
     parser.set_defaults(configs=configs)
 
 
+def add_r1(parser: Parser) -> None:
+    add_training(parser, R1_PRESETS, R1RunConfig, R1Config)
+    parser.add_argument("--fast", dest="preset", action="store_const", const="fast", help="a smaller toy that takes a minute: --preset fast")
+
+
 # looking commands
 
 def add_checkpoint(parser: Parser) -> None:
@@ -131,7 +137,7 @@ def open_checkpoint(args: argparse.Namespace):
     model, tokenizer = load_pretrained(path, device=device)
     trained_on = read_json(Path(path).parent / "config.json").get("run", {})
     if "number_length" in trained_on:
-        return model, tokenizer, Bilingual(trained_on["number_length"])
+        return model, tokenizer, Bilingual((trained_on["number_length"],))
     if trained_on and "digits" not in trained_on and not (getattr(args, "task", None) or getattr(args, "digits", None)):
         return model, tokenizer, Instructions()
     task = Arithmetic(getattr(args, "task", None) or trained_on.get("task", RunConfig.task), getattr(args, "digits", None) or trained_on.get("digits", RunConfig.digits))
@@ -201,7 +207,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[argparse.Name
            command_rm),
     "ppo": ("InstructGPT, stage 3: PPO against the reward model", lambda p: add_training(p, PPO_PRESETS, InstructConfig, PPOConfig), command_ppo),
     "dpo": ("the same rankings without a reward model", lambda p: add_training(p, DPO_PRESETS, InstructConfig, DPOConfig), command_dpo),
-    "r1": ("DeepSeek-R1's stages: R1-Zero, cold start, RL, rejection sampling, SFT, RL", lambda p: add_training(p, {"toy": {}}, R1RunConfig), command_r1),
+    "r1": ("DeepSeek-R1's stages: R1-Zero, cold start, RL, rejection sampling, SFT, RL; distillation", add_r1, command_r1),
     "sample": ("complete prompts, with the log-prob of every token", add_sample, command_sample),
     "eval": ("accuracy and pass@k on held-out problems", add_eval, command_eval),
     "equations": ("which function computes which equation of which paper", add_equations, command_equations),

@@ -10,7 +10,7 @@ import torch
 
 from minirl.app.instruct import InstructConfig, choose_epoch, compare, make_policies, make_rankings, run_dpo, run_ppo, run_rm, split_rankings
 from minirl.app.measure import comparison, epochs_table
-from minirl.app.presets import GRPO_PRESETS, PPO_PRESETS
+from minirl.app.presets import GRPO_PRESETS, PPO_PRESETS, R1_PRESETS
 from minirl.app.r1 import R1RunConfig, run_r1, stages_table
 from minirl.app.rundir import RUNS, RunDir, free_name, newest_run
 from minirl.app.training import BaseConfig, CommonConfig, RunConfig, before_and_after, run_grpo, run_sft
@@ -39,8 +39,8 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def start_training(args: argparse.Namespace, name: str, configs: dict[str, type], presets: dict[str, dict]) -> tuple[RunDir, dict, torch.device]:
-    """A new run directory with its config.json, or a resumed one with the configuration it was started with."""
+def start_training(args: argparse.Namespace, name: str, configs: dict[str, type], presets: dict[str, dict[str, dict]]) -> tuple[RunDir, dict, torch.device]:
+    """A new run directory with its config.json, or a resumed one with the configuration it was started with. A preset has numbers for some of the configurations."""
     if args.resume:
         run = RunDir.resume(args.run_dir or newest_run(RUNS, name))
         flags = [flag(key) for config in configs.values() for key in given(config, args)] + (["--preset"] if args.preset else [])
@@ -52,16 +52,21 @@ def start_training(args: argparse.Namespace, name: str, configs: dict[str, type]
         built = {key: config(**run.config[key]) for key, config in configs.items()}
     else:
         preset = args.preset or next(iter(presets))
-        built = {key: config(**((presets[preset] if key == name else {}) | given(config, args))) for key, config in configs.items()}
+        built = {key: config(**(presets[preset].get(key, {}) | given(config, args))) for key, config in configs.items()}
         check_inputs(built)
         config = {"command": name, "preset": preset, **{key: dataclasses.asdict(value) for key, value in built.items()},
                   "torch": torch.__version__, "threads": torch.get_num_threads()}
         run = RunDir.create(args.run_dir or free_name(RUNS, name), config)
-        if name in built and built[name].lr < 1e-4 and built["run"].init is None:
+        if getattr(built.get(name), "lr", 1.0) < 1e-4 and built["run"].init is None:
             print(f"note: the preset's learning rate, {built[name].lr:g}, is for a model of billions of parameters; the toy model wants about "
                   f"{configs[name]().lr:g}: add --lr {configs[name]().lr:g}")
     device = pick_device(built["run"].device)
     return run, built, device
+
+
+def numbers(name: str, presets: dict) -> dict[str, dict[str, dict]]:
+    """Presets of the one configuration `name`."""
+    return {preset: {name: getattr(found, "numbers", found)} for preset, found in presets.items()}
 
 
 def check_inputs(built: dict) -> None:
@@ -92,7 +97,7 @@ def check_tokenizers(common: InstructConfig, tokenizer) -> None:
 
 
 def command_sft(args: argparse.Namespace) -> None:
-    run, built, device = start_training(args, "sft", {"run": RunConfig, "base": BaseConfig, "sft": SFTConfig}, SFT_PRESETS)
+    run, built, device = start_training(args, "sft", {"run": RunConfig, "base": BaseConfig, "sft": SFTConfig}, numbers("sft", SFT_PRESETS))
     print(f"minirl sft: {described(built, device)} -> {run.path}/")
     summary = read_json(run.path / "summary.json") if run.finished else run_sft(run, built["base"], built["sft"], built["run"], device=device,
                                                                                              profile=args.profile)
@@ -104,7 +109,7 @@ def command_sft(args: argparse.Namespace) -> None:
 
 def command_grpo(args: argparse.Namespace) -> None:
     run, built, device = start_training(args, "grpo", {"run": RunConfig, "base": BaseConfig, "sft": SFTConfig, "grpo": GRPOConfig},
-                                        {name: preset.numbers for name, preset in GRPO_PRESETS.items()})
+                                        numbers("grpo", GRPO_PRESETS))
     print(f"minirl grpo: {described(built, device)} -> {run.path}/", flush=True)
     if finished(run):
         return
@@ -124,21 +129,21 @@ def described(built: dict, device: torch.device) -> str:
 
 def subject(common: CommonConfig) -> str:
     if isinstance(common, R1RunConfig):
-        return f"sums in two languages, reasoning in {'that of the prompt' if common.language == 'prompt' else common.language}"
+        return f"sums and stories in two languages, reasoning in {'that of the prompt' if common.language == 'prompt' else common.language}"
     return f"{common.digits}-digit {common.task}" if isinstance(common, RunConfig) else "instructions with a known preference"
 
 
 # the pipelines
 
 def command_r1(args: argparse.Namespace) -> None:
-    run, built, device = start_training(args, "r1", {"run": R1RunConfig}, {"toy": {}})
-    common, config = built["run"], R1Config()
+    run, built, device = start_training(args, "r1", {"run": R1RunConfig, "r1": R1Config}, R1_PRESETS)
+    common = built["run"]
     print(f"minirl r1: {described(built, device)} -> {run.path}/", flush=True)
     if finished(run):
         return
-    measured = run_r1(run, config, common, device=device)
+    measured = run_r1(run, built["r1"], common, device=device)
     print("\n" + stages_table(measured, common))
-    print(f"\n{sum(s['seconds'] for s in measured):.0f} s. {run.path}/ holds stages.png, stages.json, summary.json, a folder per stage and final/ (Hugging Face layout).")
+    print(f"\n{sum(s['seconds'] for s in measured):.0f} s. {run.path}/ holds stages.png, hacking.png, stages.json, summary.json, a folder per stage and final/ (Hugging Face layout).")
     print(f"Next: minirl r1 --language ko --init {common.init or run.path / 'base' / 'final'}")
 
 
@@ -155,7 +160,7 @@ def prepare_reward_model(run: RunDir, built: dict, device: torch.device):
 
 
 def command_rm(args: argparse.Namespace) -> None:
-    run, built, device = start_training(args, "rm", {"run": InstructConfig, "rm": RewardModelConfig}, REWARD_MODEL_PRESETS)
+    run, built, device = start_training(args, "rm", {"run": InstructConfig, "rm": RewardModelConfig}, numbers("rm", REWARD_MODEL_PRESETS))
     common = built["run"]
     print(f"minirl rm: {described(built, device)} -> {run.path}/", flush=True)
     policies = make_policies(run, common, device=device, keep_epochs=True)
@@ -179,7 +184,7 @@ def same_start(run: RunDir, common: InstructConfig, reward_model: Path | str) ->
 
 
 def command_ppo(args: argparse.Namespace) -> None:
-    run, built, device = start_training(args, "ppo", {"run": InstructConfig, "ppo": PPOConfig}, {name: preset.numbers for name, preset in PPO_PRESETS.items()})
+    run, built, device = start_training(args, "ppo", {"run": InstructConfig, "ppo": PPOConfig}, numbers("ppo", PPO_PRESETS))
     common, config = built["run"], built["ppo"]
     print(f"minirl ppo: {described(built, device)} -> {run.path}/", flush=True)
     if finished(run):
@@ -199,7 +204,7 @@ def command_ppo(args: argparse.Namespace) -> None:
 
 
 def command_dpo(args: argparse.Namespace) -> None:
-    run, built, device = start_training(args, "dpo", {"run": InstructConfig, "dpo": DPOConfig}, DPO_PRESETS)
+    run, built, device = start_training(args, "dpo", {"run": InstructConfig, "dpo": DPOConfig}, numbers("dpo", DPO_PRESETS))
     common = built["run"]
     print(f"minirl dpo: {described(built, device)} -> {run.path}/", flush=True)
     if finished(run):

@@ -144,7 +144,7 @@ def make_rankings(run: RunDir, policies: Policies, common: InstructConfig, *, de
             if model is None:
                 model, tokenizer = load_policy(policies.sft, device=device)
             with compute_in(common.dtype, device):
-                rankings = label(model, tokenizer, n, split=split, common=common)
+                rankings = label(model, tokenizer, n, split=split, seed=common.seed, noise=common.labeller_noise)
             if not rankings:
                 raise ValueError(f"to none of {n} prompts did {policies.sft} give {FEWEST} different answers that end within {MAX_NEW_TOKENS} tokens: there is nothing "
                                  "to rank; start from a policy that answers, or give --rankings")
@@ -165,16 +165,16 @@ def split_rankings(common: InstructConfig) -> tuple[list[Ranking], list[Ranking]
     return [r for r in rankings if r.prompt not in held], [r for r in rankings if r.prompt in held]
 
 
-def label(model, tokenizer, n: int, *, split: str, common: InstructConfig) -> list[Ranking]:
+def label(model, tokenizer, n: int, *, split: str, seed: int, noise: float) -> list[Ranking]:
     """Completions of n prompts, ranked by the labeller; prompts for which fewer than FEWEST differ are left out, and answers that were cut off."""
-    rng = random.Random(derive_seed(common.seed, "instruct", "labeller", split))
+    rng = random.Random(derive_seed(seed, "instruct", "labeller", split))
     rankings = []
-    for problems, rollouts in completed(model, tokenizer, n, group=MOST, seed=derive_seed(common.seed, "instruct", "ranked", split), split=split):
+    for problems, rollouts in completed(model, tokenizer, n, group=MOST, seed=derive_seed(seed, "instruct", "ranked", split), split=split):
         texts, cut = [tokenizer.decode_completion(ids) for ids in rollouts.completion_ids()], rollouts.truncated.tolist()
         for i, problem in enumerate(problems):
             whole = [texts[j] for j in range(i * MOST, (i + 1) * MOST) if not cut[j]]
             prompts, known = [problem.prompt] * len(whole), columns([problem], repeat=len(whole))
-            ranking = labelled(problem.prompt, whole, true_reward(prompts, whole, **known), rng, noise=common.labeller_noise)
+            ranking = labelled(problem.prompt, whole, true_reward(prompts, whole, **known), rng, noise=noise)
             if ranking is not None and len(ranking.completions) >= FEWEST:
                 rankings.append(ranking)
     return rankings

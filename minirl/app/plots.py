@@ -19,6 +19,10 @@ AUTO, LOG = "from the data", "from the data; logarithmic where they span much"
 # metric -> title, unit, lower and upper end of the axis
 PANELS = {
     "rewards/accuracy/mean": ("Accuracy on sampled training problems", "share right", 0.0, 1.0),
+    "rewards/format_reward/mean": ("Answers in the asked form", "share", 0.0, 1.0),
+    "rewards/language_consistency/mean": ("Reasoning in the language asked for", "share of words", 0.0, 1.0),
+    "rewards/preference/mean": ("Reward model's score of general answers", "score", AUTO, AUTO),
+    "rewards/general/true_reward/mean": ("True reward of general answers: what people want", "true reward", AUTO, AUTO),
     "rewards/reward_model/mean": ("Reward model's score: what is trained on", "score", AUTO, AUTO),
     "rewards/true_reward/mean": ("True reward: what people want", "true reward", AUTO, AUTO),
     "objective/kl": ("KL to the SFT policy", "nats per completion", AUTO, AUTO),
@@ -36,6 +40,8 @@ PANELS = {
 # command -> which of them, in order
 SHOWN = {
     "grpo": ("rewards/accuracy/mean", "completions/mean_length", "kl", "entropy"),
+    "r1": ("rewards/accuracy/mean", "completions/mean_length", "rewards/format_reward/mean", "rewards/language_consistency/mean", "rewards/preference/mean",
+           "rewards/general/true_reward/mean"),
     "sft": ("loss", "learning_rate"),
     "rm": ("loss", "accuracy", "margin", "learning_rate"),
     "ppo": ("rewards/reward_model/mean", "rewards/true_reward/mean", "objective/kl", "completions/mean_length", "entropy", "value/explained_variance"),
@@ -50,7 +56,7 @@ def plot_runs(runs: Sequence[RunDir], out: Path) -> None:
     for run, metrics in zip(runs, lines):
         if not metrics:
             raise ValueError(f"{run.path} has no metrics yet: let it make a step, or name another run")
-    wanted = dict.fromkeys(name for run in runs for name in SHOWN.get(run.config.get("command"), PANELS))
+    wanted = dict.fromkeys(name for run in runs for name in shown(run))
     panels = [name for name in wanted if any(name in m for metrics in lines for m in metrics)]
     if not panels:
         raise ValueError(f"the runs {', '.join(str(run.path) for run in runs)} have none of the metrics {', '.join(PANELS)}")
@@ -86,6 +92,13 @@ def plot_runs(runs: Sequence[RunDir], out: Path) -> None:
     plt.close(figure)
 
 
+def shown(run: RunDir) -> Sequence[str]:
+    """The metrics to draw of a run. Reinforcement learning in a pipeline of R1 has its own: language and preferences."""
+    config = run.config
+    in_r1 = config.get("command") == "grpo" and "language" in config.get("run", {})
+    return SHOWN["r1"] if in_r1 else SHOWN.get(config.get("command"), PANELS)
+
+
 def held_out(axis, name: str, run: RunDir, colour: str, *, labelled: bool) -> None:
     """Circles for what the summary says of held-out problems, before the first step and after the last."""
     summary = read_json(run.path / "summary.json")
@@ -108,7 +121,7 @@ def heading(runs: Sequence[RunDir]) -> str:
         return f"{len(runs)} runs"
     config = runs[0].config
     common = config.get("run", {})
-    subject = f"{common['digits']}-digit {common['task']}" if "digits" in common else "sums in two languages" if "number_length" in common else "instructions"
+    subject = f"{common['digits']}-digit {common['task']}" if "digits" in common else "sums and stories in two languages" if "number_length" in common else "instructions"
     return f"minirl {config.get('command')}: {subject}, seed {common.get('seed')}"
 
 
@@ -150,20 +163,40 @@ def plot_epochs(epochs: Sequence[dict], out: Path) -> None:
 
 
 def plot_stages(stages: Sequence[dict], out: Path) -> None:
-    """What each stage of a pipeline is worth: accuracy and its best cases, language, and length."""
-    figure, axes = plt.subplots(1, 3, figsize=(11.4, 3.2), layout="constrained")
+    """What each stage of a pipeline is worth: right answers, language, length, and what people think of its general answers."""
+    figure, axes = plt.subplots(2, 2, figsize=(10.4, 6.2), layout="constrained")
     names, x = [s["stage"] for s in stages], range(len(stages))
-    for key, label, colour in (("accuracy", "one sample", COLOURS[0]), ("majority", "majority of several", COLOURS[1]), ("pass", "any of several", COLOURS[2])):
-        axes[0].plot(x, [s[key] for s in stages], "o-", color=colour, markersize=5, linewidth=1.4, label=label)
-    axes[0].legend(fontsize=8, frameon=False, loc="lower right")
-    axes[1].bar(x, [s["language"] for s in stages], color=COLOURS[0], alpha=0.6)
-    axes[2].bar(x, [s["length"] for s in stages], color=COLOURS[0], alpha=0.6)
-    axes[1].set_ylabel("share of words", fontsize=9)
-    for axis, title, top in zip(axes, ("Right answers", "Reasoning in the language asked for", "Response length, tokens"), (1.03, 1.03, None)):
+    for key, label, colour in (("easy", "easy", COLOURS[2]), ("hard", "hard", COLOURS[0]), ("majority", "hard, majority of samples", COLOURS[1]), ("pass", "hard, any of the samples", COLOURS[5])):
+        axes[0, 0].plot(x, [s[key] for s in stages], "o-", color=colour, markersize=5, linewidth=1.4, label=label)
+    axes[0, 0].legend(fontsize=8, frameon=False, loc="lower right")
+    for axis, key, unit in ((axes[0, 1], "language", "share of words"), (axes[1, 0], "length", "tokens"), (axes[1, 1], "win_rate", "share")):
+        axis.bar(x, [s[key] for s in stages], color=COLOURS[0], alpha=0.6)
+        axis.set_ylabel(unit, fontsize=9)
+    axes[1, 1].axhline(0.5, color=COLOURS[5], linewidth=1, linestyle="--")
+    for axis, title, top in zip(axes.flat, ("Right answers", "Reasoning in the language asked for", "Response length", "General answers: wins against the sft stage"), (1.03, 1.03, None, 1.0)):
         axis.set_title(title, fontsize=10, loc="left", fontweight="bold")
         axis.set_xticks(x, names, rotation=20, ha="right")
         axis.set_ylim(0, top)
         tidy(axis)
+    figure.savefig(out, dpi=130, format="png")
+    plt.close(figure)
+
+
+def plot_hacking(too_long: RunDir, rounds: Sequence[RunDir], out: Path) -> None:
+    """What a reward model says and what people say of general answers: where the preference reward goes on for too long, and where it stops in time, in rounds."""
+    figure, axes = plt.subplots(1, 2, figsize=(10.4, 3.4), layout="constrained")
+    lines = [("one reward model, for too long", COLOURS[1], too_long.metrics())]
+    lines.append(("the pipeline's rounds", COLOURS[0], [m for run in rounds for m in run.metrics()]))
+    for axis, name in zip(axes, ("rewards/preference/mean", "rewards/general/true_reward/mean")):
+        for label, colour, metrics in lines:
+            values = [m[name] for m in metrics if name in m]
+            axis.plot(range(1, len(values) + 1), values, color=colour, alpha=0.28, linewidth=1)
+            axis.plot(range(1, len(values) + 1), smooth(values, 2), color=colour, linewidth=2, label=label)
+        axis.set_title(PANELS[name][0], fontsize=10, loc="left", fontweight="bold")
+        axis.set_xlabel("step", fontsize=9)
+        axis.set_ylabel(PANELS[name][1], fontsize=9)
+        tidy(axis)
+    axes[0].legend(fontsize=8, frameon=False, loc="lower right")
     figure.savefig(out, dpi=130, format="png")
     plt.close(figure)
 

@@ -17,6 +17,7 @@ from minirl.equations.kl import AdaptiveKLController, adaptive_kl_coef
 from minirl.equations.objectives import cispo, gspo_token, policy_gradient, sapo, sequence_clipped_surrogate
 from minirl.train.grpo import Advantages, GRPOConfig, Objective
 from minirl.train.ppo import KLControl, PPOConfig
+from minirl.train.r1 import rl_numbers
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,8 @@ GRPO_PRESETS = {
     # DeepSeekMath, section 4.2: lr 1e-6, KL 0.04, 64 samples per question, batch 1024, one update per exploration (max length 1024)
     "deepseekmath": GRPOPreset(dict(lr=1e-6, min_lr_ratio=1.0, warmup_steps=0, kl_coef=0.04, group_size=64, prompts_per_step=16, iterations=1, minibatches=1,
                                     aggregate="sequence_mean")),
-    # DeepSeek-R1 v2 / Nature, R1-Zero: lr 3e-6, KL 0.001, temperature 1, 16 samples, rollouts of 8192 outputs in 16 mini-batches of 32
-    # questions, one inner epoch, reference replaced every 400 steps (max length 32768). Its eq. 1 has whole-sequence ratios, without 1/|o_i|; so
-    # has its KL, eq. 2, which here is the tokens' mean.
-    "r1-zero": GRPOPreset(dict(lr=3e-6, min_lr_ratio=1.0, warmup_steps=0, kl_coef=0.001, group_size=16, prompts_per_step=512, iterations=1, minibatches=16,
-                               temperature=1.0, ref_sync_steps=400), objective=whole_sequence),
+    # DeepSeek-R1 v2 / Nature, R1-Zero (max length 32768). Its eq. 1 has whole-sequence ratios, without 1/|o_i|; so has its KL, eq. 2, which here is the tokens' mean.
+    "r1-zero": GRPOPreset(rl_numbers(1), objective=whole_sequence),
     # TRL 1.x, GRPOConfig's defaults: loss_type "dapo", beta 0, epsilon 0.2, 8 generations (max_completion_length 512; its learning rate falls
     # on a straight line to 0, here on a cosine)
     "trl": GRPOPreset(dict(lr=1e-6, min_lr_ratio=0.0, warmup_steps=0, kl_coef=0.0, group_size=8, iterations=1, minibatches=1, clip_low=0.2, clip_high=0.2,
@@ -116,4 +114,14 @@ PPO_PRESETS = {
     # names neither the released policies' lr nor GAE's lambda: here the lr is the value function's, and lambda the default.
     "instructgpt": PPOPreset(dict(episodes=512, minibatch_size=64, epochs=1, clip_low=0.2, clip_high=0.2, kl_coef=0.02, gamma=1.0, temperature=1.0, warmup_steps=10,
                                   ema_decay=0.992, lr=9e-6, value_lr=9e-6, ptx_coef=27.8, ptx_batch_size=512, beta1=0.9, beta2=0.95)),
+}
+
+# configuration -> numbers. All of R1's other numbers follow from its scale (train/r1.rl_numbers).
+R1_PRESETS = {
+    "toy": {},
+    # what can be seen in a minute: shorter numbers, fewer samples
+    "fast": {"run": dict(number_length=2, examples=8_000, general_examples=4_000, cold_start_examples=100, ranked_prompts=200, too_long=4, samples=4, eval_problems=32),
+             "r1": dict(scale=64.0, zero_steps=12, reasoning_steps=12, kept_problems=256, final_steps=6, preference_steps=6)},
+    # arXiv:2501.12948v2: 10,400 steps of 512 outputs, 1,300 + 400 in the last stage; the steps of rl-1 are not told
+    "paper": {"r1": dict(scale=1.0, zero_steps=650, reasoning_steps=650, final_steps=81, preference_steps=25, rounds=1, max_new_tokens=32_768)},
 }

@@ -1,33 +1,50 @@
 """DeepSeek-R1 in miniature: what `minirl r1` does around train/r1.py. Every stage is a run of its own inside the run directory, and one that has ended is not made again.
 
-    base/ r1-zero/ cold-start/ rl-1/ sft/ rl-2/      stages, in the order in which they are made; each with curves.png and final/
-    stages.json, stages.png                          what each is worth on held-out problems
-    final/                                           rl-2's model
+    base/                                          reads sums, word problems and instructions, reasoned at length, briefly or not at all, mixed and wrong in part
+    r1-zero/ cold-start/ rl-1/ sft/ rm-1/ rl-2/    stages, in the order in which they are made; each with curves.png and final/
+    prefer-1/ rm-2/ prefer-2/                      the last part of the last stage, in rounds
+    too-long/                                      what comes of rl-2 when that part goes on for too long, with one reward model: hacking.png
+    small-base/ small-rl/ distilled/               a smaller model: by reinforcement learning, and by distillation
+    stages.json, stages.png                        what each is worth on held-out problems
+    final/                                         the model of the last part
 """
 
 from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from minirl.app.evaluate import Evaluation, evaluate, table, wilson_interval
-from minirl.app.plots import plot_stages
+from minirl.app.instruct import label
+from minirl.app.measure import TASK as GENERAL
+from minirl.app.measure import mean
+from minirl.app.plots import plot_hacking, plot_stages
 from minirl.app.rundir import RunDir, RunLog
 from minirl.app.training import BaseConfig, CommonConfig, finish, load_policy, make_base, supervised, worth_compiling
 from minirl.equations.test_time import majority_vote
+from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.lm.precision import compute_in
 from minirl.lm.tokenizer import read_json
 from minirl.tasks.bilingual import LANGUAGES, WORDS, Bilingual, demonstrations
+from minirl.tasks.instructions import WORDS as GENERAL_WORDS
+from minirl.tasks.instructions import answers
+from minirl.tasks.mixture import Mixture
 from minirl.tasks.rewards import ANSWER, accuracy
-from minirl.train.grpo import GRPOConfig
-from minirl.train.r1 import R1Config, train_r1
+from minirl.train.grpo import GRPOConfig, train_grpo
+from minirl.train.r1 import RULES, General, R1Config, distill, train_r1, watched
+from minirl.train.reward_model import RewardModelConfig, as_reward
 from minirl.train.sft import SFTConfig
 from minirl.train.state import derive_seed
 
-MAX_NEW_TOKENS = 48
-READS = dict(worked_share=0.5, mixed_share=0.5, guessed_share=0.5)      # the base model: half worked out, half of that in both languages at once
+READS = dict(worked_share=0.4, brief_share=0.3, mixed_share=0.5, slip_share=0.5)            # the base model: so much at length, so much briefly; half in both languages at once
+SMALL = BaseConfig(hidden_size=48, num_heads=3, intermediate_size=192)                     # of a quarter of the size
+FRAMES = (1, 1, 1, 1)                                                                      # people answer in all ways of speaking
+SIDE = ("too-long", "small-base", "small-rl", "distilled")                                 # not on the way to the final model
 
 
 @dataclass(frozen=True)
@@ -35,86 +52,150 @@ class R1RunConfig(CommonConfig):
     """And what the pipeline of DeepSeek-R1 takes."""
 
     language: str = "prompt"           # that reasoning should be in: ko, en, or prompt (the prompt's own)
-    number_length: int = 3             # digits of the numbers to add
-    examples: int = 24_000             # what the base model reads
+    number_length: int = 3             # digits of hard problems' numbers; easy ones have one less
+    examples: int = 24_000             # of reasoning that the base models read
+    general_examples: int = 16_000     # and of instructions
     cold_start_examples: int = 300     # clean long reasonings
+    demonstrations: int = 512          # instructions that people followed, 7 of 10 rightly
+    ranked_prompts: int = 1000         # instructions the answers to which people rank, in each round
+    labeller_noise: float = 0.4        # as in minirl rm
+    too_long: int = 8                  # times as many steps with the preference reward as there should be; 0: not tried
     samples: int = 16                  # of each held-out problem, for pass@k and majority voting
-    eval_problems: int = 128
+    eval_problems: int = 128           # of each kind: easy, hard, general
+    checkpoint_every: int = 10
 
     def __post_init__(self):
         super().__post_init__()
         if self.language not in (*LANGUAGES, "prompt"):
             raise ValueError(f"language is {self.language!r}: {', '.join(LANGUAGES)} or prompt is wanted")
-        for name in ("examples", "cold_start_examples", "samples"):
+        for name in ("examples", "general_examples", "cold_start_examples", "demonstrations", "ranked_prompts", "samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is wanted")
+        if not self.labeller_noise > 0 or self.too_long < 0:
+            raise ValueError(f"labeller_noise is {self.labeller_noise} and too_long {self.too_long}: a positive number, and 0 or more, are wanted")
         self.task
 
     @property
     def task(self) -> Bilingual:
-        return Bilingual(self.number_length, reason_in=None if self.language == "prompt" else self.language)
+        return self.of_length(max(1, self.number_length - 1), self.number_length)
+
+    def of_length(self, *digits: int) -> Bilingual:
+        return Bilingual(tuple(dict.fromkeys(digits)), reason_in=None if self.language == "prompt" else self.language)
+
+
+class Stages:
+    """Runs a pipeline's stages, each as a run of its own, and measures what came of it. What is there already is not made again."""
+
+    def __init__(self, run: RunDir, tokenizer, common: R1RunConfig, *, device):
+        self.run, self.tokenizer, self.common, self.device = run, tokenizer, common, device
+        self.models: dict[str, object] = {}
+        self.measured: dict[str, dict] = {entry["stage"]: entry for entry in read_json(run.path / "stages.json").get("stages", ())}
+
+    def __call__(self, name: str, settings, start, page):
+        """The page's model: from where the stage was cut short, or as it was when it had ended."""
+        command = {GRPOConfig: "grpo", SFTConfig: "sft", RewardModelConfig: "rm"}[type(settings)]
+        load = load_reward_model if command == "rm" else load_pretrained
+        stage, common = self.run.stage(name, command, **{command: settings}), self.common
+        if stage.finished:
+            model = load(stage.path / "final", device=self.device, dtype=torch.float32)[0]
+        else:
+            model, _, state = stage.load_checkpoint(device=self.device, load=load) or (copy.deepcopy(start), self.tokenizer, None)
+            if command != "rm":
+                model.compiled = worth_compiling(common.compile, model, 0)
+            steps = settings.steps if command == "grpo" else None
+            shown = {"loss": "loss", "rewards/accuracy/mean": "accuracy", "rewards/language_consistency/mean": "language", "rewards/preference/mean": "preference",
+                     "completions/mean_length": "length"}
+            report = RunLog(stage, self.tokenizer, title=name, steps=steps, state=state, every=common.checkpoint_every, shown=shown)
+            with compute_in(common.dtype, self.device), report:
+                model = page(model, log=report.log, save=report.save, resume=state)
+            finish(stage, model, self.tokenizer, {"steps": len(stage.metrics()), "seconds": round(report.seconds, 1)})
+        if command != "rm":
+            self.measure(name, model, seconds=read_json(stage.path / "summary.json")["seconds"])
+        self.models[name] = model
+        return model
+
+    def measure(self, name: str, model, *, seconds: float) -> None:
+        """Put what a model is worth into stages.json, unless it is there."""
+        if name not in self.measured:
+            with compute_in(self.common.dtype, self.device):
+                self.measured[name] = {"stage": name, "seconds": seconds, **worth(model, self.tokenizer, self.common)}
+            self.run.write_json("stages.json", {"stages": list(self.measured.values())})
 
 
 def run_r1(run: RunDir, config: R1Config, common: R1RunConfig, *, device) -> list[dict]:
-    """All stages into the run, each as far as it has got -> an entry per stage of what it is worth."""
-    base, seconds = base_model(run, common, device=device)
+    """All stages into the run, each as far as it has got -> an entry per policy of what it is worth, in the order in which they were made."""
+    base, seconds = base_model(run, common, BaseConfig(), "base", device=device)
     first, tokenizer = load_policy(base, device=device)
-    with compute_in(common.dtype, device):
-        measured = [worth("base", first, tokenizer, common, seconds=seconds)]
-    configs = {"r1-zero": config.zero, "cold-start": config.cold_start, "rl-1": config.reasoning, "sft": config.sft, "rl-2": config.final}
-
-    def stage(name: str, start, page):
-        """The page's model, from where the stage was cut short, or as it was when it had ended."""
-        settings = configs[name]
-        command = "grpo" if isinstance(settings, GRPOConfig) else "sft"
-        inner = run.stage(name, command, **{command: settings})
-        if inner.finished:
-            model = load_policy(inner.path / "final", device=device)[0]
-        else:
-            model, _, state = inner.load_checkpoint(device=device) or (copy.deepcopy(start), tokenizer, None)
-            model.compiled = worth_compiling(common.compile, model, 0)
-            steps = settings.steps if isinstance(settings, GRPOConfig) else None
-            shown = {"loss": "loss", "rewards/accuracy/mean": "accuracy", "rewards/language_consistency/mean": "language", "completions/mean_length": "length"}
-            report = RunLog(inner, tokenizer, title=name, steps=steps, state=state, every=common.checkpoint_every, shown=shown)
-            with compute_in(common.dtype, device), report:
-                page(model, log=report.log, save=report.save, resume=state)
-            finish(inner, model, tokenizer, {"steps": len(inner.metrics()), "seconds": round(report.seconds, 1)})
-        with compute_in(common.dtype, device):
-            measured.append(worth(name, model, tokenizer, common, seconds=read_json(inner.path / "summary.json")["seconds"]))
-        return model
-
+    stages = Stages(run, tokenizer, common, device=device)
+    stages.measure("base", first, seconds=seconds)
     cold_start = demonstrations(common.task, common.cold_start_examples, random.Random(derive_seed(common.seed, "r1", "cold-start")))
-    model = train_r1(first, tokenizer, common.task, config, cold_start=cold_start, seed=common.seed, stage=stage)
+    people = General(GENERAL, answers(GENERAL, common.demonstrations, random.Random(derive_seed(common.seed, "r1", "people")), right_share=0.7, frame_weights=FRAMES),
+                     lambda policy, seed: label(policy, tokenizer, common.ranked_prompts, split="train", seed=seed, noise=common.labeller_noise))
+    final = train_r1(first, tokenizer, common.task, config, cold_start=cold_start, general=people, seed=common.seed, stage=stages)
+    if common.too_long:
+        overdo(stages, config)
+        with run.replacing("hacking.png") as partial:
+            plot_hacking(RunDir(run.path / "too-long"), [RunDir(run.path / f"prefer-{n + 1}") for n in range(config.rounds)], partial)
+
+    small, seconds = base_model(run, common, SMALL, "small-base", device=device, tokenizer=tokenizer)
+    student = load_policy(small, device=device)[0]
+    stages.measure("small-base", student, seconds=seconds)
+    distill(final, student, tokenizer, common.task, config, seed=common.seed, stage=stages)
+
+    measured = with_win_rates(list(stages.measured.values()))
     run.write_json("stages.json", {"stages": measured})
     with run.replacing("stages.png") as partial:
-        plot_stages(measured, partial)
-    last = measured[-1]
-    run.write_json("summary.json", {"accuracy_before": measured[0]["accuracy"], "accuracy_after": last["accuracy"], "mean_length_before": measured[0]["length"],
-                                    "mean_length_after": last["length"], "language_after": last["language"], "seconds": round(sum(s["seconds"] for s in measured), 1)})
-    run.save_final(model, tokenizer)
+        plot_stages([s for s in measured if s["stage"] not in SIDE], partial)
+    before, after = measured[0], next(s for s in reversed(measured) if s["stage"] not in SIDE)
+    run.write_json("summary.json", {"accuracy_before": before["hard"], "accuracy_after": after["hard"], "mean_length_before": before["length"], "mean_length_after": after["length"],
+                                    "language_after": after["language"], "win_rate_after": after["win_rate"], "seconds": round(sum(s["seconds"] for s in measured), 1)})
+    run.save_final(final, tokenizer)
     return measured
 
 
-def base_model(run: RunDir, common: R1RunConfig, *, device) -> tuple[Path | str, float]:
-    """The folder of the base model, --init or one that is made in base/, and the seconds that it took."""
-    if common.init is not None:
+def base_model(run: RunDir, common: R1RunConfig, size: BaseConfig, name: str, *, device, tokenizer=None) -> tuple[Path | str, float]:
+    """The folder of a base model, --init or one that is made in the run, and the seconds that it took."""
+    if common.init is not None and name == "base":
         return common.init, 0.0
-    stage = run.stage("base", "sft", sft=SFTConfig())
+    stage = run.stage(name, "sft", base=size, sft=SFTConfig())
     if not stage.finished:
-        read = demonstrations(Bilingual(common.number_length), common.examples, random.Random(derive_seed(common.seed, "r1", "reading")), **READS)
-        model, tokenizer, report = supervised(stage, lambda: make_base(BaseConfig(), seed=common.seed, device=device, words=WORDS), read, SFTConfig(), common,
-                                              device=device, title="base")
+        rng = random.Random(derive_seed(common.seed, "r1", "reading"))
+        read = demonstrations(Bilingual(common.task.digits), common.examples, rng, **READS) + answers(GENERAL, common.general_examples, rng, right_share=0.6, frame_weights=FRAMES)
+        model, tokenizer, report = supervised(stage, lambda: make_base(size, seed=common.seed, device=device, words=(*WORDS, *GENERAL_WORDS), tokenizer=tokenizer), read,
+                                              SFTConfig(), common, device=device, title=name)
         finish(stage, model, tokenizer, {"steps": report.steps, "seconds": round(report.seconds, 1)})
     return stage.path / "final", read_json(stage.path / "summary.json")["seconds"]
 
 
-def worth(name: str, model, tokenizer, common: R1RunConfig, *, seconds: float) -> dict:
-    """What a stage's model does on held-out problems, `samples` times each."""
-    found = evaluate(model, tokenizer, common.task, n=common.eval_problems, samples=common.samples, max_new_tokens=MAX_NEW_TOKENS,
-                     seed=derive_seed(common.seed, "r1", "evaluate"), batch=2048)
-    return {"stage": name, "accuracy": found.accuracy, "majority": majority(found), "pass": found.pass_at(common.samples), "format": found.rewards["format_reward"],
-            "language": found.rewards["language_consistency"], "length": found.mean_length, "seconds": seconds, "example": found.completions[0][0],
-            "problem": found.problems[0].prompt}
+def overdo(stages: Stages, config: R1Config) -> None:
+    """The last part from where it starts, with the first reward model alone, for `too_long` times as long: reward hacking."""
+    common, numbers = stages.common, config.grpo(stages.common.too_long * config.preference_steps, temperature=config.final_temperature)
+    judged = Mixture(common.task, GENERAL, as_reward(stages.models["rm-1"], stages.tokenizer), config.general_share)
+    weights = watched(judged, {**RULES, "language_consistency": config.language_weight})
+    stages("too-long", numbers, stages.models["rl-2"], lambda m, **hooks: train_grpo(m, stages.tokenizer, judged, numbers, reward_weights=weights,
+                                                                                    seed=derive_seed(common.seed, "too-long"), **hooks))
+
+
+def worth(model, tokenizer, common: R1RunConfig) -> dict:
+    """What a policy does on held-out problems: easy and hard ones, `samples` times each, and general ones."""
+    def ask(task, samples: int, name: str) -> Evaluation:
+        return evaluate(model, tokenizer, task, n=common.eval_problems, samples=samples, max_new_tokens=R1Config.max_new_tokens,
+                        seed=derive_seed(common.seed, "r1", "evaluate", name), batch=2048)
+
+    *easier, longest = common.task.digits
+    hard, general = ask(common.of_length(longest), common.samples, "hard"), ask(GENERAL, 1, "general")
+    easy = ask(common.of_length(*easier), common.samples, "easy") if easier else hard
+    known = {"answer": [p.answer for p in general.problems]}
+    told = [completions[0] for completions in general.completions]
+    return {"easy": easy.accuracy, "hard": hard.accuracy, "majority": majority(hard), "pass": hard.pass_at(common.samples), "format": hard.rewards["format_reward"],
+            "language": hard.rewards["language_consistency"], "length": hard.mean_length, "general": GENERAL.rewards["true_reward"]([], told, **known),
+            "problem": hard.problems[0].prompt, "example": hard.completions[0][0]}
+
+
+def with_win_rates(measured: Sequence[dict]) -> list[dict]:
+    """How often a policy's answer to a general prompt has the greater true reward than the sft stage's; equal ones count half."""
+    against = next(s for s in measured if s["stage"] == "sft")["general"]
+    return [{**s, "win_rate": mean([0.5 + 0.5 * ((a > b) - (a < b)) for a, b in zip(s["general"], against, strict=True)])} for s in measured]
 
 
 def majority(found: Evaluation) -> float:
@@ -126,12 +207,13 @@ def majority(found: Evaluation) -> float:
     return right / len(found.problems)
 
 
-def stages_table(measured: list[dict], common: R1RunConfig) -> str:
-    rows = [(f"{common.eval_problems} held-out problems, {common.samples} samples each", "accuracy", "95 %", f"maj@{common.samples}", f"pass@{common.samples}", "format",
-             "language", "tokens", "seconds")]
-    for s in measured:
-        low, high = wilson_interval(s["accuracy"], common.eval_problems)
-        rows.append((s["stage"], f"{s['accuracy']:.3f}", f"{low:.2f} to {high:.2f}", f"{s['majority']:.3f}", f"{s['pass']:.3f}", f"{s['format']:.3f}",
-                     f"{s['language']:.3f}", f"{s['length']:.1f}", f"{s['seconds']:.0f}"))
+def stages_table(measured: Sequence[dict], common: R1RunConfig) -> str:
+    """A row per policy: those on the way to the final model, then the others; and what each says to one hard problem."""
+    k = common.samples
+    rows = [(f"{common.eval_problems} held-out problems of each kind", "easy", "hard", "95 %", f"maj@{k}", f"pass@{k}", "format", "language", "tokens", "win rate", "seconds")]
+    for s in sorted(measured, key=lambda s: s["stage"] in SIDE):
+        low, high = wilson_interval(s["hard"], common.eval_problems)
+        rows.append((s["stage"], f"{s['easy']:.3f}", f"{s['hard']:.3f}", f"{low:.2f} to {high:.2f}", f"{s['majority']:.3f}", f"{s['pass']:.3f}", f"{s['format']:.3f}",
+                     f"{s['language']:.3f}", f"{s['length']:.1f}", f"{s['win_rate']:.3f}", f"{s['seconds']:.0f}"))
     width = max(len(s["stage"]) for s in measured)
     return "\n".join([table(rows), "", measured[0]["problem"], *(f"  {s['stage'].ljust(width)}  {s['example']}" for s in measured)])

@@ -72,13 +72,13 @@ class RunConfig(CommonConfig):
     digits: int = 3                    # 1 to 5
 
 
-def make_base(config: BaseConfig, *, seed: int, device, words: tuple[str, ...] = ()):
-    """A fresh tiny transformer and its byte tokenizer, with one token for each of `words`.
+def make_base(config: BaseConfig, *, seed: int, device, words: tuple[str, ...] = (), tokenizer=None):
+    """A fresh tiny transformer and its byte tokenizer, with one token for each of `words`, or the tokenizer that is given.
 
     Attention must find columns by position, and the feed-forward part must learn a table of sums: a short RoPE wavelength, q/k norms, wide
     weights at the start and a wide feed-forward part do so several times sooner than the family's defaults, made for large models.
     """
-    tokenizer = build_tokenizer(special_tokens=(*TAGS, *words))
+    tokenizer = tokenizer or build_tokenizer(special_tokens=(*TAGS, *words))
     torch.manual_seed(derive_seed(seed, "init"))
     model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, hidden_size=config.hidden_size, num_layers=config.num_layers,
                                     num_heads=config.num_heads, intermediate_size=config.intermediate_size, max_seq_len=config.max_seq_len,

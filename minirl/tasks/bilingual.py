@@ -1,11 +1,11 @@
-"""Sums told in English or in Korean, worked out in either, or in both at once: the toy on which a model can be seen to mix its languages.
+"""Sums and word problems in English or in Korean, worked out in either, or in both at once: the toy on which a model can be seen to mix its languages.
 
-    three four plus two eight =    <think>four plus eight is one two, three plus two plus one is six</think><answer>62</answer>
-    삼 사 더하기 이 팔 =             <think>사 더하기 팔 은 일 이, 삼 더하기 이 더하기 일 은 육</think><answer>62</answer>
+    three four plus two eight =                                  <think>four plus eight is one two, three plus two plus one is six</think><answer>62</answer>
+    철수가 사과를 삼 사 개, 영희가 이 팔 개 가졌다. 모두 몇 개?            <think>일 이, 육</think><answer>62</answer>
 
-Numbers are told digit by digit and added column by column from the right, with the carry where there is one; the answer is in figures. The text that a base
-model reads is `mixed` in part: each column of the reasoning is told in a language of its own. Nothing about that is wrong, so a reward for right answers does not
-punish it; rewards.language_consistency does.
+Numbers are told digit by digit and added column by column from the right, with the carry where there is one; the answer is in figures. Reasoning is long (every
+column is worked out), brief (columns' totals alone) or missing, and haste errs. The text that a base model reads is `mixed` in part: each column of the reasoning
+is told in a language of its own. Nothing about that is wrong, so a reward for right answers does not punish it; rewards.language_consistency does.
 """
 
 from __future__ import annotations
@@ -22,8 +22,14 @@ DIGITS = {"en": ("zero", "one", "two", "three", "four", "five", "six", "seven", 
 PLUS = {"en": "plus", "ko": "더하기"}
 IS = {"en": "is", "ko": "은"}
 LANGUAGES = tuple(DIGITS)
-# What is one token each in this toy's vocabulary: words with the space in front of them, and the first of a prompt or a column without.
-WORDS = tuple(word for lang in LANGUAGES for plain in (*DIGITS[lang], PLUS[lang], IS[lang]) for word in (plain, " " + plain))
+# What stands before, between and behind the two numbers of a word problem.
+STORIES = {
+    "en": (("ann has ", " apples and ben ", ". how many in all?"), ("a bus carries ", " people, ", " more get on. how many now?"),
+           ("the shop sold ", " books, then ", ". how many books?")),
+    "ko": (("철수가 사과를 ", " 개, 영희가 ", " 개 가졌다. 모두 몇 개?"), ("버스에 ", " 명이 있고 ", " 명이 더 탔다. 몇 명?"), ("책을 어제 ", " 권, 오늘 ", " 권 팔았다. 모두 몇 권?"))}
+# What is one token each in this toy's vocabulary: words with the space in front of them, and the first of a prompt or a column without; pieces of stories.
+WORDS = tuple(word for lang in LANGUAGES for plain in (*DIGITS[lang], PLUS[lang], IS[lang]) for word in (plain, " " + plain)) + tuple(
+    piece for lang in LANGUAGES for story in STORIES[lang] for piece in story)
 
 
 @dataclass(frozen=True)
@@ -36,22 +42,29 @@ class BilingualProblem(Problem):
 
 @dataclass(frozen=True)
 class Bilingual:
-    """Additions of two numbers of `digits` digits, told in `languages`, drawn evenly. The splits are those of Arithmetic: no sum is in both, in any language.
+    """Additions of two numbers, told in `languages`. What is drawn is drawn evenly: how many of `digits` both numbers have, the sum, the language, and whether
+    it is told as a sum or, for a share of `stories`, as a word problem. The splits are those of Arithmetic: no sum is in both, however it is told.
 
     `reason_in` says in which language reasoning should be; None: in that of the prompt.
     """
 
-    digits: int = 2
+    digits: tuple[int, ...] = (2, 3)
     languages: tuple[str, ...] = LANGUAGES
     reason_in: str | None = None
+    stories: float = 0.5
 
     def __post_init__(self):
-        Arithmetic("addition", self.digits)
+        if not isinstance(self.digits, tuple) or not self.digits:
+            raise ValueError(f"digits is {self.digits!r}: a tuple of how many digits numbers may have, such as (2, 3), is wanted")
+        for digits in self.digits:
+            Arithmetic("addition", digits)
         for name, given in (("languages", self.languages), ("reason_in", () if self.reason_in is None else (self.reason_in,))):
             if unknown := set(given) - set(LANGUAGES):
                 raise ValueError(f"{name} has {', '.join(sorted(unknown))}: {' and '.join(LANGUAGES)} are there")
         if not self.languages:
             raise ValueError(f"languages is empty: {' or '.join(LANGUAGES)} is wanted")
+        if not 0 <= self.stories <= 1:
+            raise ValueError(f"stories is {self.stories}: a share in [0, 1] is wanted")
 
     @property
     def rewards(self) -> dict:
@@ -59,14 +72,18 @@ class Bilingual:
 
     def sample(self, n: int, rng: random.Random, *, split: str = "train") -> list[BilingualProblem]:
         """n problems of a split, drawn with replacement."""
-        problems = []
-        for sum_ in Arithmetic("addition", self.digits).sample(n, rng, split=split):
-            a, b = sum_.prompt.rstrip("=").split("+")
-            language = rng.choice(self.languages)
-            wanted = self.reason_in or language
-            problems.append(BilingualProblem(f"{told(a, language)} {PLUS[language]} {told(b, language)} =", sum_.answer, worked=worked(a, b, lambda: wanted), language=wanted,
-                                             numbers=(a, b)))
-        return problems
+        if n < 0:
+            raise ValueError(f"n is {n}: a number of problems is wanted")
+        return [self._problem(rng, split) for _ in range(n)]
+
+    def _problem(self, rng: random.Random, split: str) -> BilingualProblem:
+        sum_, = Arithmetic("addition", rng.choice(self.digits)).sample(1, rng, split=split)
+        a, b = sum_.prompt.rstrip("=").split("+")
+        language = rng.choice(self.languages)
+        before, between, behind = rng.choice(STORIES[language]) if rng.random() < self.stories else ("", f" {PLUS[language]} ", " =")
+        wanted = self.reason_in or language
+        return BilingualProblem(before + told(a, language) + between + told(b, language) + behind, sum_.answer, worked=worked(a, b, lambda: wanted), language=wanted,
+                                numbers=(a, b))
 
 
 def told(number: str, language: str) -> str:
@@ -74,31 +91,50 @@ def told(number: str, language: str) -> str:
     return " ".join(DIGITS[language][int(d)] for d in number)
 
 
-def worked(a: str, b: str, language: Callable[[], str]) -> str:
-    """The addition column by column from the right; each column is told in the language that language() says."""
-    columns, carry = [], 0
-    width = max(len(a), len(b))
+def added(a: str, b: str) -> list[tuple[int, int, int, int]]:
+    """The addition by column, from the right: two digits, the carry, and their total."""
+    columns, carry, width = [], 0, max(len(a), len(b))
     for x, y in zip(map(int, reversed(a.zfill(width))), map(int, reversed(b.zfill(width)))):
-        lang, total = language(), x + y + carry
-        terms = [DIGITS[lang][x], DIGITS[lang][y]] + [DIGITS[lang][1]] * carry
+        columns.append((x, y, carry, x + y + carry))
+        carry = (x + y + carry) // 10
+    return columns
+
+
+def worked(a: str, b: str, language: Callable[[], str]) -> str:
+    """Long reasoning: every column worked out, in the language that language() says for it."""
+    columns = []
+    for x, y, carry, total in added(a, b):
+        lang = language()
+        terms = [DIGITS[lang][d] for d in (x, y, *[1] * carry)]
         columns.append(f" {PLUS[lang]} ".join(terms) + f" {IS[lang]} {told(str(total), lang)}")
-        carry = total // 10
     return ", ".join(columns)
 
 
-def demonstrations(task: Bilingual, n: int, rng: random.Random, *, worked_share: float = 1.0, mixed_share: float = 0.0, guessed_share: float = 0.0,
+def brief(totals: list[int], language: Callable[[], str]) -> str:
+    """Brief reasoning: columns' totals alone."""
+    return ", ".join(told(str(total), language()) for total in totals)
+
+
+def answered(totals: list[int]) -> str:
+    """The answer that columns' totals, from the right, amount to: [12, 6] -> "62"."""
+    return "".join(str(total if column == len(totals) - 1 else total % 10) for column, total in reversed(list(enumerate(totals))))
+
+
+def demonstrations(task: Bilingual, n: int, rng: random.Random, *, worked_share: float = 1.0, brief_share: float = 0.0, mixed_share: float = 0.0, slip_share: float = 0.0,
                    split: str = "train") -> list[tuple[str, str]]:
-    """n (prompt, completion) pairs: worked out with the given chance, and then mixed with the given chance, in language that each column chooses; else answered at
-    once, and then with the given chance by a guess, the answer to another problem."""
-    for name, share in (("worked_share", worked_share), ("mixed_share", mixed_share), ("guessed_share", guessed_share)):
+    """n (prompt, completion) pairs: worked out or briefly reasoned with the given chances, else answered at once. Reasoning is mixed with the given chance: each
+    column is in a language of its own. What is not worked out has a slip in one column with the given chance, and a wrong answer with it."""
+    shares = {"worked_share": worked_share, "brief_share": brief_share, "mixed_share": mixed_share, "slip_share": slip_share, "worked_share + brief_share": worked_share + brief_share}
+    for name, share in shares.items():
         if not 0 <= share <= 1:
             raise ValueError(f"{name} is {share}: a share in [0, 1] is wanted")
     pairs = []
     for problem in task.sample(n, rng, split=split):
-        reasoning, answer = "", problem.answer
-        if rng.random() < worked_share:
-            reasoning = worked(*problem.numbers, lambda: rng.choice(LANGUAGES)) if rng.random() < mixed_share else problem.worked
-        elif rng.random() < guessed_share:
-            answer = task.sample(1, rng, split=split)[0].answer
-        pairs.append((problem.prompt, f"<think>{reasoning}</think><answer>{answer}</answer>"))
+        kind, mixed, slips = rng.random(), rng.random() < mixed_share, rng.random() < slip_share
+        totals = [column[-1] for column in added(*problem.numbers)]
+        if kind >= worked_share and slips:
+            totals[rng.randrange(len(totals))] = rng.randint(0, 18)
+        language = (lambda: rng.choice(LANGUAGES)) if mixed else (lambda: problem.language)
+        reasoning = worked(*problem.numbers, language) if kind < worked_share else brief(totals, language) if kind < worked_share + brief_share else ""
+        pairs.append((problem.prompt, f"<think>{reasoning}</think><answer>{answered(totals)}</answer>"))
     return pairs
