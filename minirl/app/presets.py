@@ -120,7 +120,7 @@ PPO_PRESETS = {
 R1_PRESETS = {
     "toy": {},
     # what can be seen in a minute: shorter numbers, fewer samples
-    "fast": {"run": dict(number_length=2, examples=8_000, general_examples=4_000, cold_start_examples=100, ranked_prompts=200, too_long=4, samples=4, eval_problems=32),
+    "fast": {"run": dict(number_length=2, examples=20_000, general_examples=4_000, cold_start_examples=100, ranked_prompts=200, too_long=4, samples=4, eval_problems=32),
              "r1": dict(scale=64.0, zero_steps=12, reasoning_steps=12, kept_problems=256, final_steps=6, preference_steps=6)},
     # arXiv:2501.12948v2: 10,400 steps of 512 outputs, 1,300 + 400 in the last stage; the steps of rl-1 are not told
     "paper": {"r1": dict(scale=1.0, zero_steps=650, reasoning_steps=650, final_steps=81, preference_steps=25, rounds=1, max_new_tokens=32_768)},

@@ -42,7 +42,7 @@ from minirl.train.sft import SFTConfig
 from minirl.train.state import derive_seed
 
 READS = dict(worked_share=0.4, brief_share=0.3, mixed_share=0.5, slip_share=0.5)            # the base model: so much at length, so much briefly; half in both languages at once
-SMALL = BaseConfig(hidden_size=48, num_heads=3, intermediate_size=192)                     # of a quarter of the size
+HEAD_SIZE = 16                                                                             # features of an attention head
 FRAMES = (1, 1, 1, 1)                                                                      # people answer in all ways of speaking
 SIDE = ("too-long", "small-base", "small-rl", "distilled")                                 # not on the way to the final model
 
@@ -53,13 +53,14 @@ class R1RunConfig(CommonConfig):
 
     language: str = "prompt"           # that reasoning should be in: ko, en, or prompt (the prompt's own)
     number_length: int = 3             # digits of hard problems' numbers; easy ones have one less
-    examples: int = 24_000             # of reasoning that the base models read
+    examples: int = 48_000             # of reasoning that the base models read
     general_examples: int = 16_000     # and of instructions
     cold_start_examples: int = 300     # clean long reasonings
     demonstrations: int = 512          # instructions that people followed, 7 of 10 rightly
     ranked_prompts: int = 1000         # instructions the answers to which people rank, in each round
     labeller_noise: float = 0.4        # as in minirl rm
-    too_long: int = 8                  # times as many steps with the preference reward as there should be; 0: not tried
+    too_long: int = 5                  # times as many steps with the preference reward as there should be; 0: not tried
+    small: int = 48                    # features of the smaller model that is taught (base: 96); 0: none
     samples: int = 16                  # of each held-out problem, for pass@k and majority voting
     eval_problems: int = 128           # of each kind: easy, hard, general
     checkpoint_every: int = 10
@@ -71,9 +72,12 @@ class R1RunConfig(CommonConfig):
         for name in ("examples", "general_examples", "cold_start_examples", "demonstrations", "ranked_prompts", "samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is wanted")
+        if not 1 <= self.number_length <= 5:
+            raise ValueError(f"number_length is {self.number_length}: 1 to 5 digits are wanted")
+        if self.small < 0 or self.small % HEAD_SIZE:
+            raise ValueError(f"small is {self.small}: a multiple of {HEAD_SIZE}, the size of an attention head, is wanted, or 0")
         if not self.labeller_noise > 0 or self.too_long < 0:
             raise ValueError(f"labeller_noise is {self.labeller_noise} and too_long {self.too_long}: a positive number, and 0 or more, are wanted")
-        self.task
 
     @property
     def task(self) -> Bilingual:
@@ -137,10 +141,12 @@ def run_r1(run: RunDir, config: R1Config, common: R1RunConfig, *, device) -> lis
         with run.replacing("hacking.png") as partial:
             plot_hacking(RunDir(run.path / "too-long"), [RunDir(run.path / f"prefer-{n + 1}") for n in range(config.rounds)], partial)
 
-    small, seconds = base_model(run, common, SMALL, "small-base", device=device, tokenizer=tokenizer)
-    student = load_policy(small, device=device)[0]
-    stages.measure("small-base", student, seconds=seconds)
-    distill(final, student, tokenizer, common.task, config, seed=common.seed, stage=stages)
+    if common.small:
+        size = BaseConfig(hidden_size=common.small, num_heads=common.small // HEAD_SIZE, intermediate_size=4 * common.small)
+        small, seconds = base_model(run, common, size, "small-base", device=device, tokenizer=tokenizer)
+        student = load_policy(small, device=device)[0]
+        stages.measure("small-base", student, seconds=seconds)
+        distill(final, student, tokenizer, common.task, config, seed=common.seed, stage=stages)
 
     measured = with_win_rates(list(stages.measured.values()))
     run.write_json("stages.json", {"stages": measured})

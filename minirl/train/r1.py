@@ -53,7 +53,7 @@ def rl_numbers(scale: float) -> dict:
     """DeepSeek-R1-Zero's numbers for GRPOConfig, scaled by one factor: so many times fewer samples and so many times longer steps; a scale of 1 is the paper.
 
     lr 3e-6, KL 0.001, temperature 1, 16 samples per question, rollouts of 8192 outputs in 16 mini-batches, one inner epoch, the reference replaced every 400
-    steps of one mini-batch: 25 rollouts.
+    steps of one mini-batch: 25 rollouts. So lr times the steps between two references, about as far as the policy can get from one, stays the same.
     """
     if not 1 <= scale <= 512:
         raise ValueError(f"scale is {scale}: 1 (the paper's 512 questions in a rollout) to 512 (one) is wanted")
@@ -65,15 +65,15 @@ def rl_numbers(scale: float) -> dict:
 class R1Config:
     """Defaults: the tiny model on sums told in two languages, on a laptop. Steps of reinforcement learning are rollouts; the paper has 650 for R1-Zero."""
 
-    scale: float = 16.0                # see rl_numbers
-    zero_steps: int = 40
-    reasoning_steps: int = 40          # rl-1
+    scale: float = 32.0                # see rl_numbers
+    zero_steps: int = 60
+    reasoning_steps: int = 60          # rl-1
     language_weight: float = 1.0       # eq. 7 is added to the rules with this weight
     kept_problems: int = 2048          # from which reasonings are kept
     kept_samples: int = 4              # completions of each
-    final_steps: int = 20              # rl-2, by the rules
+    final_steps: int = 30              # rl-2, by the rules
     final_temperature: float = 0.7     # the paper's
-    preference_steps: int = 10         # and the last part, all rounds together; the paper: 400 of 1700
+    preference_steps: int = 24         # and the last part, all rounds together; the paper: 400 of 1700
     general_share: float = 0.5         # of its prompts
     rounds: int = 2                    # of GRPO and of the reward model: DeepSeekMath's algorithm 1
     max_new_tokens: int = 48

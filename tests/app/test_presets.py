@@ -24,7 +24,7 @@ from minirl.train.sft import SFTConfig, train_sft
 STATED = {
     "dr_grpo": dict(scale="none", aggregate="constant", kl_coef=0.0), "dapo": dict(clip_low=0.2, clip_high=0.28, aggregate="token_mean", kl_coef=0.0),
     "gspo": dict(clip_low=3e-4, clip_high=4e-4, minibatches=4), "deepseekmath": dict(lr=1e-6, kl_coef=0.04, group_size=64, aggregate="sequence_mean"),
-    "r1-zero": dict(lr=3e-6, kl_coef=0.001, group_size=16, ref_sync_steps=400, minibatches=16),
+    "r1-zero": dict(lr=3e-6, kl_coef=0.001, group_size=16, prompts_per_step=512, ref_sync_steps=25, minibatches=16),
     "trl": dict(lr=1e-6, kl_coef=0.0, group_size=8, aggregate="token_mean", ddof=1),
 }
 

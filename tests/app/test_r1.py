@@ -4,31 +4,26 @@ import json
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from minirl.app import r1
-from minirl.app.cli import main
+from minirl.app.cli import build_parser, main
 from minirl.app.evaluate import Evaluation
+from minirl.app.presets import R1_PRESETS
 from minirl.app.rundir import RunLog
+from minirl.tasks.bilingual import DIGITS
 from minirl.tasks.problem import Problem
-from minirl.train.grpo import GRPOConfig
 from minirl.train.r1 import R1Config
-from minirl.train.sft import SFTConfig
 
-SMALL = ["--number-length", "1", "--examples", "2000", "--cold-start-examples", "64", "--eval-problems", "8", "--samples", "4", "--device", "cpu", "--checkpoint-every", "2"]
-RL = GRPOConfig(steps=4, prompts_per_step=2, group_size=4, max_new_tokens=20, lr=1e-4)
+SMALL = ["--number-length", "1", "--examples", "1600", "--general-examples", "400", "--cold-start-examples", "64", "--demonstrations", "32", "--ranked-prompts", "40",
+         "--eval-problems", "4", "--samples", "2", "--device", "cpu", "--checkpoint-every", "2", "--scale", "128", "--zero-steps", "4", "--reasoning-steps", "4",
+         "--final-steps", "4", "--preference-steps", "4", "--too-long", "1", "--kept-problems", "64", "--max-new-tokens", "20"]
+POLICIES = ["base", "r1-zero", "cold-start", "rl-1", "sft", "rl-2", "prefer-1", "prefer-2", "too-long", "small-base", "small-rl", "distilled"]
 
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it, nothing is cleaned up."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minirl.app.commands.R1Config", lambda: R1Config(zero=RL, cold_start=SFTConfig(batch_size=16, lr=1e-3), reasoning=RL,
-                                                                       sft=SFTConfig(batch_size=8, lr=1e-3), final=RL, kept_problems=24))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +33,31 @@ def whole(tmp_path_factory):
     return folder
 
 
-def test_r1_leaves_a_folder_per_stage_and_a_table(whole, tmp_path, capsys):
-    assert {"base", "r1-zero", "cold-start", "rl-1", "sft", "rl-2", "final", "stages.json", "stages.png", "summary.json"} <= {p.name for p in whole.iterdir()}
+def test_r1_leaves_a_folder_per_stage_and_a_table(whole, capsys):
+    assert {*POLICIES, "rm-1", "rm-2", "final", "stages.json", "stages.png", "hacking.png", "summary.json"} <= {p.name for p in whole.iterdir()}
     stages = json.loads((whole / "stages.json").read_text())["stages"]
-    assert [s["stage"] for s in stages] == ["base", "r1-zero", "cold-start", "rl-1", "sft", "rl-2"]
+    assert [s["stage"] for s in stages] == POLICIES
     for s in stages:
-        assert 0 <= s["accuracy"] <= s["pass"] <= 1 and 0 <= s["language"] <= 1 and s["length"] > 0
-    assert load_file(whole / "final" / "model.safetensors").keys() == load_file(whole / "rl-2" / "final" / "model.safetensors").keys()
+        assert 0 <= s["hard"] <= s["pass"] <= 1 and 0 <= s["language"] <= 1 and s["length"] > 0 and len(s["general"]) == 4
+    assert next(s for s in stages if s["stage"] == "sft")["win_rate"] == 0.5
+    final, last = (load_file(whole / folder / "model.safetensors") for folder in ("final", "prefer-2/final"))
+    assert final.keys() == last.keys() and all(torch.equal(final[name], last[name]) for name in final)
     assert main(["r1", "--resume", "--run-dir", str(whole)]) == 0 and "complete" in capsys.readouterr().out
     assert main(["sample", "--init", str(whole / "rl-1" / "final"), "-n", "1", "--max-new-tokens", "8"]) == 0
-    assert any(word in capsys.readouterr().out for word in (" plus ", " 더하기 "))
+    said = capsys.readouterr().out
+    assert any(word in said for word in DIGITS["ko"] + DIGITS["en"])
 
 
-@pytest.mark.parametrize("title, step", [("base", 14), ("rl-1", 3), ("sft", 1), ("rl-2", 4)])
+def test_what_each_stage_ran_with_is_written_down(whole):
+    """The preference reward stands in the metrics of the last part alone, and R1-Zero's curves show what nothing rewards."""
+    numbers = json.loads((whole / "rl-2" / "config.json").read_text())["grpo"]
+    assert (numbers["temperature"], numbers["minibatches"], numbers["prompts_per_step"], numbers["group_size"]) == (0.7, 16, 4, 16)
+    judged = {name: json.loads((whole / name / "metrics.jsonl").read_text().splitlines()[0]) for name in ("r1-zero", "rl-2", "prefer-2", "too-long")}
+    assert [name for name, metrics in judged.items() if "rewards/preference/mean" in metrics] == ["prefer-2", "too-long"]
+    assert "rewards/language_consistency/mean" in judged["r1-zero"] and "rewards/general/true_reward/mean" in judged["prefer-2"]
+
+
+@pytest.mark.parametrize("title, step", [("base", 30), ("rl-1", 3), ("sft", 3), ("rm-2", 3), ("prefer-2", 2), ("distilled", 2)])
 def test_killed_in_any_stage_it_goes_on_bit_for_bit(title, step, whole, tmp_path, monkeypatch):
     run, log = tmp_path / "r1", RunLog.log
 
@@ -59,31 +66,41 @@ def test_killed_in_any_stage_it_goes_on_bit_for_bit(title, step, whole, tmp_path
         if self.title == title and n == step:
             raise Killed
 
+    monkeypatch.setattr("minirl.app.training.plot_runs", lambda runs, out: out.touch())           # half a second for each stage
     monkeypatch.setattr(RunLog, "log", dying_log)
     start = ["r1", "--run-dir", str(run), *SMALL]
-    if title != "base":                                  # a run in which the base model has been made
-        run.mkdir()
-        shutil.copy(whole / "config.json", run)
-        shutil.copytree(whole / "base", run / "base")
+    if title != "base":                                  # a run in which what comes before has been made
+        shutil.copytree(whole, run)
+        entries = json.loads((run / "stages.json").read_text())["stages"]
+        order = ["base", "r1-zero", "cold-start", "rl-1", "sft", "rl-2", "rm-1", "prefer-1", "rm-2", "prefer-2", "too-long", "small-base", "small-rl", "distilled", "final"]
+        gone = order[order.index(title):]
+        for folder in gone:
+            shutil.rmtree(run / folder)
+        (run / "stages.json").write_text(json.dumps({"stages": [{k: v for k, v in s.items() if k != "win_rate"} for s in entries if s["stage"] not in gone]}))
         start = ["r1", "--resume", "--run-dir", str(run)]
     with pytest.raises(Killed):
         main(start)
     monkeypatch.setattr(RunLog, "log", log)
     assert not (run / "final").exists()
     assert main(["r1", "--resume", "--run-dir", str(run)]) == 0
-    for stage in ("r1-zero", "cold-start", "rl-1", "sft", "rl-2"):
-        assert (run / stage / "final" / "model.safetensors").read_bytes() == (whole / stage / "final" / "model.safetensors").read_bytes(), stage
+    for weights in sorted(whole.glob("*/final/model.safetensors")):
+        assert (run / weights.relative_to(whole)).read_bytes() == weights.read_bytes(), weights.parts[-3]
     timeless = [[{k: v for k, v in s.items() if k != "seconds"} for s in json.loads((r / "stages.json").read_text())["stages"]] for r in (run, whole)]
     assert timeless[0] == timeless[1]
 
 
 def test_reasoning_in_korean_alone_from_a_base_model_that_is_there(whole, tmp_path):
     run = tmp_path / "ko"
-    assert main(["r1", "--run-dir", str(run), "--language", "ko", "--init", str(whole / "base" / "final"), *SMALL]) == 0
-    assert not (run / "base").exists()
+    assert main(["r1", "--run-dir", str(run), "--language", "ko", "--init", str(whole / "base" / "final"), *SMALL, "--too-long", "0", "--rounds", "1"]) == 0
+    assert not any((run / name).exists() for name in ("base", "too-long", "hacking.png", "prefer-2"))
     told, korean = (json.loads((r / "stages.json").read_text())["stages"][0] for r in (whole, run))
-    assert told["accuracy"] == korean["accuracy"] and told["language"] != korean["language"], "one base model, held against another language"
+    assert told["hard"] == korean["hard"] and told["language"] != korean["language"], "one base model, held against another language"
     assert r1.R1RunConfig(language="ko").task.reason_in == "ko" and r1.R1RunConfig().task.reason_in is None
+
+
+def test_easy_problems_are_shorter():
+    config = r1.R1RunConfig(number_length=3)
+    assert config.task.digits == (2, 3) and config.of_length(3).digits == (3,) and r1.R1RunConfig(number_length=1).task.digits == (1,)
 
 
 def test_the_majority_of_samples():
@@ -92,7 +109,23 @@ def test_the_majority_of_samples():
     assert r1.majority(found) == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize("argv, said", [(["--language", "fr"], "language is 'fr': en, ko or prompt"), (["--number-length", "9"], "digits is 9"), (["--samples", "0"], "samples is 0")])
+def test_win_rates_by_hand():
+    """Against (1, 0): (2, 0) wins one and ties one; (0, -1) loses both."""
+    rated = r1.with_win_rates([{"stage": "sft", "general": [1.0, 0.0]}, {"stage": "a", "general": [2.0, 0.0]}, {"stage": "b", "general": [0.0, -1.0]}])
+    assert [s["win_rate"] for s in rated] == [0.5, 0.75, 0.0]
+
+
+def test_fast_is_a_preset(tmp_path):
+    parser, _ = build_parser()
+    assert parser.parse_args(["r1", "--fast"]).preset == "fast" == parser.parse_args(["r1", "--preset", "fast"]).preset
+    for preset in R1_PRESETS.values():
+        r1.R1RunConfig(**preset.get("run", {})), R1Config(**preset.get("r1", {}))
+    paper = R1Config(**R1_PRESETS["paper"]["r1"])
+    assert paper.zero_steps * paper.grpo(1).minibatches == 10_400 and (paper.final_steps + paper.preference_steps) * 16 == pytest.approx(1700, abs=8)
+
+
+@pytest.mark.parametrize("argv, said", [(["--language", "fr"], "language is 'fr': en, ko or prompt"), (["--number-length", "9"], "number_length is 9"), (["--samples", "0"], "samples is 0"),
+                                        (["--scale", "0.1"], "scale is 0.1"), (["--too-long", "-1"], "too_long -1")])
 def test_wrong_inputs_end_in_one_line(argv, said, tmp_path, capsys):
     assert main(["r1", "--run-dir", str(tmp_path / "never"), *argv]) == 2
     error = capsys.readouterr().err

@@ -6,7 +6,7 @@ import pytest
 
 from minirl.lm.tokenizer import TAGS, build_tokenizer
 from minirl.tasks.arithmetic import Arithmetic
-from minirl.tasks.bilingual import DIGITS, WORDS, Bilingual, demonstrations, told, worked
+from minirl.tasks.bilingual import DIGITS, STORIES, WORDS, Bilingual, added, answered, brief, demonstrations, told, worked
 from minirl.tasks.problem import columns
 from minirl.tasks.rewards import language_consistency
 
@@ -26,28 +26,38 @@ def test_sums_are_worked_out_column_by_column(a, b, languages, text):
     assert worked(a, b, in_language(*languages)) == text
 
 
+def numbers_in(prompt):
+    """The two numbers that a prompt tells, read back from its words: whatever is no digit parts them."""
+    figures, parts = {word: str(d) for words in DIGITS.values() for d, word in enumerate(words)}, [[]]
+    for story in (piece for stories in STORIES.values() for story in stories for piece in story):
+        prompt = prompt.replace(story, " | ")
+    for word in prompt.split():
+        if word in figures:
+            parts[-1].append(figures[word])
+        elif parts[-1]:
+            parts.append([])
+    return tuple("".join(part) for part in parts if part)
+
+
 def test_problems_are_right_and_told_in_their_language():
-    for problem in Bilingual(digits=2).sample(300, random.Random(0)):
-        words = problem.prompt.removesuffix(" =").split(" plus " if problem.language == "en" else " 더하기 ")
-        a, b = (int("".join(str(DIGITS[problem.language].index(w)) for w in part.split())) for part in words)
-        assert int(problem.answer) == a + b and told(str(a), problem.language) == words[0]
-        last = [problem.worked.split(", ")[-1].split(" is " if problem.language == "en" else " 은 ")[1]]
-        assert "".join(str(DIGITS[problem.language].index(w)) for w in last[0].split()) == problem.answer[:len(last[0].split())]
+    kinds = set()
+    for problem in Bilingual((1, 2, 3)).sample(600, random.Random(0)):
+        a, b = numbers_in(problem.prompt)
+        assert (a, b) == problem.numbers and int(problem.answer) == int(a) + int(b) and len(a) == len(b)
+        assert told(a, problem.language) in problem.prompt and problem.prompt.isascii() == (problem.language == "en")
+        kinds.add((len(a), problem.language, problem.prompt.endswith(" =")))
         said = f"<think>{problem.worked}</think><answer>{problem.answer}</answer>"
-        assert language_consistency([""], [said], [problem.language]) == [1.0]
         for reward in Bilingual().rewards.values():
             assert reward([problem.prompt], [said], **columns([problem])) == [1.0]
+    assert len(kinds) == 12, "every length, in both languages, as a sum and as a story"
+    assert all(p.prompt.endswith(" =") for p in Bilingual(stories=0.0).sample(50, random.Random(0)))
+    assert not any(p.prompt.endswith(" =") for p in Bilingual(stories=1.0).sample(50, random.Random(0)))
 
 
-def test_the_splits_share_no_sum_in_any_language():
-    """A sum that is told in English while training must not be held out in Korean."""
+def test_the_splits_share_no_sum_however_it_is_told():
+    """A sum that is told in English while training must not be held out as a story in Korean."""
     def sums(split):
-        return {frozenset(operands(p)) for p in Bilingual(digits=2).sample(2000, random.Random(1), split=split)}
-
-    def operands(p):
-        parts = p.prompt.removesuffix(" =").split(" plus ") if " plus " in p.prompt else p.prompt.removesuffix(" =").split(" 더하기 ")
-        table = {word: str(d) for language in DIGITS.values() for d, word in enumerate(language)}
-        return ["".join(table[w] for w in part.split()) for part in parts]
+        return {frozenset(numbers_in(p.prompt)) for p in Bilingual((2,)).sample(2000, random.Random(1), split=split)}
 
     train, test = sums("train"), sums("test")
     assert not train & test
@@ -62,28 +72,50 @@ def test_reasoning_may_be_wanted_in_one_language_whatever_the_prompts():
 
 def test_words_are_one_token_each_and_everything_round_trips():
     tokenizer = build_tokenizer(special_tokens=(*TAGS, *WORDS))
-    for problem in Bilingual(digits=3).sample(100, random.Random(0)):
+    for problem in Bilingual((3,)).sample(100, random.Random(0)):
         for text in (problem.prompt, problem.worked):
             assert tokenizer.decode(tokenizer.encode(text)) == text
     assert len(tokenizer.encode("삼 사 더하기 이 팔")) == 5 and len(tokenizer.encode("three four plus two eight")) == 5
 
 
+@pytest.mark.parametrize("a, b, text, answer", [("34", "28", "one two, six", "62"), ("99", "1", "one zero, one zero", "100"), ("10", "20", "zero, three", "30")])
+def test_brief_reasoning_tells_the_totals_of_columns(a, b, text, answer):
+    totals = [column[-1] for column in added(a, b)]
+    assert brief(totals, lambda: "en") == text and answered(totals) == answer
+    assert brief(totals, in_language("ko", "en")).isascii() is False
+
+
 def test_demonstrations_are_of_the_shares_that_are_asked_for():
-    rng, task = random.Random(0), Bilingual(2)
-    pairs = demonstrations(task, 600, rng, worked_share=0.5, mixed_share=0.4, guessed_share=1.0)
-    reasoned = [c for _, c in pairs if not c.startswith("<think></think>")]
-    assert len(reasoned) / 600 == pytest.approx(0.5, abs=0.07)
-    mixed = [c for c in reasoned if 0 < language_consistency([""], [c], ["ko"])[0] < 1]
-    assert len(mixed) / len(reasoned) == pytest.approx(0.4 / 2, abs=0.07)                  # two columns: half of the mixed ones are in one language by chance
-    clean = demonstrations(Bilingual(2, reason_in="ko"), 50, rng)
+    rng, task, table = random.Random(0), Bilingual((2,)), {p.prompt: p for p in Bilingual((2,)).sample(60_000, random.Random(1))}
+    pairs = [(prompt, c) for prompt, c in demonstrations(task, 1500, rng, worked_share=0.5, brief_share=0.3, mixed_share=0.4, slip_share=0.5) if prompt in table]
+    total = len(pairs)
+    assert total > 1000
+    none = [pair for pair in pairs if pair[1].startswith("<think></think>")]
+    long = [pair for pair in pairs if any(word in pair[1] for word in ("plus", "더하기"))]
+    short = [pair for pair in pairs if pair not in none and pair not in long]
+    assert [len(part) / total for part in (long, short, none)] == pytest.approx([0.5, 0.3, 0.2], abs=0.06)
+
+    def right(part):
+        return sum(task.rewards["accuracy"]([p], [c], [table[p].answer])[0] for p, c in part) / len(part)
+
+    assert right(long) == 1.0 and right(short) == pytest.approx(0.5, abs=0.1) and right(none) == pytest.approx(0.5, abs=0.1)      # half of the hasty ones slip
+    mixed = [c for _, c in long if 0 < language_consistency([""], [c], ["ko"])[0] < 1]
+    assert len(mixed) / len(long) == pytest.approx(0.4 / 2, abs=0.07)                  # two columns: half of the mixed ones are in one language by chance
+    clean = demonstrations(Bilingual((2,), reason_in="ko"), 50, rng)
     assert {language_consistency([""], [c], ["ko"])[0] for _, c in clean} == {1.0}
-    with pytest.raises(ValueError, match="mixed_share is 2"):
-        demonstrations(task, 1, rng, mixed_share=2)
+
+
+@pytest.mark.parametrize("shares, message", [(dict(mixed_share=2), "mixed_share is 2"), (dict(slip_share=-0.1), "slip_share is -0.1"),
+                                             (dict(worked_share=0.8, brief_share=0.4), r"worked_share \+ brief_share is 1.2")])
+def test_shares_are_shares(shares, message):
+    with pytest.raises(ValueError, match=message):
+        demonstrations(Bilingual(), 1, random.Random(0), **shares)
 
 
 @pytest.mark.parametrize("work, message", [
     (lambda: Bilingual(languages=("en", "fr")), "languages has fr"), (lambda: Bilingual(languages=()), "languages is empty"), (lambda: Bilingual(reason_in="fr"), "reason_in has fr"),
-    (lambda: Bilingual(digits=0), "digits is 0"), (lambda: Bilingual().sample(1, random.Random(0), split="dev"), "split is 'dev'")])
+    (lambda: Bilingual((0,)), "digits is 0"), (lambda: Bilingual(2), "digits is 2: a tuple"), (lambda: Bilingual(stories=2.0), "stories is 2.0"),
+    (lambda: Bilingual().sample(-1, random.Random(0)), "n is -1"), (lambda: Bilingual().sample(1, random.Random(0), split="dev"), "split is 'dev'")])
 def test_bad_arguments(work, message):
     with pytest.raises(ValueError, match=message):
         work()
