@@ -121,7 +121,9 @@ def heading(runs: Sequence[RunDir]) -> str:
         return f"{len(runs)} runs"
     config = runs[0].config
     common = config.get("run", {})
-    subject = f"{common['digits']}-digit {common['task']}" if "digits" in common else "sums and stories in two languages" if "number_length" in common else "instructions"
+    if "number_length" in common:
+        return f"minirl r1, {runs[0].path.name}: sums and stories in two languages, seed {common.get('seed')}"
+    subject = f"{common['digits']}-digit {common['task']}" if "digits" in common else "instructions"
     return f"minirl {config.get('command')}: {subject}, seed {common.get('seed')}"
 
 

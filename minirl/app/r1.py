@@ -41,7 +41,8 @@ from minirl.train.reward_model import RewardModelConfig, as_reward
 from minirl.train.sft import SFTConfig
 from minirl.train.state import derive_seed
 
-READS = dict(worked_share=0.4, brief_share=0.3, mixed_share=0.5, slip_share=0.5)            # the base model: so much at length, so much briefly; half in both languages at once
+# What the base models read: so much is reasoned at length and so much briefly, half of it in both languages at once; half of the hasty ones slip; some have no tags.
+READS = dict(worked_share=0.4, brief_share=0.3, mixed_share=0.5, slip_share=0.5, bare_share=0.2)
 HEAD_SIZE = 16                                                                             # features of an attention head
 FRAMES = (1, 1, 1, 1)                                                                      # people answer in all ways of speaking
 SIDE = ("too-long", "small-base", "small-rl", "distilled")                                 # not on the way to the final model

@@ -121,20 +121,22 @@ def answered(totals: list[int]) -> str:
 
 
 def demonstrations(task: Bilingual, n: int, rng: random.Random, *, worked_share: float = 1.0, brief_share: float = 0.0, mixed_share: float = 0.0, slip_share: float = 0.0,
-                   split: str = "train") -> list[tuple[str, str]]:
+                   bare_share: float = 0.0, split: str = "train") -> list[tuple[str, str]]:
     """n (prompt, completion) pairs: worked out or briefly reasoned with the given chances, else answered at once. Reasoning is mixed with the given chance: each
-    column is in a language of its own. What is not worked out has a slip in one column with the given chance, and a wrong answer with it."""
-    shares = {"worked_share": worked_share, "brief_share": brief_share, "mixed_share": mixed_share, "slip_share": slip_share, "worked_share + brief_share": worked_share + brief_share}
+    column is in a language of its own. What is not worked out has a slip in one column with the given chance, and a wrong answer with it. Some are bare, without
+    tags."""
+    shares = {"worked_share": worked_share, "brief_share": brief_share, "mixed_share": mixed_share, "slip_share": slip_share, "bare_share": bare_share,
+              "worked_share + brief_share": worked_share + brief_share}
     for name, share in shares.items():
         if not 0 <= share <= 1:
             raise ValueError(f"{name} is {share}: a share in [0, 1] is wanted")
     pairs = []
     for problem in task.sample(n, rng, split=split):
-        kind, mixed, slips = rng.random(), rng.random() < mixed_share, rng.random() < slip_share
+        kind, mixed, slips, bare = rng.random(), rng.random() < mixed_share, rng.random() < slip_share, rng.random() < bare_share
         totals = [column[-1] for column in added(*problem.numbers)]
         if kind >= worked_share and slips:
             totals[rng.randrange(len(totals))] = rng.randint(0, 18)
         language = (lambda: rng.choice(LANGUAGES)) if mixed else (lambda: problem.language)
         reasoning = worked(*problem.numbers, language) if kind < worked_share else brief(totals, language) if kind < worked_share + brief_share else ""
-        pairs.append((problem.prompt, f"<think>{reasoning}</think><answer>{answered(totals)}</answer>"))
+        pairs.append((problem.prompt, f"{reasoning} {answered(totals)}" if bare else f"<think>{reasoning}</think><answer>{answered(totals)}</answer>"))
     return pairs

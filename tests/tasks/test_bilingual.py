@@ -101,6 +101,8 @@ def test_demonstrations_are_of_the_shares_that_are_asked_for():
     assert right(long) == 1.0 and right(short) == pytest.approx(0.5, abs=0.1) and right(none) == pytest.approx(0.5, abs=0.1)      # half of the hasty ones slip
     mixed = [c for _, c in long if 0 < language_consistency([""], [c], ["ko"])[0] < 1]
     assert len(mixed) / len(long) == pytest.approx(0.4 / 2, abs=0.07)                  # two columns: half of the mixed ones are in one language by chance
+    bare = [c for _, c in demonstrations(task, 400, rng, bare_share=0.25) if "<" not in c]
+    assert len(bare) / 400 == pytest.approx(0.25, abs=0.07) and all(c.split()[-1].isdigit() for c in bare)
     clean = demonstrations(Bilingual((2,), reason_in="ko"), 50, rng)
     assert {language_consistency([""], [c], ["ko"])[0] for _, c in clean} == {1.0}
 
