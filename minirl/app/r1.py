@@ -54,7 +54,7 @@ class R1RunConfig(CommonConfig):
 
     language: str = "prompt"           # that reasoning should be in: ko, en, or prompt (the prompt's own)
     number_length: int = 3             # digits of hard problems' numbers; easy ones have one less
-    examples: int = 48_000             # of reasoning that the base models read
+    examples: int = 64_000             # of reasoning that the base models read
     general_examples: int = 16_000     # and of instructions
     cold_start_examples: int = 300     # clean long reasonings
     demonstrations: int = 512          # instructions that people followed, 7 of 10 rightly
