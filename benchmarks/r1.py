@@ -93,7 +93,7 @@ def stages(found: list[dict]) -> None:
 
 def languages(found: list[dict]) -> None:
     """Each against the runs without the language reward, seed by seed."""
-    print("**The language reward**\n")
+    print("**The language reward** (all have a cold start and kept reasonings in the language wanted; it is left out of the reward alone)\n")
     print(table_head("reasoning wanted in", "rl-1: language", "hard", "less than without", "final: language", "hard", "less than without"))
     last = [name for name in found[0]["ko"]][-1]
     for name, title in (("none", "the prompt's language, and not rewarded"), ("prompt", "the prompt's language"), ("ko", "Korean"), ("en", "English")):

@@ -4,7 +4,7 @@
 # Paper: DeepSeek-R1, [arXiv:2501.12948v2](https://arxiv.org/abs/2501.12948) (Nature 2025), eqs. 4 and 7; rejection sampling and distillation.
 # Code: `minirl/tasks/rewards.py` `language_consistency`, `minirl/tasks/bilingual.py`, `minirl/train/r1.py`.
 # Tests: `tests/tasks/test_rewards.py`, `tests/tasks/test_bilingual.py`, `tests/train/test_r1.py`.
-# Time: 4 minutes on two CPU cores; with `MINIRL_FAST=1` half a minute, on one-digit sums.
+# Time: 4 minutes on two CPU cores; with `MINIRL_FAST=1` one minute.
 #
 # | what to inspect | healthy | if not |
 # |---|---|---|
@@ -38,7 +38,7 @@ FIGURES = Path(tempfile.mkdtemp()) if FAST else Path(globals().get("__file__", "
 # %% [markdown]
 # ## Question
 #
-# R1-Zero was paid for right answers alone, and mixed languages while it thought. Nothing about a mixture is wrong, so nothing in its reward stood against it. What
+# R1-Zero was paid for right answers in the right form, and mixed languages while it thought. Nothing about a mixture is wrong, so nothing in its reward stood against it. What
 # does a reward for one language change, and what does it cost?
 
 # %% [markdown]
@@ -47,13 +47,13 @@ FIGURES = Path(tempfile.mkdtemp()) if FAST else Path(globals().get("__file__", "
 # Equation 7: the words of the target language in the chain of thought, over all its words. Numbers and signs are words of no language.
 
 # %%
-told = ["<think>삼 더하기 사 은 칠</think><answer>7</answer>",                  # 5 words, 5 Korean
-        "<think>삼 더하기 four is seven</think><answer>7</answer>",          # 5 words, 2 Korean
-        "<think>three plus four is seven</think><answer>7</answer>",        # none
+told = ["<think>일의 자리: 삼 더하기 사 은 칠</think><answer>7</answer>",         # 7 words, 7 Korean
+        "<think>일의 자리: 삼 plus four is</think><answer>7</answer>",        # 6 words, 3 Korean
+        "<think>ones: three plus four is seven</think><answer>7</answer>",  # none
         "<think></think><answer>7</answer>"]                                # no word at all: silence does not pay
 shares = language_consistency([""] * 4, told, language=["ko"] * 4)
 print("eq. 7, Korean wanted:", shares)
-assert shares == [1.0, 2 / 5, 0.0, 0.0]
+assert shares == [1.0, 1 / 2, 0.0, 0.0]
 
 # %% [markdown]
 # All four answers are right. With rules alone (accuracy + format, 2 each) the group has no spread, and GRPO has nothing to say. The language reward breaks the tie:
@@ -72,25 +72,25 @@ assert group_advantages(rules + spoken).argmax() == 0 and group_advantages(rules
 # differ in what is paid: right answers, right answers in Korean, Korean alone.
 
 # %%
-task = Bilingual((1,) if FAST else (2,), reason_in="ko")
-read = demonstrations(Bilingual(task.digits), 10_000 if FAST else 24_000, random.Random(0), worked_share=0.6, brief_share=0.2, mixed_share=0.5, slip_share=0.5)
+task = Bilingual((2,), stories=0.0, reason_in="ko")
+read = demonstrations(Bilingual((2,), stories=0.0), 14_000 if FAST else 24_000, random.Random(0), worked_share=0.6, brief_share=0.2, mixed_share=0.5, slip_share=0.5)
 base, tokenizer = make_base(BaseConfig(), seed=0, device="cpu", words=WORDS)
 train_sft(base, tokenizer, read, SFTConfig(), seed=0)
 
-config = GRPOConfig(steps=24 if FAST else 60, max_new_tokens=32, kl_coef=0.001, lr=4e-4)
+config = GRPOConfig(steps=40 if FAST else 80, max_new_tokens=32, kl_coef=0.001, lr=6e-4)
 PAID = {"right answers": dict(accuracy=1.0, format_reward=1.0, language_consistency=0.0),
         "right answers in Korean": dict(accuracy=1.0, format_reward=1.0, language_consistency=1.0),
         "Korean alone": dict(accuracy=0.0, format_reward=0.0, language_consistency=1.0)}
-curves, after = {}, {}
+policies, curves, after = {}, {}, {}
 for name, weights in PAID.items():
     curves[name] = []
-    policy = train_grpo(copy.deepcopy(base), tokenizer, task, config, reward_weights=weights, seed=0, log=lambda step, metrics, name=name: curves[name].append(metrics))
-    found = evaluate(policy, tokenizer, task, n=256, samples=4, max_new_tokens=32)
+    policies[name] = train_grpo(copy.deepcopy(base), tokenizer, task, config, reward_weights=weights, seed=0, log=lambda step, metrics, name=name: curves[name].append(metrics))
+    found = evaluate(policies[name], tokenizer, task, n=256, samples=4, max_new_tokens=32)
     after[name] = (found.accuracy, found.rewards["language_consistency"])
     print(f"{name:24}  accuracy {after[name][0]:.3f}   Korean {after[name][1]:.3f}   e.g. {found.completions[0][0]}")
 
 (acc_plain, ko_plain), (acc_both, ko_both), (acc_alone, ko_alone) = after.values()
-assert ko_both > 0.95 and ko_alone > 0.95, "what is paid for comes"
+assert min(ko_both, ko_alone) > (0.9 if FAST else 0.97), "what is paid for comes"
 assert ko_plain < 0.8, "what is not paid for stays mixed"
 assert acc_both > acc_plain - 0.05, "Korean costs little"
 assert acc_alone < acc_both - 0.03, "and paid alone, it does not teach to add"
@@ -103,7 +103,7 @@ FIGURES.mkdir(exist_ok=True)
 figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.2), layout="constrained")
 for axis, metric, title in zip(axes, ("language_consistency", "accuracy"), ("Words of the reasoning in Korean", "Right answers")):
     for (name, metrics), colour in zip(curves.items(), ("#4b5563", "#2563a8", "#c8553d")):
-        axis.plot([m["step"] if "step" in m else i + 1 for i, m in enumerate(metrics)], [m[f"rewards/{metric}/mean"] for m in metrics], color=colour, label=f"paid: {name}")
+        axis.plot(range(1, len(metrics) + 1), [m[f"rewards/{metric}/mean"] for m in metrics], color=colour, label=f"paid: {name}")
     axis.set(ylim=(0, 1.03), xlabel="step", ylabel="share")
     axis.set_title(title, fontsize=10, loc="left", fontweight="bold")
     axis.grid(alpha=0.25)
@@ -111,17 +111,18 @@ for axis, metric, title in zip(axes, ("language_consistency", "accuracy"), ("Wor
 axes[0].legend(fontsize=8, frameon=False, loc="lower right")
 figure.savefig(FIGURES / "korean.png", dpi=130)
 plt.close(figure)
-print("drawn:", FIGURES.name + "/korean.png")
+print("drawn: korean.png")
 
 # %% [markdown]
+# ![Words in Korean, and right answers, for the three rewards](figures/korean.png)
+#
 # ## From a reward to data: rejection sampling
 #
 # DeepSeek-R1's second half begins with the base model again, fine-tuned on what the first half's policy says: right, in form, in one language. The filter is the same
 # three rules, and the model that reads what passed needs no reward to keep to Korean.
 
 # %%
-teacher = train_grpo(copy.deepcopy(base), tokenizer, task, config, reward_weights=PAID["right answers in Korean"], seed=0)
-kept = rejection_sample(teacher, tokenizer, task, R1Config(kept_problems=256 if FAST else 1024, kept_samples=4, max_new_tokens=32), seed=0)
+kept = rejection_sample(policies["right answers in Korean"], tokenizer, task, R1Config(kept_problems=256 if FAST else 1024, kept_samples=4, max_new_tokens=32), seed=0)
 print(f"{len(kept)} reasonings kept, such as {kept[0]}")
 assert all(language_consistency([""], [completion], ["ko"]) == [1.0] for _, completion in kept)
 second = train_sft(copy.deepcopy(base), tokenizer, kept, SFTConfig(epochs=3, lr=2e-3, warmup_steps=0), seed=0)
@@ -169,4 +170,4 @@ def check_weight(weight: float) -> None:
 # ## Deltas from the paper
 #
 # Sums in place of mathematics, 0.3 million parameters in place of 671 billion. The paper reports that the language reward costs a little accuracy; here it costs
-# nothing that can be told from noise, as both languages' tables of sums are learnt equally well. The whole pipeline with its table is `minirl r1`.
+# no more than a few points. The whole pipeline with its table is `minirl r1`.

@@ -28,7 +28,6 @@ from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.precision import pick_device
 from minirl.lm.tokenizer import read_json
 from minirl.tasks.arithmetic import SYMBOLS, Arithmetic
-from minirl.tasks.bilingual import Bilingual
 from minirl.tasks.instructions import Instructions
 from minirl.train.dpo import DPO_PRESETS, DPOConfig
 from minirl.train.grpo import GRPOConfig
@@ -86,7 +85,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
 
 def add_config(parser: Parser, config: type) -> None:
     """A flag per field; its help is the comment behind the field, its default the field's. A flag that was not given stays None."""
-    source = "".join(inspect.getsource(c) for c in config.__mro__ if dataclasses.is_dataclass(c))
+    source = "".join(inspect.getsource(c) for c in reversed(config.__mro__) if dataclasses.is_dataclass(c))
     comments = dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", source, re.MULTILINE))
     kinds = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
@@ -137,7 +136,8 @@ def open_checkpoint(args: argparse.Namespace):
     model, tokenizer = load_pretrained(path, device=device)
     trained_on = read_json(Path(path).parent / "config.json").get("run", {})
     if "number_length" in trained_on:
-        return model, tokenizer, Bilingual((trained_on["number_length"],))
+        common = R1RunConfig(language=trained_on["language"], number_length=trained_on["number_length"])
+        return model, tokenizer, common.of_length(common.number_length)
     if trained_on and "digits" not in trained_on and not (getattr(args, "task", None) or getattr(args, "digits", None)):
         return model, tokenizer, Instructions()
     task = Arithmetic(getattr(args, "task", None) or trained_on.get("task", RunConfig.task), getattr(args, "digits", None) or trained_on.get("digits", RunConfig.digits))

@@ -11,7 +11,7 @@ import torch
 from minirl.app.instruct import InstructConfig, choose_epoch, compare, make_policies, make_rankings, run_dpo, run_ppo, run_rm, split_rankings
 from minirl.app.measure import comparison, epochs_table
 from minirl.app.presets import GRPO_PRESETS, PPO_PRESETS, R1_PRESETS
-from minirl.app.r1 import R1RunConfig, run_r1, stages_table
+from minirl.app.r1 import R1_WORDS, R1RunConfig, check_lengths, run_r1, stages_table
 from minirl.app.rundir import RUNS, RunDir, free_name, newest_run
 from minirl.app.training import BaseConfig, CommonConfig, RunConfig, before_and_after, run_grpo, run_sft
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
@@ -64,9 +64,9 @@ def start_training(args: argparse.Namespace, name: str, configs: dict[str, type]
     return run, built, device
 
 
-def numbers(name: str, presets: dict) -> dict[str, dict[str, dict]]:
+def numbers(name: str, presets: dict[str, dict]) -> dict[str, dict[str, dict]]:
     """Presets of the one configuration `name`."""
-    return {preset: {name: getattr(found, "numbers", found)} for preset, found in presets.items()}
+    return {preset: {name: found} for preset, found in presets.items()}
 
 
 def check_inputs(built: dict) -> None:
@@ -75,9 +75,11 @@ def check_inputs(built: dict) -> None:
     pick_device(common.device)
     if isinstance(common, RunConfig):
         Arithmetic(common.task, common.digits)
-    tokenizer = None if common.init is None else load_pretrained(common.init)[1]
+    model, tokenizer = (None, None) if common.init is None else load_pretrained(common.init)
     if getattr(built.get("base"), "data", None) is not None:
         load_demonstrations(built["base"].data)
+    if isinstance(common, R1RunConfig):
+        check_lengths(built["r1"], common, model.config if model else BaseConfig(), tokenizer or build_tokenizer(special_tokens=(*TAGS, *R1_WORDS)))
     if isinstance(common, InstructConfig):
         if common.rankings is not None:
             split_rankings(common)
@@ -109,7 +111,7 @@ def command_sft(args: argparse.Namespace) -> None:
 
 def command_grpo(args: argparse.Namespace) -> None:
     run, built, device = start_training(args, "grpo", {"run": RunConfig, "base": BaseConfig, "sft": SFTConfig, "grpo": GRPOConfig},
-                                        numbers("grpo", GRPO_PRESETS))
+                                        numbers("grpo", {name: preset.numbers for name, preset in GRPO_PRESETS.items()}))
     print(f"minirl grpo: {described(built, device)} -> {run.path}/", flush=True)
     if finished(run):
         return
@@ -136,6 +138,8 @@ def subject(common: CommonConfig) -> str:
 # the pipelines
 
 def command_r1(args: argparse.Namespace) -> None:
+    if args.profile:
+        raise ValueError("--profile is for commands of one page: profile minirl grpo or minirl sft, from a stage's --init")
     run, built, device = start_training(args, "r1", {"run": R1RunConfig, "r1": R1Config}, R1_PRESETS)
     common = built["run"]
     print(f"minirl r1: {described(built, device)} -> {run.path}/", flush=True)
@@ -143,8 +147,11 @@ def command_r1(args: argparse.Namespace) -> None:
         return
     measured = run_r1(run, built["r1"], common, device=device)
     print("\n" + stages_table(measured, common))
-    print(f"\n{sum(s['seconds'] for s in measured):.0f} s. {run.path}/ holds stages.png, hacking.png, stages.json, summary.json, a folder per stage and final/ (Hugging Face layout).")
-    print(f"Next: minirl r1 --language ko --init {common.init or run.path / 'base' / 'final'}")
+    figures = "stages.png, hacking.png" if common.too_long else "stages.png"
+    print(f"\n{read_json(run.path / 'summary.json')['seconds']:.0f} s. {run.path}/ holds {figures}, stages.json, summary.json, a folder per stage and final/ (Hugging Face layout).")
+    if common.language == "prompt":
+        length = "" if common.number_length == R1RunConfig.number_length else f" --number-length {common.number_length}"
+        print(f"Next: minirl r1 --language ko{length} --init {common.init or run.path / 'base' / 'final'}")
 
 
 def prepare_reward_model(run: RunDir, built: dict, device: torch.device):
@@ -184,7 +191,7 @@ def same_start(run: RunDir, common: InstructConfig, reward_model: Path | str) ->
 
 
 def command_ppo(args: argparse.Namespace) -> None:
-    run, built, device = start_training(args, "ppo", {"run": InstructConfig, "ppo": PPOConfig}, numbers("ppo", PPO_PRESETS))
+    run, built, device = start_training(args, "ppo", {"run": InstructConfig, "ppo": PPOConfig}, numbers("ppo", {name: preset.numbers for name, preset in PPO_PRESETS.items()}))
     common, config = built["run"], built["ppo"]
     print(f"minirl ppo: {described(built, device)} -> {run.path}/", flush=True)
     if finished(run):

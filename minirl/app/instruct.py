@@ -145,9 +145,6 @@ def make_rankings(run: RunDir, policies: Policies, common: InstructConfig, *, de
                 model, tokenizer = load_policy(policies.sft, device=device)
             with compute_in(common.dtype, device):
                 rankings = label(model, tokenizer, n, split=split, seed=common.seed, noise=common.labeller_noise)
-            if not rankings:
-                raise ValueError(f"to none of {n} prompts did {policies.sft} give {FEWEST} different answers that end within {MAX_NEW_TOKENS} tokens: there is nothing "
-                                 "to rank; start from a policy that answers, or give --rankings")
             with run.replacing(file.name) as partial:
                 save_rankings(rankings, partial)
     return tuple(load_rankings(file) for file in files)
@@ -166,7 +163,8 @@ def split_rankings(common: InstructConfig) -> tuple[list[Ranking], list[Ranking]
 
 
 def label(model, tokenizer, n: int, *, split: str, seed: int, noise: float) -> list[Ranking]:
-    """Completions of n prompts, ranked by the labeller; prompts for which fewer than FEWEST differ are left out, and answers that were cut off."""
+    """Completions of n prompts, ranked by the labeller; prompts for which fewer than FEWEST differ are left out, and answers that were cut off. Raises ValueError
+    where nothing is left."""
     rng = random.Random(derive_seed(seed, "instruct", "labeller", split))
     rankings = []
     for problems, rollouts in completed(model, tokenizer, n, group=MOST, seed=derive_seed(seed, "instruct", "ranked", split), split=split):
@@ -177,6 +175,9 @@ def label(model, tokenizer, n: int, *, split: str, seed: int, noise: float) -> l
             ranking = labelled(problem.prompt, whole, true_reward(prompts, whole, **known), rng, noise=noise)
             if ranking is not None and len(ranking.completions) >= FEWEST:
                 rankings.append(ranking)
+    if not rankings:
+        raise ValueError(f"to none of {n} prompts did the policy give {FEWEST} different answers that end within {MAX_NEW_TOKENS} tokens: there is nothing to rank; "
+                         "start from a policy that answers (--init)")
     return rankings
 
 

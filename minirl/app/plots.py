@@ -95,7 +95,7 @@ def plot_runs(runs: Sequence[RunDir], out: Path) -> None:
 def shown(run: RunDir) -> Sequence[str]:
     """The metrics to draw of a run. Reinforcement learning in a pipeline of R1 has its own: language and preferences."""
     config = run.config
-    in_r1 = config.get("command") == "grpo" and "language" in config.get("run", {})
+    in_r1 = config.get("command") == "grpo" and "number_length" in config.get("run", {})
     return SHOWN["r1"] if in_r1 else SHOWN.get(config.get("command"), PANELS)
 
 
@@ -187,13 +187,17 @@ def plot_stages(stages: Sequence[dict], out: Path) -> None:
 def plot_hacking(too_long: RunDir, rounds: Sequence[RunDir], out: Path) -> None:
     """What a reward model says and what people say of general answers: where the preference reward goes on for too long, and where it stops in time, in rounds."""
     figure, axes = plt.subplots(1, 2, figsize=(10.4, 3.4), layout="constrained")
-    lines = [("one reward model, for too long", COLOURS[1], too_long.metrics())]
-    lines.append(("the pipeline's rounds", COLOURS[0], [m for run in rounds for m in run.metrics()]))
+    curves = [("one reward model, for too long", COLOURS[1], 0, too_long)]
+    for n, run in enumerate(rounds):
+        before = sum(len(earlier.metrics()) for earlier in rounds[:n])
+        curves.append(("the pipeline, a reward model for each round" if n == 0 else None, COLOURS[0], before, run))
     for axis, name in zip(axes, ("rewards/preference/mean", "rewards/general/true_reward/mean")):
-        for label, colour, metrics in lines:
-            values = [m[name] for m in metrics if name in m]
-            axis.plot(range(1, len(values) + 1), values, color=colour, alpha=0.28, linewidth=1)
-            axis.plot(range(1, len(values) + 1), smooth(values, 2), color=colour, linewidth=2, label=label)
+        for label, colour, before, run in curves:
+            points = [(before + m["step"], m[name]) for m in run.metrics() if name in m]
+            if points:
+                steps, values = zip(*points)
+                axis.plot(steps, values, color=colour, alpha=0.28, linewidth=1)
+                axis.plot(steps, smooth(values), color=colour, linewidth=2, label=label)
         axis.set_title(PANELS[name][0], fontsize=10, loc="left", fontweight="bold")
         axis.set_xlabel("step", fontsize=9)
         axis.set_ylabel(PANELS[name][1], fontsize=9)

@@ -1,9 +1,11 @@
 """Sums and word problems in English or in Korean, worked out in either, or in both at once: the toy on which a model can be seen to mix its languages.
 
-    three four plus two eight =                                  <think>four plus eight is one two, three plus two plus one is six</think><answer>62</answer>
-    철수가 사과를 삼 사 개, 영희가 이 팔 개 가졌다. 모두 몇 개?            <think>일 이, 육</think><answer>62</answer>
+    add three tens four plus two tens eight =
+        <think>ones: four plus eight is one two, tens: three plus two plus one is six</think><answer>62</answer>
+    철수가 사과를 삼 십 사 개, 영희가 이 십 팔 개 가졌다. 모두 몇 개?
+        <think>일의 자리: 일 이, 십의 자리: 육</think><answer>62</answer>
 
-Numbers are told digit by digit and added column by column from the right, with the carry where there is one; the answer is in figures. Reasoning is long (every
+Numbers are told by their places and added column by column from the right, with the carry where there is one; the answer is in figures. Reasoning is long (every
 column is worked out), brief (columns' totals alone) or missing, and haste errs. The text that a base model reads is `mixed` in part: each column of the reasoning
 is told in a language of its own. Nothing about that is wrong, so a reward for right answers does not punish it; rewards.language_consistency does.
 """
@@ -19,17 +21,20 @@ from minirl.tasks.problem import Problem
 from minirl.tasks.rewards import accuracy, format_reward, language_consistency
 
 DIGITS = {"en": ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"), "ko": ("영", "일", "이", "삼", "사", "오", "육", "칠", "팔", "구")}
-PLUS = {"en": "plus", "ko": "더하기"}
-IS = {"en": "is", "ko": "은"}
+PLUS = {"en": " plus", "ko": " 더하기"}
+IS = {"en": " is", "ko": " 은"}
+PLACES = {"en": ("", " tens", " hundreds", " thousands", " ten-thousands"), "ko": ("", " 십", " 백", " 천", " 만")}                     # behind a digit, from the right
+COLUMNS = {"en": ("ones:", ", tens:", ", hundreds:", ", thousands:", ", ten-thousands:"),
+           "ko": ("일의 자리:", ", 십의 자리:", ", 백의 자리:", ", 천의 자리:", ", 만의 자리:")}                                              # in front of a column
 LANGUAGES = tuple(DIGITS)
-# What stands before, between and behind the two numbers of a word problem.
+# What stands before, between and behind the two numbers: of a sum, and of word problems.
+SUMS = {"en": ("add", PLUS["en"], " ="), "ko": ("계산:", PLUS["ko"], " =")}
 STORIES = {
-    "en": (("ann has ", " apples and ben ", ". how many in all?"), ("a bus carries ", " people, ", " more get on. how many now?"),
-           ("the shop sold ", " books, then ", ". how many books?")),
-    "ko": (("철수가 사과를 ", " 개, 영희가 ", " 개 가졌다. 모두 몇 개?"), ("버스에 ", " 명이 있고 ", " 명이 더 탔다. 몇 명?"), ("책을 어제 ", " 권, 오늘 ", " 권 팔았다. 모두 몇 권?"))}
-# What is one token each in this toy's vocabulary: words with the space in front of them, and the first of a prompt or a column without; pieces of stories.
-WORDS = tuple(word for lang in LANGUAGES for plain in (*DIGITS[lang], PLUS[lang], IS[lang]) for word in (plain, " " + plain)) + tuple(
-    piece for lang in LANGUAGES for story in STORIES[lang] for piece in story)
+    "en": (("ann has", " apples and ben", ". how many in all?"), ("a bus carries", " people,", " more get on. how many now?"), ("the shop sold", " books, then", ". how many books?")),
+    "ko": (("철수가 사과를", " 개, 영희가", " 개 가졌다. 모두 몇 개?"), ("버스에", " 명이 있고", " 명이 더 탔다. 몇 명?"), ("책을 어제", " 권, 오늘", " 권 팔았다. 모두 몇 권?"))}
+# What is one token each in this toy's vocabulary: digits with the space in front of them, so that they are the same token wherever they stand, and all pieces of text.
+WORDS = tuple(dict.fromkeys(piece for lang in LANGUAGES for piece in (*(" " + digit for digit in DIGITS[lang]), PLUS[lang], IS[lang], *PLACES[lang][1:], *COLUMNS[lang],
+                                                                     *SUMS[lang], *(piece for story in STORIES[lang] for piece in story))))
 
 
 @dataclass(frozen=True)
@@ -80,15 +85,20 @@ class Bilingual:
         sum_, = Arithmetic("addition", rng.choice(self.digits)).sample(1, rng, split=split)
         a, b = sum_.prompt.rstrip("=").split("+")
         language = rng.choice(self.languages)
-        before, between, behind = rng.choice(STORIES[language]) if rng.random() < self.stories else ("", f" {PLUS[language]} ", " =")
+        before, between, behind = rng.choice(STORIES[language]) if rng.random() < self.stories else SUMS[language]
         wanted = self.reason_in or language
-        return BilingualProblem(before + told(a, language) + between + told(b, language) + behind, sum_.answer, worked=worked(a, b, lambda: wanted), language=wanted,
+        return BilingualProblem(before + spoken(a, language) + between + spoken(b, language) + behind, sum_.answer, worked=worked(a, b, lambda: wanted), language=wanted,
                                 numbers=(a, b))
 
 
+def spoken(number: str, language: str) -> str:
+    """A number by its places: "304" -> " three hundreds zero tens four"."""
+    return "".join(told(digit, language) + PLACES[language][place] for place, digit in zip(reversed(range(len(number))), number))
+
+
 def told(number: str, language: str) -> str:
-    """A number digit by digit: "34" -> "three four"."""
-    return " ".join(DIGITS[language][int(d)] for d in number)
+    """A number digit by digit: "34" -> " three four"."""
+    return "".join(" " + DIGITS[language][int(d)] for d in number)
 
 
 def added(a: str, b: str) -> list[tuple[int, int, int, int]]:
@@ -102,17 +112,21 @@ def added(a: str, b: str) -> list[tuple[int, int, int, int]]:
 
 def worked(a: str, b: str, language: Callable[[], str]) -> str:
     """Long reasoning: every column worked out, in the language that language() says for it."""
-    columns = []
-    for x, y, carry, total in added(a, b):
+    text = ""
+    for place, (x, y, carry, total) in enumerate(added(a, b)):
         lang = language()
-        terms = [DIGITS[lang][d] for d in (x, y, *[1] * carry)]
-        columns.append(f" {PLUS[lang]} ".join(terms) + f" {IS[lang]} {told(str(total), lang)}")
-    return ", ".join(columns)
+        terms = [told(str(digit), lang) for digit in (x, y, *[1] * carry)]
+        text += COLUMNS[lang][place] + PLUS[lang].join(terms) + IS[lang] + told(str(total), lang)
+    return text
 
 
 def brief(totals: list[int], language: Callable[[], str]) -> str:
     """Brief reasoning: columns' totals alone."""
-    return ", ".join(told(str(total), language()) for total in totals)
+    text = ""
+    for place, total in enumerate(totals):
+        lang = language()
+        text += COLUMNS[lang][place] + told(str(total), lang)
+    return text
 
 
 def answered(totals: list[int]) -> str:
@@ -123,8 +137,8 @@ def answered(totals: list[int]) -> str:
 def demonstrations(task: Bilingual, n: int, rng: random.Random, *, worked_share: float = 1.0, brief_share: float = 0.0, mixed_share: float = 0.0, slip_share: float = 0.0,
                    bare_share: float = 0.0, split: str = "train") -> list[tuple[str, str]]:
     """n (prompt, completion) pairs: worked out or briefly reasoned with the given chances, else answered at once. Reasoning is mixed with the given chance: each
-    column is in a language of its own. What is not worked out has a slip in one column with the given chance, and a wrong answer with it. Some are bare, without
-    tags."""
+    column is in a language of its own. What is not worked out has a slip with the given chance, one column's total drawn anew, and mostly a wrong answer with it.
+    Some are bare, without tags."""
     shares = {"worked_share": worked_share, "brief_share": brief_share, "mixed_share": mixed_share, "slip_share": slip_share, "bare_share": bare_share,
               "worked_share + brief_share": worked_share + brief_share}
     for name, share in shares.items():

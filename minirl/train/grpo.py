@@ -4,7 +4,7 @@
     Objective  maximise  1/G sum_i 1/|o_i| sum_t { min(rho A, clip(rho) A) - beta k3 }
 
 Same as the paper  the objective; outcome supervision; k3 against a frozen reference; mu inner iterations (`iterations`); the reference
-                   replaced every `ref_sync_steps` (the paper's outer loop; DeepSeek-R1 does so every 400 steps).
+                   replaced every `ref_sync_steps` rollouts (the paper's outer loop; DeepSeek-R1: 25).
 Different          rewards come from rules and not from a reward model, as in DeepSeek-R1; the gradient is clipped in length, and the
                    learning rate falls on a cosine (constant in the papers, and in their presets).
 Why                a rule cannot be fooled by what it has not seen; one bad batch must not undo a hundred good ones.

@@ -7,16 +7,18 @@
     base ── cold-start       SFT on a few hundred clean long reasonings
              └─ rl-1         GRPO, right answers + format + language consistency (eq. 7)
                  └─ kept, by rejection sampling: right, in form, in one language
-    base ── rm-1             a reward model, from rankings of the base model's answers to general prompts
     base ── sft              on what was kept and on general data
              └─ rl-2         GRPO once more, on reasoning
                  └─ prefer   the last part: reasoning by the rules and general prompts by the reward model, in `rounds`; between them the reward model learns on
+    base ── rm-1             that reward model, from rankings of the base model's answers to general prompts
+    small ─ distilled        SFT of a smaller base model on what the last policy says, beside small-rl, R1-Zero on it (`distill`)
 
-Same as the paper  the order of the stages and what each starts from: the SFT of the second half starts from the base model again, not from rl-1; general prompts
-                   and the preference reward take part in the last part alone; the numbers of `rl_numbers`, but for one factor.
-Different          all RL has the tokens' ratio of DeepSeekMath's eq. 3, and clips it at 0.2 (the paper: the whole sequence's, and 10 in rl-1); general answers
-                   have no reasoning, and so no reward for its format; the paper's last part has one round.
-Why                on answers of 40 tokens the two ratios differ little, and a clip of 10 is none.
+Same as the paper  the order of the stages and which policy each starts from: the SFT of the second half starts from the base model again, not from rl-1; rewards by
+                   preference, and general prompts in reinforcement learning, in the last part alone; the numbers of `rl_numbers`, but for one factor.
+Different          all RL has the tokens' ratio of DeepSeekMath's eq. 3, and clips it at 0.2 (the paper: the whole sequence's, and 10 in rl-1); one reward model, for
+                   helpfulness, and none for safety; general answers have no reasoning, and so no reward for its format; the last part may have several rounds
+                   (the paper: one); students are taught by the last policy alone (the paper: by the data of the SFT stage).
+Why                the tokens' ratio is the one of train/grpo.py; the toy has no harmful prompts; rounds show DeepSeekMath's outer loop.
 
 Each stage is one call of another page, on a copy of what it starts from.
 """
@@ -53,7 +55,8 @@ def rl_numbers(scale: float) -> dict:
     """DeepSeek-R1-Zero's numbers for GRPOConfig, scaled by one factor: so many times fewer samples and so many times longer steps; a scale of 1 is the paper.
 
     lr 3e-6, KL 0.001, temperature 1, 16 samples per question, rollouts of 8192 outputs in 16 mini-batches, one inner epoch, the reference replaced every 400
-    steps of one mini-batch: 25 rollouts. So lr times the steps between two references, about as far as the policy can get from one, stays the same.
+    steps of one mini-batch: 25 rollouts. So lr times the steps between two references, about as far as the policy can get from one, stays the same, up to a scale
+    of 25; from there on every rollout has a reference of its own.
     """
     if not 1 <= scale <= 512:
         raise ValueError(f"scale is {scale}: 1 (the paper's 512 questions in a rollout) to 512 (one) is wanted")
@@ -63,20 +66,20 @@ def rl_numbers(scale: float) -> dict:
 
 @dataclass(frozen=True)
 class R1Config:
-    """Defaults: the tiny model on sums told in two languages, on a laptop. Steps of reinforcement learning are rollouts; the paper has 650 for R1-Zero."""
+    """Defaults: the tiny model on sums told in two languages, on a laptop. Steps of reinforcement learning are rollouts."""
 
-    scale: float = 32.0                # see rl_numbers
-    zero_steps: int = 60
-    reasoning_steps: int = 60          # rl-1
-    language_weight: float = 1.0       # eq. 7 is added to the rules with this weight
-    kept_problems: int = 2048          # from which reasonings are kept
-    kept_samples: int = 4              # completions of each
-    final_steps: int = 30              # rl-2, by the rules
-    final_temperature: float = 0.7     # the paper's
-    preference_steps: int = 24         # and the last part, all rounds together; the paper: 400 of 1700
-    general_share: float = 0.5         # of its prompts
-    rounds: int = 2                    # of GRPO and of the reward model: DeepSeekMath's algorithm 1
-    max_new_tokens: int = 48
+    scale: float = 32.0                # so many times fewer samples and longer steps than the paper's (1)
+    zero_steps: int = 60               # rollouts of R1-Zero; the paper: 650
+    reasoning_steps: int = 60          # rollouts of rl-1
+    language_weight: float = 1.0       # of the language reward, beside 1 for right answers and 1 for format
+    kept_problems: int = 2048          # problems from which reasonings are kept
+    kept_samples: int = 4              # completions of each, of which the first good one is kept
+    final_steps: int = 30              # rollouts of rl-2, by the rules alone; the paper: 1300 steps, of 1700
+    final_temperature: float = 0.7     # of rl-2 and of the last part: the paper's
+    preference_steps: int = 24         # rollouts of the last part, all rounds together; the paper: 400 steps, of 1700
+    general_share: float = 0.5         # share of general prompts in the last part
+    rounds: int = 2                    # of GRPO and of the reward model in the last part: DeepSeekMath's algorithm 1
+    max_new_tokens: int = 48           # per completion
 
     def __post_init__(self):
         check_positive(self, "zero_steps", "reasoning_steps", "kept_problems", "kept_samples", "final_steps", "final_temperature", "rounds", "max_new_tokens")
@@ -117,6 +120,10 @@ def train_r1(model, tokenizer, task, config: R1Config, *, cold_start: Sequence[t
     def fine_tune(name: str, start, numbers: SFTConfig, pairs: Callable[[], list]):
         return stage(name, numbers, start, lambda m, **hooks: train_sft(m, tokenizer, pairs(), numbers, seed=derive_seed(seed, name), **hooks))
 
+    def learn_rewards(name: str, start):
+        return stage(name, RewardModelConfig(), start, lambda m, **hooks: train_reward_model(m, tokenizer, with_replay([ask() for ask in rankings], seed), RewardModelConfig(),
+                                                                                            demonstrations=general.demonstrations, seed=derive_seed(seed, name), **hooks))
+
     # 1. reinforcement learning alone: R1-Zero
     reinforce("r1-zero", model, config.grpo(config.zero_steps), {**RULES, "language_consistency": 0.0})
 
@@ -132,30 +139,27 @@ def train_r1(model, tokenizer, task, config: R1Config, *, cold_start: Sequence[t
 
     # 5. its last part: general prompts by preference, too     eqs. 8 to 10; DeepSeekMath, algorithm 1
     rankings = [cache(lambda: general.compare(model, derive_seed(seed, "compare", 1)))]            # of each round; asked only where they are needed
-    reward_model = stage("rm-1", RewardModelConfig(), model, lambda m, **hooks: train_reward_model(m, tokenizer, rankings[0](), RewardModelConfig(),
-                                                                                                   seed=derive_seed(seed, "rm-1"), **hooks))
+    reward_model = learn_rewards("rm-1", model)
     for n in range(1, config.rounds + 1):
-        # reinforce: algorithm 1, lines 3 to 10; the reference is the policy that a round starts from
+        # algorithm 1, lines 3 to 11: the reference is the policy that a round starts from, to its end
         judged = Mixture(task, general.task, as_reward(reward_model, tokenizer), config.general_share)
         steps = config.preference_steps * n // config.rounds - config.preference_steps * (n - 1) // config.rounds
-        policy = reinforce(f"prefer-{n}", policy, config.grpo(steps, temperature=config.final_temperature), watched(judged, spoken), judged)
+        policy = reinforce(f"prefer-{n}", policy, config.grpo(steps, temperature=config.final_temperature, ref_sync_steps=0), watched(judged, spoken), judged)
         if n < config.rounds:
-            # the reward model learns on, from what the policy says now and a tenth of what was ranked before
+            # line 12: the reward model learns on, from what the policy says now and a tenth of what was ranked before
             rankings.append(cache(lambda policy=policy, n=n: general.compare(policy, derive_seed(seed, "compare", n + 1))))
-            reward_model = stage(f"rm-{n + 1}", RewardModelConfig(), reward_model,
-                                 lambda m, n=n, **hooks: train_reward_model(m, tokenizer, with_replay([r() for r in rankings], seed), RewardModelConfig(),
-                                                                            seed=derive_seed(seed, f"rm-{n + 1}"), **hooks))
+            reward_model = learn_rewards(f"rm-{n + 1}", reward_model)
     return policy
 
 
 def distill(teacher, student, tokenizer, task, config: R1Config, *, seed: int = 0, log: Callable[[int, dict], None] | None = None, stage: Stage | None = None) -> tuple:
-    """A smaller base model by reinforcement learning as in R1-Zero, but with the language reward, and by SFT on a teacher's kept reasonings -> (rl, sft).
+    """A smaller base model by reinforcement learning, as R1-Zero, and by SFT on a teacher's kept reasonings -> (the one, the other).
 
-    Paper      DeepSeek-R1, arXiv:2501.12948v2: distilled models are fine-tuned on the teacher's samples alone, without reinforcement learning.
+    Paper      DeepSeek-R1, arXiv:2501.12948v2: distilled models are fine-tuned on a teacher's samples alone, without reinforcement learning.
     """
     stage, numbers = stage or in_memory(log), config.grpo(config.zero_steps)
-    alone = stage("small-rl", numbers, student, lambda m, **hooks: train_grpo(m, tokenizer, task, numbers, seed=derive_seed(seed, "small-rl"),
-                                                                              reward_weights={**RULES, "language_consistency": config.language_weight}, **hooks))
+    alone = stage("small-rl", numbers, student, lambda m, **hooks: train_grpo(m, tokenizer, task, numbers, reward_weights={**RULES, "language_consistency": 0.0},
+                                                                              seed=derive_seed(seed, "small-rl"), **hooks))
     taught = stage("distilled", SECOND_SFT, student, lambda m, **hooks: train_sft(m, tokenizer, rejection_sample(teacher, tokenizer, task, config, seed=derive_seed(seed, "taught")),
                                                                                   SECOND_SFT, seed=derive_seed(seed, "distilled"), **hooks))
     return alone, taught

@@ -11,14 +11,16 @@ from minirl.app import r1
 from minirl.app.cli import build_parser, main
 from minirl.app.evaluate import Evaluation
 from minirl.app.presets import R1_PRESETS
-from minirl.app.rundir import RunLog
+from minirl.app.rundir import RunDir, RunLog
+from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.tasks.bilingual import DIGITS
 from minirl.tasks.problem import Problem
 from minirl.train.r1 import R1Config
+from minirl.train.reward_model import as_reward
 
 SMALL = ["--number-length", "1", "--examples", "1600", "--general-examples", "400", "--cold-start-examples", "64", "--demonstrations", "32", "--ranked-prompts", "40",
          "--eval-problems", "4", "--samples", "2", "--device", "cpu", "--checkpoint-every", "2", "--scale", "128", "--zero-steps", "4", "--reasoning-steps", "4",
-         "--final-steps", "4", "--preference-steps", "4", "--too-long", "1", "--kept-problems", "64", "--max-new-tokens", "20"]
+         "--final-steps", "4", "--preference-steps", "4", "--too-long", "1", "--kept-problems", "64", "--max-new-tokens", "24"]
 POLICIES = ["base", "r1-zero", "cold-start", "rl-1", "sft", "rl-2", "prefer-1", "prefer-2", "too-long", "small-base", "small-rl", "distilled"]
 
 
@@ -45,7 +47,10 @@ def test_r1_leaves_a_folder_per_stage_and_a_table(whole, capsys):
     assert main(["r1", "--resume", "--run-dir", str(whole)]) == 0 and "complete" in capsys.readouterr().out
     assert main(["sample", "--init", str(whole / "rl-1" / "final"), "-n", "1", "--max-new-tokens", "8"]) == 0
     said = capsys.readouterr().out
-    assert any(word in said for word in DIGITS["ko"] + DIGITS["en"])
+    assert any(word in said for word in DIGITS["ko"] + DIGITS["en"]), "it is asked what the run was trained on"
+    summary, (first, last) = json.loads((whole / "summary.json").read_text()), (next(s for s in stages if s["stage"] == name) for name in ("base", "prefer-2"))
+    assert (summary["accuracy_before"], summary["accuracy_after"], summary["win_rate_after"]) == (first["hard"], last["hard"], last["win_rate"])
+    assert summary["seconds"] >= sum(s["seconds"] for s in stages) > 0, "reward models take time, too"
 
 
 def test_what_each_stage_ran_with_is_written_down(whole):
@@ -63,7 +68,7 @@ def test_killed_in_any_stage_it_goes_on_bit_for_bit(title, step, whole, tmp_path
 
     def dying_log(self, n, metrics):
         log(self, n, metrics)
-        if self.title == title and n == step:
+        if self.title.split()[-1] == title and n == step:
             raise Killed
 
     monkeypatch.setattr("minirl.app.training.plot_runs", lambda runs, out: out.touch())           # half a second for each stage
@@ -98,6 +103,41 @@ def test_reasoning_in_korean_alone_from_a_base_model_that_is_there(whole, tmp_pa
     assert r1.R1RunConfig(language="ko").task.reason_in == "ko" and r1.R1RunConfig().task.reason_in is None
 
 
+def test_going_on_for_too_long_starts_where_the_last_part_does(whole):
+    """From rl-2, with the first reward model, for too_long times as many steps; a reward model's score of the same answers is the one that rm-1 gives."""
+    started = []
+
+    class Stages:
+        run, tokenizer, device = RunDir(whole), load_pretrained(whole / "base" / "final")[1], torch.device("cpu")
+        config, common = R1Config(preference_steps=4), r1.R1RunConfig(number_length=1, too_long=3)
+
+        def __call__(self, name, numbers, start, page):
+            started.append((name, numbers, start))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(r1, "train_grpo", lambda model, tokenizer, task, config, *, reward_weights, **rest: started.append((task, reward_weights)))
+                page(start)
+
+    r1.overdo(Stages())
+    (name, numbers, start), (judged, weights) = started
+    rl_2, reward_model = load_pretrained(whole / "rl-2" / "final")[0], load_reward_model(whole / "rm-1" / "final")[0]
+    assert name == "too-long" and numbers.steps == 12 and numbers.temperature == 0.7 and weights["preference"] == 1.0
+    assert all(torch.equal(a, b) for a, b in zip(start.parameters(), rl_2.parameters(), strict=True))
+    asked = dict(answer=["abc"], general=[True])
+    assert judged.rewards["preference"](["sort cba:"], ["abc"], **asked) == as_reward(reward_model, Stages.tokenizer)(["sort cba:"], ["abc"])
+
+
+def test_a_stage_that_had_ended_samples_as_one_that_was_trained_now(whole):
+    """Both are compiled or not alike: rejection sampling, labelling and evaluation would else take another numeric path after --resume."""
+    stages = r1.Stages(RunDir(whole), load_pretrained(whole / "base" / "final")[1], R1Config(), r1.R1RunConfig(compile="on"), device=torch.device("cpu"))
+    assert stages("rl-1", R1Config().grpo(1), None, None).compiled
+
+
+def test_stages_are_numbered():
+    names = r1.stage_names(R1Config(rounds=1), r1.R1RunConfig(init="somewhere", too_long=0))
+    assert names == ["r1-zero", "cold-start", "rl-1", "sft", "rl-2", "rm-1", "prefer-1", "small-base", "small-rl", "distilled"] and r1.title("rl-1", names) == "3/10 rl-1"
+    assert len(r1.stage_names(R1Config(), r1.R1RunConfig())) == 14
+
+
 def test_easy_problems_are_shorter():
     config = r1.R1RunConfig(number_length=3)
     assert config.task.digits == (2, 3) and config.of_length(3).digits == (3,) and r1.R1RunConfig(number_length=1).task.digits == (1,)
@@ -125,7 +165,10 @@ def test_fast_is_a_preset(tmp_path):
 
 
 @pytest.mark.parametrize("argv, said", [(["--language", "fr"], "language is 'fr': en, ko or prompt"), (["--number-length", "9"], "number_length is 9"), (["--samples", "0"], "samples is 0"),
-                                        (["--scale", "0.1"], "scale is 0.1"), (["--too-long", "-1"], "too_long -1")])
+                                        (["--scale", "0.1"], "scale is 0.1"), (["--too-long", "-1"], "too_long -1"),
+                                        (["--preset", "paper"], "max_new_tokens 32768 do not fit a context of 128 tokens"), (["--max-new-tokens", "20"], "worked out in up to"),
+                                        (["--max-new-tokens", "120"], "do not fit a context of 128"), (["--number-length", "5"], "add --max-new-tokens"),
+                                        (["--profile"], "--profile is for commands of one page"), (["--small", "40"], "small is 40")])
 def test_wrong_inputs_end_in_one_line(argv, said, tmp_path, capsys):
     assert main(["r1", "--run-dir", str(tmp_path / "never"), *argv]) == 2
     error = capsys.readouterr().err

@@ -6,7 +6,7 @@ import pytest
 
 from minirl.lm.tokenizer import TAGS, build_tokenizer
 from minirl.tasks.arithmetic import Arithmetic
-from minirl.tasks.bilingual import DIGITS, STORIES, WORDS, Bilingual, added, answered, brief, demonstrations, told, worked
+from minirl.tasks.bilingual import DIGITS, PLACES, SUMS, WORDS, Bilingual, added, answered, brief, demonstrations, spoken, told, worked
 from minirl.tasks.problem import columns
 from minirl.tasks.rewards import language_consistency
 
@@ -17,26 +17,30 @@ def in_language(*languages):
 
 
 @pytest.mark.parametrize("a, b, languages, text", [
-    ("34", "28", ("en", "en"), "four plus eight is one two, three plus two plus one is six"),
-    ("34", "28", ("ko", "ko"), "사 더하기 팔 은 일 이, 삼 더하기 이 더하기 일 은 육"),
-    ("34", "28", ("en", "ko"), "four plus eight is one two, 삼 더하기 이 더하기 일 은 육"),
-    ("99", "1", ("en", "en"), "nine plus one is one zero, nine plus zero plus one is one zero"),
-    ("10", "20", ("ko", "ko"), "영 더하기 영 은 영, 일 더하기 이 은 삼")])
+    ("34", "28", ("en", "en"), "ones: four plus eight is one two, tens: three plus two plus one is six"),
+    ("34", "28", ("ko", "ko"), "일의 자리: 사 더하기 팔 은 일 이, 십의 자리: 삼 더하기 이 더하기 일 은 육"),
+    ("34", "28", ("en", "ko"), "ones: four plus eight is one two, 십의 자리: 삼 더하기 이 더하기 일 은 육"),
+    ("99", "1", ("en", "en"), "ones: nine plus one is one zero, tens: nine plus zero plus one is one zero"),
+    ("100", "200", ("ko", "en", "ko"), "일의 자리: 영 더하기 영 은 영, tens: zero plus zero is zero, 백의 자리: 일 더하기 이 은 삼")])
 def test_sums_are_worked_out_column_by_column(a, b, languages, text):
     assert worked(a, b, in_language(*languages)) == text
 
 
 def numbers_in(prompt):
-    """The two numbers that a prompt tells, read back from its words: whatever is no digit parts them."""
+    """The two numbers that a prompt tells, read back from its words: place words are passed over, any other word parts them."""
     figures, parts = {word: str(d) for words in DIGITS.values() for d, word in enumerate(words)}, [[]]
-    for story in (piece for stories in STORIES.values() for story in stories for piece in story):
-        prompt = prompt.replace(story, " | ")
-    for word in prompt.split():
+    places = {place.strip() for words in PLACES.values() for place in words}
+    for word in prompt.replace(".", " ").replace(",", " , ").split():
         if word in figures:
             parts[-1].append(figures[word])
-        elif parts[-1]:
+        elif parts[-1] and word not in places:
             parts.append([])
     return tuple("".join(part) for part in parts if part)
+
+
+def test_numbers_are_told_by_their_places():
+    assert spoken("304", "en") == " three hundreds zero tens four" and spoken("304", "ko") == " 삼 백 영 십 사" and spoken("7", "en") == " seven"
+    assert spoken("12345", "ko") == " 일 만 이 천 삼 백 사 십 오" and told("304", "en") == " three zero four"
 
 
 def test_problems_are_right_and_told_in_their_language():
@@ -44,7 +48,7 @@ def test_problems_are_right_and_told_in_their_language():
     for problem in Bilingual((1, 2, 3)).sample(600, random.Random(0)):
         a, b = numbers_in(problem.prompt)
         assert (a, b) == problem.numbers and int(problem.answer) == int(a) + int(b) and len(a) == len(b)
-        assert told(a, problem.language) in problem.prompt and problem.prompt.isascii() == (problem.language == "en")
+        assert spoken(a, problem.language) in problem.prompt and problem.prompt.isascii() == (problem.language == "en")
         kinds.add((len(a), problem.language, problem.prompt.endswith(" =")))
         said = f"<think>{problem.worked}</think><answer>{problem.answer}</answer>"
         for reward in Bilingual().rewards.values():
@@ -75,10 +79,12 @@ def test_words_are_one_token_each_and_everything_round_trips():
     for problem in Bilingual((3,)).sample(100, random.Random(0)):
         for text in (problem.prompt, problem.worked):
             assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert len(tokenizer.encode("삼 사 더하기 이 팔")) == 5 and len(tokenizer.encode("three four plus two eight")) == 5
+    assert len(tokenizer.encode("계산: 삼 십 사 더하기 이 십 팔 =")) == len(tokenizer.encode("add three tens four plus two tens eight =")) == 9
+    assert len(tokenizer.encode("ones: four plus eight is one two, tens: six")) == 9
 
 
-@pytest.mark.parametrize("a, b, text, answer", [("34", "28", "one two, six", "62"), ("99", "1", "one zero, one zero", "100"), ("10", "20", "zero, three", "30")])
+@pytest.mark.parametrize("a, b, text, answer", [("34", "28", "ones: one two, tens: six", "62"), ("99", "1", "ones: one zero, tens: one zero", "100"),
+                                                 ("10", "20", "ones: zero, tens: three", "30")])
 def test_brief_reasoning_tells_the_totals_of_columns(a, b, text, answer):
     totals = [column[-1] for column in added(a, b)]
     assert brief(totals, lambda: "en") == text and answered(totals) == answer
