@@ -20,21 +20,30 @@ from minirl.tasks.arithmetic import Arithmetic
 from minirl.tasks.problem import Problem
 from minirl.tasks.rewards import accuracy, format_reward, language_consistency
 
-DIGITS = {"en": ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"), "ko": ("영", "일", "이", "삼", "사", "오", "육", "칠", "팔", "구")}
+DIGITS = {"en": ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+          "ko": ("영", "일", "이", "삼", "사", "오", "육", "칠", "팔", "구")}
+LANGUAGES = tuple(DIGITS)
+PLACES = {"en": ("", " tens", " hundreds", " thousands", " ten-thousands"),              # behind a digit, from the right
+          "ko": ("", " 십", " 백", " 천", " 만")}
+COLUMNS = {"en": ("ones:", ", tens:", ", hundreds:", ", thousands:", ", ten-thousands:"),      # in front of a column
+           "ko": ("일의 자리:", ", 십의 자리:", ", 백의 자리:", ", 천의 자리:", ", 만의 자리:")}
 PLUS = {"en": " plus", "ko": " 더하기"}
 IS = {"en": " is", "ko": " 은"}
-PLACES = {"en": ("", " tens", " hundreds", " thousands", " ten-thousands"), "ko": ("", " 십", " 백", " 천", " 만")}                     # behind a digit, from the right
-COLUMNS = {"en": ("ones:", ", tens:", ", hundreds:", ", thousands:", ", ten-thousands:"),
-           "ko": ("일의 자리:", ", 십의 자리:", ", 백의 자리:", ", 천의 자리:", ", 만의 자리:")}                                              # in front of a column
-LANGUAGES = tuple(DIGITS)
 # What stands before, between and behind the two numbers: of a sum, and of word problems.
 SUMS = {"en": ("add", PLUS["en"], " ="), "ko": ("계산:", PLUS["ko"], " =")}
 STORIES = {
-    "en": (("ann has", " apples and ben", ". how many in all?"), ("a bus carries", " people,", " more get on. how many now?"), ("the shop sold", " books, then", ". how many books?")),
-    "ko": (("철수가 사과를", " 개, 영희가", " 개 가졌다. 모두 몇 개?"), ("버스에", " 명이 있고", " 명이 더 탔다. 몇 명?"), ("책을 어제", " 권, 오늘", " 권 팔았다. 모두 몇 권?"))}
-# What is one token each in this toy's vocabulary: digits with the space in front of them, so that they are the same token wherever they stand, and all pieces of text.
-WORDS = tuple(dict.fromkeys(piece for lang in LANGUAGES for piece in (*(" " + digit for digit in DIGITS[lang]), PLUS[lang], IS[lang], *PLACES[lang][1:], *COLUMNS[lang],
-                                                                     *SUMS[lang], *(piece for story in STORIES[lang] for piece in story))))
+    "en": (("ann has", " apples and ben", ". how many in all?"), ("a bus carries", " people,", " more get on. how many now?"),
+           ("the shop sold", " books, then", ". how many books?")),
+    "ko": (("철수가 사과를", " 개, 영희가", " 개 가졌다. 모두 몇 개?"), ("버스에", " 명이 있고", " 명이 더 탔다. 몇 명?"),
+           ("책을 어제", " 권, 오늘", " 권 팔았다. 모두 몇 권?"))}
+
+
+def pieces(lang: str) -> list[str]:
+    """All text of a language. Digits have the space in front of them, so that they are the same piece wherever they stand."""
+    return [*(" " + digit for digit in DIGITS[lang]), PLUS[lang], IS[lang], *PLACES[lang][1:], *COLUMNS[lang], *SUMS[lang], *(piece for story in STORIES[lang] for piece in story)]
+
+
+WORDS = tuple(dict.fromkeys(piece for lang in LANGUAGES for piece in pieces(lang)))      # what is one token each in this toy's vocabulary
 
 
 @dataclass(frozen=True)

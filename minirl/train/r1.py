@@ -120,10 +120,6 @@ def train_r1(model, tokenizer, task, config: R1Config, *, cold_start: Sequence[t
     def fine_tune(name: str, start, numbers: SFTConfig, pairs: Callable[[], list]):
         return stage(name, numbers, start, lambda m, **hooks: train_sft(m, tokenizer, pairs(), numbers, seed=derive_seed(seed, name), **hooks))
 
-    def learn_rewards(name: str, start):
-        return stage(name, RewardModelConfig(), start, lambda m, **hooks: train_reward_model(m, tokenizer, with_replay([ask() for ask in rankings], seed), RewardModelConfig(),
-                                                                                            demonstrations=general.demonstrations, seed=derive_seed(seed, name), **hooks))
-
     # 1. reinforcement learning alone: R1-Zero
     reinforce("r1-zero", model, config.grpo(config.zero_steps), {**RULES, "language_consistency": 0.0})
 
@@ -138,7 +134,13 @@ def train_r1(model, tokenizer, task, config: R1Config, *, cold_start: Sequence[t
     policy = reinforce("rl-2", second, config.grpo(config.final_steps, temperature=config.final_temperature), spoken)
 
     # 5. its last part: general prompts by preference, too     eqs. 8 to 10; DeepSeekMath, algorithm 1
-    rankings = [cache(lambda: general.compare(model, derive_seed(seed, "compare", 1)))]            # of each round; asked only where they are needed
+    rankings = [cache(lambda: general.compare(model, derive_seed(seed, "compare", 1)))]            # one for each round; people are asked only when they are needed
+
+    def learn_rewards(name: str, start):
+        numbers = RewardModelConfig()
+        return stage(name, numbers, start, lambda m, **hooks: train_reward_model(m, tokenizer, with_replay([ask() for ask in rankings], seed), numbers,
+                                                                                 demonstrations=general.demonstrations, seed=derive_seed(seed, name), **hooks))
+
     reward_model = learn_rewards("rm-1", model)
     for n in range(1, config.rounds + 1):
         # algorithm 1, lines 3 to 11: the reference is the policy that a round starts from, to its end
@@ -158,10 +160,14 @@ def distill(teacher, student, tokenizer, task, config: R1Config, *, seed: int = 
     Paper      DeepSeek-R1, arXiv:2501.12948v2: distilled models are fine-tuned on a teacher's samples alone, without reinforcement learning.
     """
     stage, numbers = stage or in_memory(log), config.grpo(config.zero_steps)
-    alone = stage("small-rl", numbers, student, lambda m, **hooks: train_grpo(m, tokenizer, task, numbers, reward_weights={**RULES, "language_consistency": 0.0},
-                                                                              seed=derive_seed(seed, "small-rl"), **hooks))
-    taught = stage("distilled", SECOND_SFT, student, lambda m, **hooks: train_sft(m, tokenizer, rejection_sample(teacher, tokenizer, task, config, seed=derive_seed(seed, "taught")),
-                                                                                  SECOND_SFT, seed=derive_seed(seed, "distilled"), **hooks))
+    weights = {**RULES, "language_consistency": 0.0}
+
+    def learn(m, **hooks):
+        kept = rejection_sample(teacher, tokenizer, task, config, seed=derive_seed(seed, "taught"))
+        return train_sft(m, tokenizer, kept, SECOND_SFT, seed=derive_seed(seed, "distilled"), **hooks)
+
+    alone = stage("small-rl", numbers, student, lambda m, **hooks: train_grpo(m, tokenizer, task, numbers, reward_weights=weights, seed=derive_seed(seed, "small-rl"), **hooks))
+    taught = stage("distilled", SECOND_SFT, student, learn)
     return alone, taught
 
 
