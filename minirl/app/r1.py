@@ -64,7 +64,7 @@ class R1RunConfig(CommonConfig):
     ranked_prompts: int = 1000         # instructions the answers to which people rank, in each round
     labeller_noise: float = 0.4        # as in minirl rm
     too_long: int = 5                  # times as many steps with the preference reward as there should be; 0: not tried
-    small: int = 48                    # features of the smaller model that is taught (base: 96); 0: none
+    small: int = 32                    # features of the smaller model that is taught (base: 96); 0: none
     samples: int = 16                  # of each held-out problem, for pass@k and majority voting
     eval_problems: int = 128           # of each kind: easy, hard, general
     checkpoint_every: int = 10         # steps (base models: five times as many)

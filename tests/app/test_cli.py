@@ -123,3 +123,5 @@ def test_inherited_flags_keep_their_help():
     for name in ("ppo", "grpo"):
         text = " ".join(commands[name].format_help().split())
         assert "held-out problems, before and after" in text and "auto, cpu or cuda" in text
+    text = " ".join(commands["r1"].format_help().split())
+    assert "of each kind: easy, hard, general" in text and "before and after" not in text, "a field that is given anew is explained anew"
