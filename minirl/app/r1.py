@@ -196,15 +196,18 @@ def base_model(run: RunDir, common: R1RunConfig, size: BaseConfig, name: str, na
     """The folder of a base model, --init or one that is made in the run, and the seconds that it took."""
     if common.init is not None and name == "base":
         return common.init, 0.0
-    read = replace(size, examples=common.examples, worked_share=READS["worked_share"], guessed_share=READS["slip_share"])
-    stage = run.stage(name, "sft", base=read, sft=SFTConfig())
+    stage = run.stage(name, "sft", sft=SFTConfig(), base=replace(size, examples=common.examples, worked_share=READS["worked_share"], guessed_share=READS["slip_share"]))
     if not stage.finished:
         rng = random.Random(derive_seed(common.seed, "r1", "reading"))
         *easier, longest = common.task.digits
-        read = demonstrations(Bilingual((*easier, *[longest] * HARD_ONES)), common.examples, rng, **READS) + answers(GENERAL, common.general_examples, rng, right_share=0.6, frame_weights=FRAMES)
-        model, tokenizer, report = supervised(stage, lambda: make_base(size, seed=common.seed, device=device, words=R1_WORDS, tokenizer=tokenizer), read,
-                                              SFTConfig(), common, device=device, title=title(name, names))
-        finish(stage, model, tokenizer, {"steps": report.steps, "seconds": round(report.seconds, 1)})
+        read = demonstrations(Bilingual((*easier, *[longest] * HARD_ONES)), common.examples, rng, **READS)
+        read += answers(GENERAL, common.general_examples, rng, right_share=0.6, frame_weights=FRAMES)
+
+        def start():
+            return make_base(size, seed=common.seed, device=device, words=R1_WORDS, tokenizer=tokenizer)
+
+        model, _, report = supervised(stage, start, read, SFTConfig(), common, device=device, title=title(name, names))
+        finish(stage, model, report.tokenizer, {"steps": report.steps, "seconds": round(report.seconds, 1)})
     return stage.path / "final", read_json(stage.path / "summary.json")["seconds"]
 
 
@@ -212,11 +215,12 @@ def overdo(stages: Stages) -> None:
     """The last part from where it starts, with the first reward model alone, for `too_long` times as long: reward hacking."""
     config, common = stages.config, stages.common
     numbers = config.grpo(common.too_long * config.preference_steps, temperature=config.final_temperature, ref_sync_steps=0)
-    reward_model, start = load_reward_model(stages.run.path / "rm-1" / "final", device=stages.device)[0], load_policy(stages.run.path / "rl-2" / "final", device=stages.device)[0]
+    reward_model, _ = load_reward_model(stages.run.path / "rm-1" / "final", device=stages.device)
+    start, _ = load_policy(stages.run.path / "rl-2" / "final", device=stages.device)
     judged = Mixture(common.task, GENERAL, as_reward(reward_model, stages.tokenizer), config.general_share)
     weights = watched(judged, {**RULES, "language_consistency": config.language_weight})
     stages("too-long", numbers, start, lambda m, **hooks: train_grpo(m, stages.tokenizer, judged, numbers, reward_weights=weights,
-                                                                                    seed=derive_seed(common.seed, "too-long"), **hooks))
+                                                                     seed=derive_seed(common.seed, "too-long"), **hooks))
 
 
 def worth(name: str, model, tokenizer, config: R1Config, common: R1RunConfig) -> dict:
@@ -225,10 +229,9 @@ def worth(name: str, model, tokenizer, config: R1Config, common: R1RunConfig) ->
     easy, hard, general = (evaluate(model, tokenizer, task, n=common.eval_problems, samples=samples, max_new_tokens=config.max_new_tokens, batch=2048,
                                     seed=derive_seed(common.seed, "r1", "evaluate", kind))
                            for kind, (task, samples) in tqdm(kinds.items(), desc=f"measuring {name}", unit="kind", leave=False, disable=None, dynamic_ncols=True))
-    known = {"answer": [p.answer for p in general.problems]}
-    told = [completions[0] for completions in general.completions]
+    liked = GENERAL.rewards["true_reward"]([], [completion for completion, in general.completions], answer=[p.answer for p in general.problems])
     return {"easy": easy.accuracy, "hard": hard.accuracy, "majority": majority(hard), "pass": hard.pass_at(common.samples), "format": hard.rewards["format_reward"],
-            "language": hard.rewards["language_consistency"], "length": hard.mean_length, "general": GENERAL.rewards["true_reward"]([], told, **known),
+            "language": hard.rewards["language_consistency"], "length": hard.mean_length, "general": liked,
             "problem": hard.problems[0].prompt, "example": hard.completions[0][0]}
 
 

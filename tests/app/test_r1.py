@@ -173,3 +173,15 @@ def test_wrong_inputs_end_in_one_line(argv, said, tmp_path, capsys):
     assert main(["r1", "--run-dir", str(tmp_path / "never"), *argv]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not (tmp_path / "never").exists()
+
+
+@pytest.mark.slow
+def test_the_fast_pipeline_shows_what_the_paper_reports(tmp_path):
+    """minirl r1 --fast: R1-Zero learns to reason and goes on mixing, the language reward ends that, preferences lift general answers, distillation teaches a language."""
+    assert main(["r1", "--fast", "--run-dir", str(tmp_path / "r1"), "--device", "cpu"]) == 0
+    found = {s["stage"]: s for s in json.loads((tmp_path / "r1" / "stages.json").read_text())["stages"]}
+    base, zero, spoken, last = (found[name] for name in ("base", "r1-zero", "rl-1", "prefer-2"))
+    assert zero["hard"] > base["hard"] + 0.15 and zero["length"] > base["length"] + 2 and zero["format"] > base["format"] + 0.1
+    assert zero["language"] < 0.85 < 0.95 < spoken["language"] and last["language"] > 0.97
+    assert last["win_rate"] > 0.55 and last["hard"] > zero["hard"] - 0.1
+    assert found["distilled"]["language"] > found["small-rl"]["language"] + 0.1 and found["distilled"]["easy"] > found["small-rl"]["easy"]
