@@ -12,6 +12,7 @@ FOLDER = Path(__file__).parent.parent / "tutorials"
 TUTORIALS = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_a_tutorial_runs_and_its_exercises_are_solved(path, monkeypatch):
     monkeypatch.setenv("MINIRL_FAST", "1")

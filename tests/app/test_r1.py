@@ -62,7 +62,7 @@ def test_what_each_stage_ran_with_is_written_down(whole):
     assert "rewards/language_consistency/mean" in judged["r1-zero"] and "rewards/general/true_reward/mean" in judged["prefer-2"]
 
 
-@pytest.mark.parametrize("title, step", [("base", 30), ("rl-1", 3), ("sft", 3), ("rm-2", 3), ("prefer-2", 2), ("distilled", 2)])
+@pytest.mark.parametrize("title, step", [("base", 30), ("rl-1", 3), pytest.param("sft", 3, marks=pytest.mark.slow), ("rm-2", 3), ("prefer-2", 2), ("distilled", 2)])
 def test_killed_in_any_stage_it_goes_on_bit_for_bit(title, step, whole, tmp_path, monkeypatch):
     run, log = tmp_path / "r1", RunLog.log
 
@@ -94,10 +94,11 @@ def test_killed_in_any_stage_it_goes_on_bit_for_bit(title, step, whole, tmp_path
     assert timeless[0] == timeless[1]
 
 
-def test_reasoning_in_korean_alone_from_a_base_model_that_is_there(whole, tmp_path):
+def test_reasoning_in_korean_alone_from_a_base_model_that_is_there(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("minirl.app.training.plot_runs", lambda runs, out: out.touch())
     run = tmp_path / "ko"
-    assert main(["r1", "--run-dir", str(run), "--language", "ko", "--init", str(whole / "base" / "final"), *SMALL, "--too-long", "0", "--rounds", "1"]) == 0
-    assert not any((run / name).exists() for name in ("base", "too-long", "hacking.png", "prefer-2"))
+    assert main(["r1", "--run-dir", str(run), "--language", "ko", "--init", str(whole / "base" / "final"), *SMALL, "--too-long", "0", "--rounds", "1", "--small", "0"]) == 0
+    assert not any((run / name).exists() for name in ("base", "too-long", "hacking.png", "prefer-2", "small-base"))
     told, korean = (json.loads((r / "stages.json").read_text())["stages"][0] for r in (whole, run))
     assert told["hard"] == korean["hard"] and told["language"] != korean["language"], "one base model, held against another language"
     assert r1.R1RunConfig(language="ko").task.reason_in == "ko" and r1.R1RunConfig().task.reason_in is None
