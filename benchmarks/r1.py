@@ -149,8 +149,7 @@ def draw(found: list[dict], runs: list[RunDir], out: Path) -> None:
     for axis in axes[0]:
         axis.set_xticks(range(len(names)), names, rotation=20, ha="right")
         axis.set_ylim(0, 1.03)
-    for name, label, colour in (("small-base", "smaller base model", COLOURS[5]), ("small-rl", "RL on it", COLOURS[1]), ("distilled", "distilled", COLOURS[0]), (names[-1], "teacher", COLOURS[2])):
-        x = ["small-base", "small-rl", "distilled", names[-1]].index(name)
+    for x, (name, colour) in enumerate((("small-base", COLOURS[5]), ("small-rl", COLOURS[1]), ("distilled", COLOURS[0]), (names[-1], COLOURS[2]))):
         for i, (key, alpha) in enumerate((("easy", 0.45), ("hard", 0.9))):
             values = [f["prompt"][name][key] for f in found]
             axes[1, 0].bar(x + 0.36 * i - 0.18, statistics.mean(values), 0.34, color=colour, alpha=alpha, yerr=[[statistics.mean(values) - min(values)], [max(values) - statistics.mean(values)]],

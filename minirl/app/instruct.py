@@ -38,7 +38,7 @@ from minirl.train.encoding import encode_pairs, encode_texts
 from minirl.train.ppo import KLControl, PPOConfig, train_ppo
 from minirl.train.reward_model import RewardModelConfig, as_reward, score_texts, train_reward_model
 from minirl.train.sft import SFT_PRESETS, SFTConfig
-from minirl.train.state import derive_seed
+from minirl.train.state import check_positive, derive_seed
 
 FEWEST, MOST = 4, 9            # completions of a ranking: InstructGPT, section 3.5
 HELD_OUT = 200                 # rankings of held-out prompts
@@ -63,9 +63,7 @@ class InstructConfig(CommonConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("demonstrations", "ranked_prompts", "best_of"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is wanted")
+        check_positive(self, "demonstrations", "ranked_prompts", "best_of")
         if not self.labeller_noise > 0 or not 0 <= self.right_share <= 1:
             raise ValueError(f"labeller_noise is {self.labeller_noise}, right_share {self.right_share}: a positive number and a share in [0, 1] are wanted")
 

@@ -40,7 +40,7 @@ from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.r1 import RULES, General, R1Config, distill, train_r1, watched
 from minirl.train.reward_model import RewardModelConfig, as_reward
 from minirl.train.sft import SFTConfig
-from minirl.train.state import derive_seed
+from minirl.train.state import check_positive, derive_seed
 
 # What the base models read: so much is reasoned at length and so much briefly, half of it in both languages at once; half of the hasty ones slip; some have no tags.
 READS = dict(worked_share=0.5, brief_share=0.25, mixed_share=0.5, slip_share=0.5, bare_share=0.2)
@@ -73,9 +73,7 @@ class R1RunConfig(CommonConfig):
         super().__post_init__()
         if self.language not in (*LANGUAGES, "prompt"):
             raise ValueError(f"language is {self.language!r}: {', '.join(LANGUAGES)} or prompt is wanted")
-        for name in ("examples", "general_examples", "cold_start_examples", "demonstrations", "ranked_prompts", "samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is wanted")
+        check_positive(self, "examples", "general_examples", "cold_start_examples", "demonstrations", "ranked_prompts", "samples")
         if not 1 <= self.number_length <= 5:
             raise ValueError(f"number_length is {self.number_length}: 1 to 5 digits are wanted")
         if self.small < 0 or self.small % HEAD_SIZE:

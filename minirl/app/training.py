@@ -24,7 +24,7 @@ from minirl.tasks.preferences import load_demonstrations
 from minirl.tasks.rewards import accuracy
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.sft import SFTConfig, train_sft
-from minirl.train.state import derive_seed
+from minirl.train.state import check_positive, derive_seed
 
 SHOWN = 3                # problems that a run shows before and after
 CPU_FLOPS = 1e11         # about what two cores reach in float32
@@ -59,9 +59,7 @@ class CommonConfig:
     checkpoint_every: int = 20         # steps (SFT: five times as many)
 
     def __post_init__(self):
-        for name in ("eval_problems", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is wanted")
+        check_positive(self, "eval_problems", "checkpoint_every")
 
 
 @dataclass(frozen=True)
