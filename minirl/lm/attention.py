@@ -19,47 +19,49 @@ WORTH_A_PIECE = 0.8   # of the attention's work: what a layout in two pieces mus
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, preallocated: one (2, B, K, S, D) tensor per layer; `length` slots are filled.
+    """Keys and values of the tokens seen so far, preallocated: one tensor (B, K, S, D) of each per layer; `length` slots are filled.
 
     It is good for as long as the weights stay as they are, and so are `weights`, the blocks' weights joined and cast once for all steps. Where
-    `slot` (1,) is set, it says on the device where the next token goes, and `length` how far rows are read: then no step depends on a number that
-    the host must know, and a step can be recorded once and played again (decoding.py).
+    `slot` (1,) is given, it says on the device where the next token goes, and all slots are read: then no step depends on a number that the host
+    must know, and a step can be recorded once and played again (decoding.py).
     """
 
-    def __init__(self, config, rows: int, slots: int, *, device=None, dtype=None):
-        shape = (2, rows, config.num_kv_heads, slots, config.head_dim)
-        self.layers = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
-        self.length = 0
-        self.slot: Tensor | None = None
-        self.weights: list | None = None
+    def __init__(self, keys: list[Tensor], values: list[Tensor], *, length: int, slot: Tensor | None = None, weights: list | None = None):
+        self.keys, self.values, self.length, self.slot, self.weights = keys, values, length, slot, weights
+
+    @classmethod
+    def empty(cls, config, rows: int, slots: int, *, device=None, dtype=None) -> KVCache:
+        shape = (rows, config.num_kv_heads, slots, config.head_dim)
+        keys, values = ([torch.empty(shape, device=device, dtype=dtype) for _ in range(config.num_layers)] for _ in range(2))
+        return cls(keys, values, length=0)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v (B, K, T, D) behind the filled slots of one layer's first B rows; return their keys and values, with the new ones."""
-        store = self.layers[layer][:, :len(k)]
+        """Write k, v (B, K, T, D) behind the filled slots of one layer; return all its keys and values, with the new ones."""
+        keys, values = self.keys[layer], self.values[layer]
         if self.slot is not None:
-            store.index_copy_(3, self.slot, torch.stack([k, v]).to(store.dtype))
-            end = self.length
-        else:
-            end = self.length + k.shape[2]
-            store[0, :, :, self.length:end] = k
-            store[1, :, :, self.length:end] = v
-        return store[0, :, :, :end], store[1, :, :, :end]
+            keys.index_copy_(2, self.slot, k.to(keys.dtype))
+            values.index_copy_(2, self.slot, v.to(values.dtype))
+            return keys, values
+        end = self.length + k.shape[2]
+        keys[:, :, self.length:end] = k
+        values[:, :, self.length:end] = v
+        return keys[:, :, :end], values[:, :, :end]
 
     def take(self, source: KVCache, rows: Tensor) -> None:
-        """Make the given rows of another cache the first rows of this one; only filled slots are copied."""
-        for mine, theirs in zip(self.layers, source.layers):
-            mine[:, :len(rows), :, :source.length] = theirs[:, :, :, :source.length].index_select(1, rows)
+        """Make the given rows of another cache the rows of this one; only filled slots are copied."""
         self.length = source.length
+        for mine, theirs in zip(self.keys + self.values, source.keys + source.values):
+            mine[:, :, :self.length] = theirs[:, :, :self.length].index_select(0, rows)
 
     def move(self, rows: Tensor, to: Tensor) -> None:
         """Write `rows` over the rows `to`."""
-        for store in self.layers:
-            store[:, to, :, :self.length] = store[:, rows, :, :self.length]
+        for store in self.keys + self.values:
+            store[to, :, :self.length] = store[rows, :, :self.length]
 
 
-def cache_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What keys and values are kept in: on a CPU float32 at least, as small batched products in less take longer than in float32."""
-    return torch.promote_types(dtype, torch.float32) if device.type == "cpu" else dtype
+def cache_dtype(dtype: torch.dtype, device: torch.device, compiled: bool) -> torch.dtype:
+    """What keys and values are kept in: on a CPU, unless compiled, float32 at least, as small batched products in less take longer than in float32."""
+    return torch.promote_types(dtype, torch.float32) if device.type == "cpu" and not compiled else dtype
 
 
 class Rows:
@@ -251,6 +253,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         return F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask, is_causal=bias is None, enable_gqa=H != K)
     if bias is None and T > 1:
         bias = hide(torch.ones(T, S, dtype=torch.bool, device=q.device).triu(1))[None, None]
+    if T == 1 and torch.compiler.is_compiling():                                    # which makes one pass of it; left to themselves, products are faster
+        wide = torch.promote_types(k.dtype, torch.float32)
+        q, k, v = (q.view(B, K, H // K, 1, D) * D ** -0.5).to(wide), k[:, :, None].to(wide), v[:, :, None].to(wide)
+        scores = (q * k).sum(-1) if bias is None else (q * k).sum(-1) + bias                                           # (B, K, H/K, S)
+        return (scores.softmax(-1)[..., None] * v).sum(-2).view(B, H, T, D)
     with torch.autocast(q.device.type, enabled=False):                              # in what the keys are kept in
         q_rows = q.reshape(B * K, H // K * T, D).to(k.dtype)                        # a key/value head serves H/K query heads
         if bias is None:

@@ -18,6 +18,13 @@ if os.access(Path.home(), os.W_OK):
 _broken = False
 
 
+def varies(x: Tensor, *dims: int) -> Tensor:
+    """Say of an argument of a compiled function that these dimensions take many values (of 2 or more), which one compilation should serve."""
+    for dim in dims:
+        torch._dynamo.maybe_mark_dynamic(x, dim)
+    return x
+
+
 def compiled(function: Callable) -> Callable:
     """`function` of tensors, compiled at its first call, for any number of rows (dimension 0) and one of the others.
 
@@ -33,7 +40,7 @@ def compiled(function: Callable) -> Callable:
             return function(*args)
         for x in args:
             if isinstance(x, Tensor) and x.dim() > 0:
-                torch._dynamo.maybe_mark_dynamic(x, 0)
+                varies(x, 0)
         try:
             return fast(*args)
         except Exception as error:                                   # dynamo, inductor and the compiler have a class each

@@ -1,8 +1,9 @@
 """How rows grow: one forward pass and one draw a step, for all rows that have not ended.
 
-The host decides nothing that it would have to read from the device for: which token came, where a row stands and which draw is next are tensors. Only
-every few steps it asks who has ended, and lets those rows leave. On CUDA that makes a step the same list of kernels every time, so it is recorded
-once per number of rows and per reach (a CUDA graph) and then played: a small model's step is otherwise all launches.
+A step is one function of tensors, `advance`, for as many rows and slots as there are by then. It is mostly calls: the work of a small model's step takes
+less time than starting it. So where the model is compiled, a CPU runs it as one compiled piece, and on CUDA it is recorded once per number of rows and
+per reach (a CUDA graph) and then played. For that the host decides nothing that it would have to read from the device: which token came, where a row
+stands and which draw is next are tensors. Only every few steps it asks who has ended, and lets those rows leave.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minirl.lm.attention import KVCache, cache_dtype
+from minirl.lm.compiled import compiled, varies
 from minirl.lm.precision import compute_dtype
 
 ASK = {"cpu": 1, "cuda": 8}       # steps between two looks at who has ended: asking a GPU makes it wait
@@ -37,7 +39,8 @@ class Decoder:
     def __init__(self, model, rows: int, width: int, max_new_tokens: int, choice: Choice, *, padded: bool, recording: bool):
         device, self.dtype = model.device, compute_dtype(model)
         self.rows, self.width, self.max_new_tokens, self.choice, self.recording = rows, width, max_new_tokens, choice, recording
-        self.cache = KVCache(model.config, rows, width + max_new_tokens, device=device, dtype=cache_dtype(self.dtype, device))
+        self.compiled = getattr(model, "compiled", False) and device.type == "cpu"
+        self.cache = KVCache.empty(model.config, rows, width + max_new_tokens, device=device, dtype=cache_dtype(self.dtype, device, self.compiled))
         self.ids = torch.zeros(rows, dtype=torch.long, device=device)                # the token that each row drew last
         self.row = torch.zeros(rows, dtype=torch.long, device=device)                # which completion it is
         self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
@@ -47,12 +50,13 @@ class Decoder:
         self.uniform = torch.zeros(max_new_tokens, rows, device=device)
         self.new_tokens = torch.zeros(rows, max_new_tokens, dtype=torch.long, device=device)
         self.new_logp = torch.zeros(rows, max_new_tokens, device=device)
-        self.head = None
+        self.slot = None
         self.graphs, self.pool = {}, None
         if recording:
-            for store in self.cache.layers:
-                store.zero_()                                                        # slots that are read before they are written must be numbers
             self.slot = torch.zeros(1, dtype=torch.long, device=device)              # where the last token goes: width + t - 1
+            for store in self.cache.keys + self.cache.values:
+                store.zero_()                                                        # slots that are read before they are written must be numbers
+        self.head = None
         self.refresh(model)
 
     @torch.no_grad()
@@ -72,9 +76,9 @@ class Decoder:
         elif self.head.data_ptr() != head.data_ptr():
             self.head.copy_(head)
 
-    def grow(self, model, hidden: Tensor, prompts: KVCache, padding: Tensor | None, group: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Last hidden states (P, d) and cache of P prompts -> the tokens that P * group rows draw and their log-probs, (B, max_new_tokens) each."""
-        n, cache = self.rows, self.cache
+    def grow(self, model, prompts: Tensor, padding: Tensor | None, group: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """P prompts (P, width) -> the tokens that P * group rows draw and their log-probs, (B, max_new_tokens) each."""
+        n, cache, (P, width) = self.rows, self.cache, prompts.shape
         every = torch.arange(n, device=self.row.device)
         self.row.copy_(every)
         self.ended.zero_()
@@ -82,38 +86,41 @@ class Decoder:
         self.new_tokens.zero_()
         self.new_logp.zero_()
         self.uniform.copy_(uniform)
-        cache.slot = None
-        cache.take(prompts, every // group)
         if self.starts is not None:
             self.starts.copy_(padding.repeat_interleave(group))
-        if self.recording:
-            cache.slot = self.slot.fill_(self.width)
-        self.draw(hidden.repeat_interleave(group, dim=0), n)
+        if self.slot is not None:
+            self.slot.fill_(width)
+        read = KVCache.empty(model.config, P, width, device=prompts.device, dtype=cache.keys[0].dtype)
+        read.weights = cache.weights
+        hidden = model.hidden(prompts, cache=read, starts=padding)[:, -1]                                             # (P, d)
+        cache.take(read, every // group)
+        self.note(*choose(hidden.repeat_interleave(group, dim=0), self.head, self.uniform[0], self.choice), n)
         for t in range(1, self.max_new_tokens):
             if self.choice.stops and t % ASK[self.row.device.type] == 0:
-                n = self.leave(n, self.width + t - 1)
+                n = self.leave(n, width + t - 1)
                 if n == 0:
                     break
-            self.step(model, n, self.width + t)
+            self.step(model, n, width + t)
         return self.new_tokens, self.new_logp
 
     def step(self, model, n: int, filled: int) -> None:
         """One token more for the first n rows; with it, `filled` slots of the cache are."""
-        def work():
-            starts = None if self.starts is None else self.starts[:n]
-            hidden = model.hidden(self.ids[:n, None], cache=self.cache, starts=starts)[:, -1]
-            if self.recording:
-                self.slot.add_(1)
-            self.draw(hidden, n)
-
-        if not self.recording:
-            return work()
-        self.cache.length = min(-(-filled // REACH) * REACH, self.width + self.max_new_tokens)
-        key = n, self.cache.length
+        end = min(-(-filled // REACH) * REACH, self.width + self.max_new_tokens) if self.recording else filled
+        key = n, end
         if key in self.graphs:
             return self.graphs[key].replay()
+
+        def work():
+            keys, values = ([varies(x[:n, :, :end], 0, 2) for x in stores] for stores in (self.cache.keys, self.cache.values))
+            starts = None if self.starts is None else self.starts[:n]
+            uniform = self.uniform[self.t].squeeze(0)[self.row[:n]]                                                   # (n,)
+            run = compiled_advance if self.compiled else advance
+            self.note(*run(model, self.ids[:n], starts, uniform, keys, values, self.slot, (self.cache.weights, self.head), self.choice), n)
+            if self.slot is not None:
+                self.slot.add_(1)
+
         work()                                            # for real, and so that what is recorded next allocates and compiles nothing new
-        if self.row.is_cuda:
+        if self.recording and self.row.is_cuda:
             self.graphs[key] = self.record(work)
 
     def record(self, work):
@@ -125,12 +132,9 @@ class Decoder:
         self.pool = graph.pool()
         return graph
 
-    def draw(self, hidden: Tensor, n: int) -> None:
-        """Choose the next token of the first n rows from their hidden states (n, d), and note it."""
+    def note(self, ids: Tensor, logp: Tensor, n: int) -> None:
+        """Write down what the first n rows drew, (n,) each."""
         row = self.row[:n]
-        uniform = self.uniform[self.t].squeeze(0)[row]                                                # (n,)
-        logits = F.linear(hidden.to(self.dtype), self.head).float()                                   # (n, V)
-        ids, logp = draw(logits, uniform, self.choice.temperature, self.choice.top_k, self.choice.top_p)
         self.ids[:n] = ids
         self.new_tokens[row, self.t] = ids
         self.new_logp[row, self.t] = logp
@@ -138,13 +142,18 @@ class Decoder:
         self.t.add_(1)
 
     def leave(self, n: int, filled: int) -> int:
-        """Let ended rows go, where they are enough to be worth it -> how many rows stay. Recorded steps come in halves, so that few are recorded."""
+        """Let ended rows go, where they are enough to be worth it -> how many rows stay.
+
+        Recorded steps come in halves, so that few are recorded. Compiled ones keep two rows, as one row would be compiled anew.
+        """
         going = n - int(self.ended[:n].sum())
         kept = going
         if self.recording and going:
             kept = n
             while kept // 2 >= going:
                 kept //= 2
+        elif self.compiled and going:
+            kept = min(n, max(2, going))
         if n - kept < WORTH_LEAVING * n or kept == 0:
             return n if kept else 0
         rows = kept + (~self.ended[kept:n]).nonzero().squeeze(1)                      # those of the last rows that go on take the places of
@@ -155,9 +164,6 @@ class Decoder:
             if x is not None:
                 x[places] = x[rows]
         return kept
-
-
-_kept: WeakKeyDictionary = WeakKeyDictionary()
 
 
 def decoder_for(model, rows: int, width: int, max_new_tokens: int, choice: Choice, *, padded: bool) -> Decoder:
@@ -173,6 +179,28 @@ def decoder_for(model, rows: int, width: int, max_new_tokens: int, choice: Choic
         decoder = Decoder(model, rows, width, max_new_tokens, choice, padded=padded, recording=True)
         _kept[model] = key, decoder
     return decoder
+
+
+def advance(model, ids: Tensor, starts: Tensor | None, uniform: Tensor, keys: list[Tensor], values: list[Tensor], slot: Tensor | None,
+            weights: tuple[list, Tensor], choice: Choice) -> tuple[Tensor, Tensor]:
+    """Read the last token of n rows, and draw the next: ids, starts, uniform (n,), keys and values (n, K, S, D) a layer -> ids (n,), logp (n,).
+
+    The token's own keys and values go into the last slot, or, where all S are read whatever is in them, into `slot`.
+    """
+    S = keys[0].shape[2]
+    blocks, head = weights
+    cache = KVCache(keys, values, length=S - 1 if slot is None else S, slot=slot, weights=blocks)
+    hidden = model.hidden(ids[:, None], cache=cache, starts=starts)[:, -1]
+    return choose(hidden, head, uniform, choice)
+
+
+compiled_advance = compiled(advance)
+
+
+def choose(hidden: Tensor, head: Tensor, uniform: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+    """Hidden states (n, d), output matrix (V, d), uniform (n,) -> ids (n,), logp (n,)."""
+    logits = F.linear(hidden.to(head.dtype), head).float()                                        # (n, V)
+    return draw(logits, uniform, choice.temperature, choice.top_k, choice.top_p)
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:

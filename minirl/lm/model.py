@@ -244,7 +244,7 @@ class Transformer(nn.Module):
             if cache.weights is None:
                 cache.weights = [block.weights(compute_dtype(self)) for block in self.layers]
             weights = cache.weights
-        compiled = self.compiled and (tokens.is_cuda or len(tokens) >= MANY)
+        compiled = self.compiled and not torch.compiler.is_compiling() and (tokens.is_cuda or len(tokens) >= MANY)
         x = self.dropout(self.embed_tokens(tokens))                                                   # (N, d)
         rope = self.rope(context.positions, x.dtype)
         for i, block in enumerate(self.layers):

@@ -11,9 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from minirl.lm.attention import KVCache, cache_dtype
 from minirl.lm.decoding import Choice, decoder_for
-from minirl.lm.precision import compute_dtype
 from minirl.lm.rollouts import Rollouts, span_mask
 
 
@@ -47,20 +45,17 @@ def sample(model, prompts: Sequence[Sequence[int]], *, group: int = 1, max_new_t
 
 def _sample(model, prompts, group, max_new_tokens, temperature, top_k, top_p, stops, pad_id, generator) -> Rollouts:
     device = model.device
-    # 1. read each prompt once
+    # 1. prompts, padded on the left, and the uniform numbers that decide every draw
     prompt_lengths = torch.tensor([len(prompt) for prompt in prompts])                            # (P,)
     width = int(prompt_lengths.max())
     tokens = torch.tensor([[pad_id] * (width - len(prompt)) + prompt for prompt in prompts], device=device)      # (P, width)
     padding = None if bool((prompt_lengths == width).all()) else (width - prompt_lengths).to(device)
-    decoder = decoder_for(model, len(prompts) * group, width, max_new_tokens, Choice(temperature, top_k, top_p, tuple(stops)), padded=padding is not None)
-    cache = KVCache(model.config, len(prompts), width, device=device, dtype=cache_dtype(compute_dtype(model), device))
-    cache.weights = decoder.cache.weights
-    hidden = model.hidden(tokens, cache=cache, starts=padding)[:, -1]                             # (P, d)
-
-    # 2. a row per completion, each growing by a token a step, until all have ended
     source = generator.device if generator is not None else device
     uniform = torch.rand(max_new_tokens, len(prompts) * group, generator=generator, device=source).to(device)    # row i's t-th draw, whatever has ended
-    new_tokens, new_logp = decoder.grow(model, hidden, cache, padding, group, uniform)            # (B, max_new_tokens) each, with anything behind the ends
+
+    # 2. each prompt read once, then a row per completion, growing by a token a step until all have ended
+    decoder = decoder_for(model, len(prompts) * group, width, max_new_tokens, Choice(temperature, top_k, top_p, tuple(stops)), padded=padding is not None)
+    new_tokens, new_logp = decoder.grow(model, tokens, padding, group, uniform)                   # (B, max_new_tokens) each, with anything behind the ends
     if not bool(new_logp.isfinite().all()):
         raise ValueError("the model gave logits that are not finite: its weights hold NaN or infinity, or overflow in its dtype; go back to an "
                          "earlier checkpoint, or use float32")

@@ -42,7 +42,7 @@ def test_the_order_of_the_past_matters(model):
 @pytest.mark.parametrize("pieces", [(4, 1, 1, 1, 1), (3, 4, 1), (1, 7)], ids=str)
 def test_cached_decode_equals_the_full_forward(model, pieces):
     tokens = ids(3, 8)
-    cache = KVCache(model.config, 3, 8)
+    cache = KVCache.empty(model.config, 3, 8)
     got = torch.cat([model.hidden(piece, cache=cache) for piece in tokens.split(pieces, dim=1)], dim=1)
     torch.testing.assert_close(got, model.hidden(tokens), **CLOSE)
     assert cache.length == 8
@@ -54,7 +54,7 @@ def test_cached_decode_with_left_padding_equals_each_row_by_itself(model, ragged
     tokens, padding = left_pad(ragged, pad=22)
     more = ids(len(ragged), 5)
     width = tokens.shape[1]
-    cache = KVCache(model.config, len(ragged), width + 5)
+    cache = KVCache.empty(model.config, len(ragged), width + 5)
     got = [model.hidden(tokens, cache=cache, starts=padding), model.hidden(more[:, :2], cache=cache, starts=padding)]
     got += [model.hidden(more[:, t:t + 1], cache=cache, starts=padding) for t in (2, 3, 4)]
     got = torch.cat(got, dim=1)
@@ -80,10 +80,10 @@ def test_padding_on_either_side_changes_nothing_at_real_slots(model, ragged, sid
 @torch.no_grad()
 def test_cache_rows_can_be_repeated_dropped_and_reordered(model):
     tokens, new = ids(2, 4), ids(3, 1, seed=2)
-    cache = KVCache(model.config, 2, 6)
+    cache = KVCache.empty(model.config, 2, 6)
     model.hidden(tokens, cache=cache)
     rows = torch.tensor([1, 0, 1])
-    before, cache = cache, KVCache(model.config, 4, 6)
+    before, cache = cache, KVCache.empty(model.config, 3, 6)
     cache.take(before, rows)
     got = model.hidden(new, cache=cache)[:, -1]
     torch.testing.assert_close(got, model.hidden(torch.cat([tokens[rows], new], 1))[:, -1], **CLOSE)
@@ -197,7 +197,7 @@ def test_context_overflow_raises(make_model):
     model.hidden(ids(1, 6))
     with pytest.raises(ValueError, match="7 tokens do not fit .*6"):
         model.hidden(ids(1, 7))
-    cache = KVCache(model.config, 1, 8)
+    cache = KVCache.empty(model.config, 1, 8)
     model.hidden(ids(1, 6), cache=cache)
     with pytest.raises(ValueError, match="7 tokens"):
         model.hidden(ids(1, 1), cache=cache)
