@@ -44,7 +44,7 @@ class Decoder:
         self.ids = torch.zeros(rows, dtype=torch.long, device=device)                # the token that each row drew last
         self.row = torch.zeros(rows, dtype=torch.long, device=device)                # which completion it is
         self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.starts = torch.zeros(rows, dtype=torch.long, device=device) if padded else None
+        self.starts = torch.zeros(rows, dtype=torch.long, device=device) if padded or self.compiled else None      # compiled, there is one form for both
         self.t = torch.zeros(1, dtype=torch.long, device=device)                     # how many tokens each row has drawn
         self.stops = torch.tensor(choice.stops, dtype=torch.long, device=device)
         self.uniform = torch.zeros(max_new_tokens, rows, device=device)
@@ -86,7 +86,7 @@ class Decoder:
         self.new_tokens.zero_()
         self.new_logp.zero_()
         self.uniform.copy_(uniform)
-        if self.starts is not None:
+        if padding is not None:
             self.starts.copy_(padding.repeat_interleave(group))
         if self.slot is not None:
             self.slot.fill_(width)

@@ -143,15 +143,16 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def weights(self, dtype: torch.dtype | None = None) -> Weights:
-        """Joined, and with `dtype` the matrices cast to it."""
+        """Joined, and with `dtype` the matrices cast to it. Outside autograd all are detached, so that frozen weights are compiled for no second time."""
         a, c, cast = self.self_attn, self.config, lambda x: x if x is None or dtype is None else x.to(dtype)
         qkv = (a.q_proj, a.k_proj, a.v_proj)
-        return Weights(
+        w = Weights(
             norm=self.input_layernorm.weight, second_norm=self.post_attention_layernorm.weight,
             qkv=cast(torch.cat([p.weight for p in qkv])), qkv_bias=cast(torch.cat([p.bias for p in qkv])) if c.qkv_bias else None,
             qk_norm=torch.cat([a.q_norm.weight.expand(c.num_heads, -1), a.k_norm.weight.expand(c.num_kv_heads, -1)]) if c.qk_norm else None,
             output=cast(a.o_proj.weight), output_bias=cast(a.o_proj.bias),
             gate_up=cast(torch.cat([self.mlp.gate_proj.weight, self.mlp.up_proj.weight])), down=cast(self.mlp.down_proj.weight))
+        return w if torch.is_grad_enabled() else Weights(*(x if x is None else x.detach() for x in w))
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], context, layer: int, w: Weights, compiled: bool) -> Tensor:
         before, after = (_compiled_before, _compiled_after) if compiled else (before_attention, after_attention)

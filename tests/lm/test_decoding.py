@@ -7,14 +7,22 @@ from minirl.lm import decoding, sampling
 from minirl.lm import model as model_module
 from minirl.lm.decoding import Decoder
 from minirl.lm.logprobs import token_logprobs
+from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.precision import compute_in
 from minirl.lm.sampling import sample
+from minirl.lm.tokenizer import build_tokenizer
 
 OPTIONS = {"group": 3, "max_new_tokens": 14, "eos_id": [0, 1, 2], "pad_id": 5, "temperature": 1.3}
 
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def small():
+    """A model of the sizes of test_grpo_optimisations.py, so that in one process a compiler runs once for both."""
+    torch.manual_seed(1)
+    return Transformer(ModelConfig(build_tokenizer().vocab_size, hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1, qk_norm=True, initializer_range=0.2))
 
 
 def same(a, b):
@@ -109,18 +117,20 @@ def test_weights_are_joined_and_cast_once_for_all_steps(make_model, monkeypatch,
 
 
 @torch.no_grad()
-def test_the_compiled_model_samples_and_scores_as_the_plain_one_does(make_model, ragged, monkeypatch):
+def test_the_compiled_model_samples_and_scores_as_the_plain_one_does(ragged, monkeypatch):
     """The same tokens, and log-probs to 1e-5, forwards and backwards. Slow the first time, as a compiler runs."""
     monkeypatch.setattr(model_module, "MANY", 1)
-    plain, fast = make_model("qwen3"), make_model("qwen3")
+    plain, fast = small(), small()
     fast.compiled = True
     want, got = (sample(m, ragged, **OPTIONS, generator=generator(3)) for m in (plain, fast))
     same(got, want)
+    score = {"mask": want.mask, "temperature": OPTIONS["temperature"]}
     grads = []
     with torch.enable_grad():
         for m in (plain, fast):
-            logp, entropy = token_logprobs(m, want.tokens, mask=want.mask, return_entropy=True)
-            torch.testing.assert_close(logp.detach(), token_logprobs(plain, want.tokens, mask=want.mask).detach(), atol=1e-5, rtol=1e-5)
+            logp, entropy = token_logprobs(m, want.tokens, return_entropy=True, **score)
+            torch.testing.assert_close(logp.detach(), token_logprobs(plain, want.tokens, **score).detach(), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(logp.detach() * want.mask, want.behavior_logp, atol=1e-5, rtol=1e-5)
             grads.append(torch.autograd.grad(logp.sum() + entropy.sum(), list(m.parameters())))
     for a, b in zip(*grads):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
