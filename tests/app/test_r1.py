@@ -31,7 +31,9 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("r1") / "runs" / "r1"
-    assert main(["r1", "--run-dir", str(folder), *SMALL]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minirl.app.training.plot_runs", lambda runs, out: out.touch())             # half a second for each stage
+        assert main(["r1", "--run-dir", str(folder), *SMALL]) == 0
     return folder
 
 
@@ -71,7 +73,7 @@ def test_killed_in_any_stage_it_goes_on_bit_for_bit(title, step, whole, tmp_path
         if self.title.split()[-1] == title and n == step:
             raise Killed
 
-    monkeypatch.setattr("minirl.app.training.plot_runs", lambda runs, out: out.touch())           # half a second for each stage
+    monkeypatch.setattr("minirl.app.training.plot_runs", lambda runs, out: out.touch())
     monkeypatch.setattr(RunLog, "log", dying_log)
     start = ["r1", "--run-dir", str(run), *SMALL]
     if title != "base":                                  # a run in which what comes before has been made
