@@ -215,8 +215,8 @@ def take(x: Tensor, there: Tensor) -> Tensor:
 def same_prompt(tokens: Tensor, first: Tensor, used: Tensor) -> Tensor:
     """For each row the first row with the same prompt (first[b] tokens), itself where it is alone. (B,) on the CPU."""
     known, source = {}, []
-    for b, row in enumerate(tokens[:, :max(1, int(first.max()))].tolist()):
-        key = tuple(row[:int(first[b])]) if used[b] else b
+    for b, (row, length, some) in enumerate(zip(tokens[:, :max(1, int(first.max()))].tolist(), first.tolist(), (used > 0).tolist())):
+        key = tuple(row[:length]) if some else b
         source.append(known.setdefault(key, b))
     return torch.tensor(source)
 
