@@ -255,9 +255,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         bias = hide(torch.ones(T, S, dtype=torch.bool, device=q.device).triu(1))[None, None]
     if T == 1 and torch.compiler.is_compiling():                                    # which makes one pass of it; left to themselves, products are faster
         wide = torch.promote_types(k.dtype, torch.float32)
-        q, k, v = (q.view(B, K, H // K, 1, D) * D ** -0.5).to(wide), k[:, :, None].to(wide), v[:, :, None].to(wide)
-        scores = (q * k).sum(-1) if bias is None else (q * k).sum(-1) + bias                                           # (B, K, H/K, S)
-        return (scores.softmax(-1)[..., None] * v).sum(-2).view(B, H, T, D)
+        one, keys, values = q.view(B, K, H // K, 1, D).to(wide), k[:, :, None].to(wide), v[:, :, None].to(wide)
+        scores = (one * D ** -0.5 * keys).sum(-1)                                                                      # (B, K, H/K, S)
+        p = (scores if bias is None else scores + bias).softmax(-1)
+        return (p[..., None] * values).sum(-2).view(B, H, T, D).to(q.dtype)
     with torch.autocast(q.device.type, enabled=False):                              # in what the keys are kept in
         q_rows = q.reshape(B * K, H // K * T, D).to(k.dtype)                        # a key/value head serves H/K query heads
         if bias is None:

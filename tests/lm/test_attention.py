@@ -31,6 +31,23 @@ def test_grouped_attention_equals_repeated_heads(queries):
     torch.testing.assert_close(attend(q, k, v, None), want)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("heads", [4, 2])
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("asks, keeps", [("float64", "float64"), ("float32", "float32"), ("bfloat16", "bfloat16"), ("float32", "bfloat16")])
+def test_one_query_in_the_form_for_a_compiler(heads, hidden, asks, keeps, monkeypatch):
+    """The same numbers as the two products, in the type of the question; keys in bfloat16 are read as they are, and nothing is rounded on the way."""
+    asks, keeps = getattr(torch, asks), getattr(torch, keeps)
+    q = torch.randn(3, 4, 1, 6, generator=generator()).to(asks)
+    k, v = (torch.randn(3, heads, 7, 6, generator=generator(seed)).to(keeps) for seed in (1, 2))
+    bias = attention.hide(torch.arange(7) < torch.tensor([[0], [3], [6]]))[:, None, None] if hidden else None
+    want = attend(q.double(), k.double(), v.double(), bias)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    got = attend(q, k, v, bias)
+    assert got.dtype == asks and got.shape == q.shape
+    torch.testing.assert_close(got.double(), want, rtol=0, atol={torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}[asks])
+
+
 def test_similar_lengths_by_hand():
     """Two rows of 10 and two of 2: together 4 * 100, apart 2 * 100 + 2 * 4. Rows of almost one length stay together."""
     assert [rows.tolist() for rows in attention.similar(torch.tensor([2, 10, 2, 10]))] == [[1, 3], [0, 2]]
