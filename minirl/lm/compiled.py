@@ -26,12 +26,12 @@ def varies(x: Tensor, *dims: int) -> Tensor:
 
 
 def compiled(function: Callable) -> Callable:
-    """`function` of tensors, compiled at its first call, for any number of rows (dimension 0) and one of the others.
+    """`function` of tensors, compiled at its first call, for any number of rows (dimension 0) and one of the others: other models are compiled anew.
 
     Where compiling fails, for want of a C++ compiler for instance, the function itself runs from then on, with one warning. An error of the function's
     own is raised as it is.
     """
-    fast = torch.compile(function)
+    fast = torch.compile(function, dynamic=False)                    # but for what is said to vary: loops over unknown widths are several times slower
 
     @functools.wraps(function)
     def run(*args):
