@@ -1,6 +1,5 @@
 """Tests of minirl.equations.preferences."""
 
-import math
 from functools import partial
 
 import pytest

@@ -20,7 +20,7 @@ def whole(monkeypatch):
 
 def breaking(monkeypatch):
     """torch.compile as it behaves where there is no C++ compiler: it fails at the first call."""
-    def compile(function):
+    def compile(function, **options):
         def run(*args):
             raise RuntimeError("no working C++ compiler found\nand much more")
         return run
@@ -46,13 +46,17 @@ def test_an_error_of_the_function_is_raised_as_it_is(monkeypatch):
     assert not module._broken                                              # and nothing is held against the compiler
 
 
-def test_the_number_of_rows_may_change(monkeypatch):
-    """One compilation for all sizes: rows differ from batch to batch, and each new size would cost seconds."""
+def test_the_number_of_rows_may_change_and_a_width_is_compiled_for_itself(monkeypatch):
+    """One compilation for all rows, which differ from batch to batch; one more for another model's width, as code for unknown widths is slow."""
     count = torch._dynamo.testing.CompileCounterWithBackend("inductor")
     plain = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function: plain(function, backend=count))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: plain(function, backend=count, **options))
     fast = compiled(work)
-    for rows in (3, 5, 8, 13):
-        x, y = torch.randn(rows, 6), torch.randn(rows, 6)
-        torch.testing.assert_close(fast(x, y, 0.5), work(x, y, 0.5))
-    assert count.frame_count == 1
+    for width in (6, 7):
+        for rows in (3, 5, 8, 13):
+            x, y = torch.randn(rows, width), torch.randn(rows, width)
+            torch.testing.assert_close(fast(x, y, 0.5), work(x, y, 0.5))
+    assert count.frame_count == 2
+    for graph, width in zip(count.graphs, (6, 7)):
+        shapes = [node.meta["example_value"].shape for node in graph.graph.nodes if node.op == "placeholder" and isinstance(node.meta["example_value"], torch.Tensor)]
+        assert len(shapes) == 2 and all(isinstance(rows, torch.SymInt) and type(features) is int and features == width for rows, features in shapes)

@@ -6,7 +6,7 @@ import pytest
 
 from minirl.lm.tokenizer import TAGS, build_tokenizer
 from minirl.tasks.arithmetic import Arithmetic
-from minirl.tasks.bilingual import DIGITS, PLACES, SUMS, WORDS, Bilingual, added, answered, brief, demonstrations, spoken, told, worked
+from minirl.tasks.bilingual import DIGITS, PLACES, WORDS, Bilingual, added, answered, brief, demonstrations, spoken, told, worked
 from minirl.tasks.problem import columns
 from minirl.tasks.rewards import language_consistency
 
