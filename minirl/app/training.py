@@ -28,7 +28,7 @@ from minirl.train.state import check_positive, derive_seed
 
 SHOWN = 3                # problems that a run shows before and after
 CPU_FLOPS = 1e11         # about what two cores reach in float32
-PAYS_FROM = 300          # seconds of matrix products: compiling costs up to a minute, and saves a fifth to a third of a step
+PAYS_FROM = 300          # seconds of matrix products: compiling costs up to a minute, and saves a tenth to a third of a step
 
 
 @dataclass(frozen=True)
