@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from minirl.app import instruct, measure
 from minirl.app.cli import main
+from minirl.app.plots import plot_runs
 from minirl.app.rundir import RunDir, RunLog, newest_checkpoint
 from minirl.lm.checkpoint import load_pretrained, load_reward_model, save_pretrained
 from minirl.lm.heads import ScalarModel
@@ -32,8 +33,9 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
-    """Fewer examples, fewer epochs: enough that answers end."""
+    """Fewer examples, fewer epochs: enough that answers end. Curves, which take half a second a stage, are drawn where they are looked for."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minirl.app.training.plot_runs", lambda runs, out: out.touch())
         patch.setattr(instruct, "READ", {"answers": 2200, "texts": 220})
         patch.setattr(instruct, "HELD_OUT", 8)
         patch.setattr(instruct, "DEMONSTRATIONS_SFT", SFTConfig(epochs=3, lr=1e-3, warmup_steps=0, dropout=0.2, min_lr_ratio=0.1))
@@ -78,6 +80,15 @@ def test_rm_leaves_its_files(rm):
     epochs = json.loads((rm / "sft-epochs.json").read_text())["epochs"]
     assert [e["epoch"] for e in epochs] == [1, 2, 3] and [e["chosen"] for e in epochs].count(True) == 1
     assert next(e for e in epochs if e["chosen"])["score"] == max(e["score"] for e in epochs)
+
+
+@pytest.mark.parametrize("stage", ["rm/sft", "rm", "ppo/dpo", "ppo"])
+def test_each_page_has_curves(stage, rm, ppo, tmp_path):
+    run, _, part = stage.partition("/")
+    folder = {"rm": rm, "ppo": ppo}[run] / part
+    assert (folder / "curves.png").exists()
+    plot_runs([RunDir(folder)], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
 def test_rankings_are_of_the_right_prompts_and_sizes(rm):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from minirl.app import r1
 from minirl.app.cli import build_parser, main
 from minirl.app.evaluate import Evaluation
+from minirl.app.plots import plot_runs
 from minirl.app.presets import R1_PRESETS
 from minirl.app.rundir import RunDir, RunLog
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
@@ -19,8 +20,8 @@ from minirl.train.r1 import R1Config
 from minirl.train.reward_model import as_reward
 
 SMALL = ["--number-length", "1", "--examples", "1600", "--general-examples", "400", "--cold-start-examples", "64", "--demonstrations", "32", "--ranked-prompts", "40",
-         "--eval-problems", "4", "--samples", "2", "--device", "cpu", "--checkpoint-every", "2", "--scale", "128", "--zero-steps", "4", "--reasoning-steps", "4",
-         "--final-steps", "4", "--preference-steps", "4", "--too-long", "1", "--kept-problems", "64", "--max-new-tokens", "24"]
+         "--eval-problems", "4", "--samples", "2", "--device", "cpu", "--checkpoint-every", "2", "--scale", "128", "--zero-steps", "3", "--reasoning-steps", "3",
+         "--final-steps", "3", "--preference-steps", "4", "--too-long", "1", "--kept-problems", "64", "--max-new-tokens", "24"]
 POLICIES = ["base", "r1-zero", "cold-start", "rl-1", "sft", "rl-2", "prefer-1", "prefer-2", "too-long", "small-base", "small-rl", "distilled"]
 
 
@@ -53,6 +54,13 @@ def test_r1_leaves_a_folder_per_stage_and_a_table(whole, capsys):
     summary, (first, last) = json.loads((whole / "summary.json").read_text()), (next(s for s in stages if s["stage"] == name) for name in ("base", "prefer-2"))
     assert (summary["accuracy_before"], summary["accuracy_after"], summary["win_rate_after"]) == (first["hard"], last["hard"], last["win_rate"])
     assert summary["seconds"] >= sum(s["seconds"] for s in stages) > 0, "reward models take time, too"
+
+
+@pytest.mark.parametrize("stage", ["base", "r1-zero", "rm-1", "prefer-2"])
+def test_each_kind_of_stage_has_curves(stage, whole, tmp_path):
+    assert (whole / stage / "curves.png").exists()
+    plot_runs([RunDir(whole / stage)], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
 def test_what_each_stage_ran_with_is_written_down(whole):
