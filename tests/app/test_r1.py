@@ -29,12 +29,18 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it, nothing is cleaned up."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_curves():
+    """They take half a second a stage, and are drawn where they are looked for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minirl.app.training.plot_runs", lambda runs, out: out.touch())
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("r1") / "runs" / "r1"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minirl.app.training.plot_runs", lambda runs, out: out.touch())             # half a second for each stage
-        assert main(["r1", "--run-dir", str(folder), *SMALL]) == 0
+    assert main(["r1", "--run-dir", str(folder), *SMALL]) == 0
     return folder
 
 
@@ -81,7 +87,6 @@ def test_killed_in_any_stage_it_goes_on_bit_for_bit(title, step, whole, tmp_path
         if self.title.split()[-1] == title and n == step:
             raise Killed
 
-    monkeypatch.setattr("minirl.app.training.plot_runs", lambda runs, out: out.touch())
     monkeypatch.setattr(RunLog, "log", dying_log)
     start = ["r1", "--run-dir", str(run), *SMALL]
     if title != "base":                                  # a run in which what comes before has been made
@@ -104,8 +109,7 @@ def test_killed_in_any_stage_it_goes_on_bit_for_bit(title, step, whole, tmp_path
     assert timeless[0] == timeless[1]
 
 
-def test_reasoning_in_korean_alone_from_a_base_model_that_is_there(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr("minirl.app.training.plot_runs", lambda runs, out: out.touch())
+def test_reasoning_in_korean_alone_from_a_base_model_that_is_there(whole, tmp_path):
     run = tmp_path / "ko"
     assert main(["r1", "--run-dir", str(run), "--language", "ko", "--init", str(whole / "base" / "final"), *SMALL, "--too-long", "0", "--rounds", "1", "--small", "0"]) == 0
     assert not any((run / name).exists() for name in ("base", "too-long", "hacking.png", "prefer-2", "small-base"))
