@@ -18,16 +18,10 @@ if os.access(Path.home(), os.W_OK):
 _broken = False
 
 
-def varies(x: Tensor, *dims: int) -> Tensor:
-    """Say of an argument of a compiled function that these dimensions take many values (of 2 or more), which one compilation should serve."""
-    for dim in dims:
-        torch._dynamo.maybe_mark_dynamic(x, dim)
-    return x
-
-
-def compiled(function: Callable) -> Callable:
+def compiled(function: Callable, *, lists: tuple[int, ...] = ()) -> Callable:
     """`function` of tensors, compiled at its first call, for any number of rows (dimension 0) and one of the others: other models are compiled anew.
 
+    In arguments that are lists of tensors the dimensions `lists` may be any. A dimension of 1 is compiled for itself.
     Where compiling fails, for want of a C++ compiler for instance, the function itself runs from then on, with one warning. An error of the function's
     own is raised as it is.
     """
@@ -40,7 +34,10 @@ def compiled(function: Callable) -> Callable:
             return function(*args)
         for x in args:
             if isinstance(x, Tensor) and x.dim() > 0:
-                varies(x, 0)
+                torch._dynamo.maybe_mark_dynamic(x, 0)
+            elif isinstance(x, list):
+                for tensor in x:
+                    torch._dynamo.maybe_mark_dynamic(tensor, lists)
         try:
             return fast(*args)
         except Exception as error:                                   # dynamo, inductor and the compiler have a class each

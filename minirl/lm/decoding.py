@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minirl.lm.attention import KVCache, cache_dtype
-from minirl.lm.compiled import compiled, varies
+from minirl.lm.compiled import compiled
 from minirl.lm.precision import compute_dtype
 
 ASK = {"cpu": 1, "cuda": 8}       # steps between two looks at who has ended: asking a GPU makes it wait
@@ -89,7 +89,7 @@ class Decoder:
         self.uniform.copy_(uniform)
         if padding is not None:
             self.starts.copy_(padding.repeat_interleave(group))
-        if self.slot is not None:
+        if self.recording:
             self.slot.fill_(width)
         read = KVCache.empty(model.config, P, width, device=prompts.device, dtype=cache.keys[0].dtype)
         read.weights = cache.weights
@@ -112,12 +112,12 @@ class Decoder:
             return self.graphs[key].replay()
 
         def work():
-            keys, values = ([varies(x[:n, :, :end], 0, 2) for x in stores] for stores in (self.cache.keys, self.cache.values))
+            keys, values = ([x[:n, :, :end] for x in stores] for stores in (self.cache.keys, self.cache.values))
             starts = None if self.starts is None else self.starts[:n]
             uniform = self.uniform[self.t].squeeze(0)[self.row[:n]]                                                   # (n,)
-            run = compiled_advance if self.compiled else advance
+            run = _compiled_advance if self.compiled else advance
             self.note(*run(model, self.ids[:n], starts, uniform, keys, values, self.slot, (self.cache.weights, self.head), self.choice), n)
-            if self.slot is not None:
+            if self.recording:
                 self.slot.add_(1)
 
         work()                                            # for real, and so that what is recorded next allocates and compiles nothing new
@@ -203,7 +203,7 @@ def advance(model, ids: Tensor, starts: Tensor | None, uniform: Tensor, keys: li
     return choose(hidden, head, uniform, choice)
 
 
-compiled_advance = compiled(advance)
+_compiled_advance = compiled(advance, lists=(0, 2))                # any number of rows and slots
 
 
 def choose(hidden: Tensor, head: Tensor, uniform: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ from minirl.lm import decoding, sampling
 from minirl.lm import model as model_module
 from minirl.lm.decoding import Decoder
 from minirl.lm.logprobs import token_logprobs
-from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.precision import compute_in
 from minirl.lm.sampling import sample
 from minirl.lm.tokenizer import build_tokenizer
@@ -19,12 +18,6 @@ OPTIONS = {"group": 3, "max_new_tokens": 14, "eos_id": [0, 1, 2], "pad_id": 5, "
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-def small():
-    """A model of the sizes of test_grpo_optimisations.py, so that in one process a compiler runs once for both."""
-    torch.manual_seed(1)
-    return Transformer(ModelConfig(build_tokenizer().vocab_size, hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1, qk_norm=True, initializer_range=0.2))
 
 
 def same(a, b):
@@ -119,10 +112,11 @@ def test_weights_are_joined_and_cast_once_for_all_steps(make_model, monkeypatch,
 
 
 @torch.no_grad()
-def test_the_compiled_model_samples_and_scores_as_the_plain_one_does(ragged, monkeypatch):
+def test_the_compiled_model_samples_and_scores_as_the_plain_one_does(make_model, ragged, monkeypatch):
     """The same tokens, and log-probs to 1e-5, forwards and backwards. Slow the first time, as a compiler runs."""
     monkeypatch.setattr(model_module, "MANY", 1)
-    plain, fast = small(), small()
+    sizes = {"vocab_size": build_tokenizer().vocab_size, "hidden_size": 16, "num_heads": 2, "head_dim": 8, "intermediate_size": 64, "max_seq_len": 128}
+    plain, fast = (make_model("qwen3", **sizes) for _ in range(2))       # those of test_grpo_optimisations.py: a compiler runs once for the blocks of both
     fast.compiled = True
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)                     # a fall-back to uncompiled code would compare it with itself
