@@ -197,7 +197,7 @@ class _Take(torch.autograd.Function):
             out.mul_(answers[:, None])
         if shared is not None:
             rows, users, valid = shared                                                               # (M,), (M, U), (M, U)
-            out[rows] = (grad[users] * valid[..., None]).sum(1)
+            out[rows] = (grad[users] * valid[..., None]).sum(1).to(out.dtype)                         # under autocast CUDA sums in float32
         return out, None, None, None, None
 
 
