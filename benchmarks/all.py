@@ -19,7 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 # command, most seconds
 CPU = [("logprobs.py --repeats 3", 600), ("sampling.py", 600), ("grpo_step.py", 600), ("train_step.py", 180), ("scaling.py", 600), ("rms_norm.py", 120)]
-CUDA = [("-m pytest -q tests/lm/test_decoding.py tests/lm/test_logprobs.py tests/lm/test_compiled.py", 100),
+CUDA = [("-m pytest -q tests/test_on_a_gpu.py tests/lm/test_decoding.py tests/lm/test_logprobs.py tests/lm/test_compiled.py", 140),
         ("logprobs.py --device cuda", 90), ("train_step.py --device cuda --dtype bfloat16", 80), ("sampling.py --device cuda --repeats 2", 120),
         ("grpo_step.py --device cuda --dtype bfloat16 --steps 2", 150), ("scaling.py --device cuda --dtype bfloat16", 110)]
 
