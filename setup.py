@@ -22,7 +22,10 @@ setup(
         "huggingface_hub>=0.24",   # --init owner/name; comes with tokenizers
     ],
     extras_require={
-        "test": ["pytest>=8"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",   # the suite in as many processes as there are cores: half of the time on two
+        ],
         # Other people's code to compare ours with, in tests/parity and benchmarks only; nothing in minirl imports it. Needs Python 3.11.
         "parity": [
             "trl>=1.16",           # tests/parity calls its trainers' methods, which move between versions

@@ -12,6 +12,7 @@ from minirl.app.cli import build_parser
 
 ROOT = Path(__file__).parent.parent
 READMES = [ROOT / "README.md", ROOT / "README.ko.md"]
+TESTS = "python -m pytest -n auto --dist loadfile"
 
 
 def blocks(text, language=""):
@@ -59,7 +60,7 @@ def test_the_two_commands_and_the_code(readme):
     text = readme.read_text(encoding="utf-8")
     commands = "\n".join(blocks(text))
     assert "python -m pip install -c constraints.txt -e . && minirl grpo\n" in commands
-    assert "python -m pip install -c constraints.txt -e '.[test]' && python -m pytest\n" in commands
+    assert f"python -m pip install -c constraints.txt -e '.[test]' && {TESTS}\n" in commands
     for block in blocks(text, "python"):
         tree = ast.parse(block)
         for node in ast.walk(tree):
@@ -70,4 +71,4 @@ def test_the_two_commands_and_the_code(readme):
 
 def test_ci_runs_the_readmes_test_command():
     script = (ROOT / ".ci" / "run").read_text()
-    assert "pip install" in script and "-c constraints.txt -e '.[test]'" in script and "python -m pytest\n" in script
+    assert "pip install" in script and "-c constraints.txt -e '.[test]'" in script and f"{TESTS}\n" in script
