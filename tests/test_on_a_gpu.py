@@ -1,30 +1,25 @@
 """Every training page on CUDA. Pages that draw nothing give the numbers of a CPU there; those that sample learn from the policy that sampled."""
 
 import math
-import random
 
 import pytest
 import torch
 
 from minirl.lm.heads import ScalarModel
 from minirl.lm.precision import compute_in
-from minirl.tasks.arithmetic import Arithmetic, demonstrations
-from minirl.tasks.preferences import Ranking
 from minirl.train.dpo import DPOConfig, train_dpo
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.ppo import PPOConfig, train_ppo
 from minirl.train.reward_model import RewardModelConfig, train_reward_model
 from minirl.train.sft import SFTConfig, train_sft
-from tests.train.small import TOKENIZER, Digits, copied, length, tiny, weights
+from tests.train.small import PAIRS, RANKINGS, TOKENIZER, Digits, copied, length, tiny, weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-PAIRS = demonstrations(Arithmetic("addition", 2), 24, random.Random(0), worked_share=0.5)
-RANKINGS = [Ranking("7=", ("7", "77", "777", "7777")), Ranking("12+3=", ("15", "153")), Ranking("7=", ("1", "1234567"))]
 GIVEN = {
     "sft": lambda model, **k: train_sft(model, TOKENIZER, PAIRS, SFTConfig(batch_size=8, lr=1e-3), **k),
-    "reward model": lambda model, **k: train_reward_model(model, TOKENIZER, RANKINGS, RewardModelConfig(batch_size=2, lr=1e-3), **k),
-    "dpo": lambda model, **k: train_dpo(model, TOKENIZER, RANKINGS, DPOConfig(batch_size=2, lr=1e-3, warmup_steps=0), **k),
+    "reward model": lambda model, **k: train_reward_model(model, TOKENIZER, RANKINGS, RewardModelConfig(batch_size=3, lr=1e-3), **k),
+    "dpo": lambda model, **k: train_dpo(model, TOKENIZER, RANKINGS, DPOConfig(batch_size=3, lr=1e-3, warmup_steps=0), **k),
 }
 GRPO = GRPOConfig(steps=2, prompts_per_step=3, group_size=4, iterations=2, minibatches=2, lr=1e-3, warmup_steps=0, kl_coef=0.05, max_new_tokens=12)
 PPO = PPOConfig(steps=2, episodes=12, minibatch_size=6, lr=1e-3, value_lr=1e-3, warmup_steps=0, max_new_tokens=12, missing_eos_penalty=0.0, entropy_coef=0.01)

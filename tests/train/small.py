@@ -1,12 +1,19 @@
-"""What the tests of training pages share: a model of 16 features, a task with a rule for its reward, and how weights and states are compared."""
+"""What the tests of training pages share: a model of 16 features, pairs and rankings, a task with a rule for its reward, and how weights and states are
+compared."""
+
+import random
 
 import torch
 
 from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.tokenizer import build_tokenizer
+from minirl.tasks.arithmetic import Arithmetic, demonstrations
+from minirl.tasks.preferences import Ranking
 from minirl.tasks.problem import Problem
 
 TOKENIZER = build_tokenizer()
+PAIRS = demonstrations(Arithmetic("addition", 2), 24, random.Random(0), worked_share=0.5)
+RANKINGS = [Ranking("7=", ("7", "77", "777", "7777")), Ranking("12+3=", ("15", "153")), Ranking("2=", ("2", "22", "222")), Ranking("7=", ("1", "1234567"))]
 
 
 class Digits:

@@ -11,10 +11,9 @@ from minirl.equations.preferences import ipo_loss
 from minirl.tasks.preferences import Ranking
 from minirl.train.dpo import DPO_PRESETS, DPOConfig, compared, train_dpo
 from minirl.train.state import NonFiniteError
-from tests.train.small import TOKENIZER, copied, tiny, weights
+from tests.train.small import RANKINGS, TOKENIZER, copied, tiny, weights
 
 CONFIG = DPOConfig(batch_size=3, lr=1e-2, beta=0.1, warmup_steps=0)
-RANKINGS = [Ranking("7=", ("7", "77", "777", "7777")), Ranking("12+3=", ("15", "153")), Ranking("2=", ("2", "22", "222")), Ranking("7=", ("1", "1234567"))]
 
 
 def run(rankings=RANKINGS, seed=0, loss=None, **changes):

@@ -12,11 +12,11 @@ from minirl.lm.tokenizer import build_tokenizer
 from minirl.tasks.preferences import Ranking, pairs
 from minirl.train.reward_model import REWARD_MODEL_PRESETS, RewardModelConfig, as_reward, score_texts, train_reward_model
 from minirl.train.state import NonFiniteError
+from tests.train import small
 from tests.train.small import TOKENIZER, copied, tiny, weights
 
 CONFIG = RewardModelConfig(batch_size=3, lr=1e-2)
-RANKINGS = [Ranking("7=", ("7", "77", "777", "7777")), Ranking("12+3=", ("15", "153")), Ranking("2=", ("2", "22", "222")), Ranking("7=", ("1", "1234567")),
-            Ranking("a", ("b", "bc", "bcd", "bcde")), Ranking("3=", ("33", "333"))]
+RANKINGS = [*small.RANKINGS, Ranking("a", ("b", "bc", "bcd", "bcde")), Ranking("3=", ("33", "333"))]
 
 
 def trained(rankings=RANKINGS, config=CONFIG, seed=0, **changes):

@@ -1,18 +1,13 @@
 """minirl/train/sft.py"""
 
-import random
-
 import pytest
 import torch
 
 from minirl.lm.rollouts import span_mask
 from minirl.lm.tokenizer import build_tokenizer
-from minirl.tasks.arithmetic import Arithmetic, demonstrations
 from minirl.train.sft import SFT_PRESETS, SFTConfig, encode_pairs, train_sft
 from minirl.train.state import NonFiniteError
-from tests.train.small import TOKENIZER, copied, tiny, weights
-
-PAIRS = demonstrations(Arithmetic("addition", 2), 24, random.Random(0), worked_share=0.5)
+from tests.train.small import PAIRS, TOKENIZER, copied, tiny, weights
 
 
 def trained(pairs=PAIRS, seed=0, **config):
