@@ -30,9 +30,17 @@ class KVCache:
         self.keys, self.values, self.length, self.slot, self.weights = keys, values, length, slot, weights
 
     @classmethod
-    def empty(cls, config, rows: int, slots: int, *, device=None, dtype=None) -> KVCache:
-        shape = (rows, config.num_kv_heads, slots, config.head_dim)
-        keys, values = ([torch.empty(shape, device=device, dtype=dtype) for _ in range(config.num_layers)] for _ in range(2))
+    def empty(cls, config, rows: int, slots: int, *, device=None, dtype=None, by_slot: bool = False) -> KVCache:
+        """`by_slot`: in memory a slot's rows come one after the other, and not a row's slots, so that what a step writes, and what it reads, is in
+        one stretch. A compiled step, one pass over all that is filled, is faster for it; products are slower."""
+        K, D = config.num_kv_heads, config.head_dim
+
+        def store() -> Tensor:
+            if by_slot:                  # with a row too many: strides that were a multiple of `rows` would be compiled for rows that are all in use
+                return torch.empty(slots, rows + 1, K, D, device=device, dtype=dtype)[:, :rows].permute(1, 2, 0, 3)
+            return torch.empty(rows, K, slots, D, device=device, dtype=dtype)
+
+        keys, values = ([store() for _ in range(config.num_layers)] for _ in range(2))
         return cls(keys, values, length=0)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,8 +265,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         wide = torch.promote_types(k.dtype, torch.float32)
         one, keys, values = q.view(B, K, H // K, 1, D).to(wide), k[:, :, None].to(wide), v[:, :, None].to(wide)
         scores = (one * D ** -0.5 * keys).sum(-1)                                                                      # (B, K, H/K, S)
-        p = (scores if bias is None else scores + bias).softmax(-1)
-        return (p[..., None] * values).sum(-2).view(B, H, T, D).to(q.dtype)
+        scores = scores if bias is None else scores + bias
+        e = (scores - scores.amax(-1, keepdim=True)).exp()                          # divided by their sum at the end: D numbers, and not S * D
+        return ((e[..., None] * values).sum(-2) / e.sum(-1, keepdim=True)).view(B, H, T, D).to(q.dtype)
     with torch.autocast(q.device.type, enabled=False):                              # in what the keys are kept in
         q_rows = q.reshape(B * K, H // K * T, D).to(k.dtype)                        # a key/value head serves H/K query heads
         if bias is None:

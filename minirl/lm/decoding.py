@@ -21,7 +21,7 @@ from minirl.lm.precision import compute_dtype
 
 ASK = {"cpu": 1, "cuda": 8}       # steps between two looks at who has ended: asking a GPU makes it wait
 WORTH_LEAVING = 1 / 32            # of the rows: when so many have ended, others take their places
-REACH = 128                       # recorded steps read the cache in whole multiples of so many slots, and compiled ones are for a cache of such a size
+REACH = 128                       # recorded steps read the cache in whole multiples of so many slots
 
 
 class Choice(NamedTuple):
@@ -40,8 +40,8 @@ class Decoder:
         device, self.dtype = model.device, compute_dtype(model)
         self.rows, self.width, self.max_new_tokens, self.choice, self.recording = rows, width, max_new_tokens, choice, recording
         self.compiled = getattr(model, "compiled", False) and device.type == "cpu"
-        slots = whole(width + max_new_tokens) if self.compiled else width + max_new_tokens
-        self.cache = KVCache.empty(model.config, rows, slots, device=device, dtype=cache_dtype(self.dtype, device, self.compiled))
+        self.cache = KVCache.empty(model.config, rows, width + max_new_tokens, device=device, dtype=cache_dtype(self.dtype, device, self.compiled),
+                                   by_slot=self.compiled)
         self.ids = torch.zeros(rows, dtype=torch.long, device=device)                # the token that each row drew last
         self.row = torch.zeros(rows, dtype=torch.long, device=device)                # which completion it is
         self.ended = torch.zeros(rows, dtype=torch.bool, device=device)

@@ -166,8 +166,8 @@ def before_attention(x: Tensor, cos: Tensor, sin: Tensor, w: Weights, H: int, K:
     qk, v = qkv.split([H + K, K], dim=1)
     if w.qk_norm is not None:
         qk = rms_norm(qk, w.qk_norm, eps)
-    q, k = rotate(qk, cos, sin).to(v.dtype).split([H, K], dim=1)
-    return q, k, v
+    qk = rotate(qk, cos, sin).to(v.dtype)
+    return qk[:, :H], qk[:, H:], v                        # used twice, so that a compiler stores it: a split's query is turned anew for every key
 
 
 def after_attention(x: Tensor, attended: Tensor, w: Weights, eps: float, dropout: float) -> Tensor:
