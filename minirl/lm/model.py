@@ -167,7 +167,7 @@ def before_attention(x: Tensor, cos: Tensor, sin: Tensor, w: Weights, H: int, K:
     if w.qk_norm is not None:
         qk = rms_norm(qk, w.qk_norm, eps)
     qk = rotate(qk, cos, sin).to(v.dtype)
-    return qk[:, :H], qk[:, H:], v                        # used twice, so that a compiler stores it: a split's query is turned anew for every key
+    return qk[:, :H], qk[:, H:], v            # two readers, so that a compiler stores qk: with one, as a split is, it turns the query anew for every key
 
 
 def after_attention(x: Tensor, attended: Tensor, w: Weights, eps: float, dropout: float) -> Tensor:
