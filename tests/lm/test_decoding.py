@@ -7,7 +7,6 @@ import torch
 
 from minirl.lm import decoding, sampling
 from minirl.lm import model as model_module
-from minirl.lm.compiled import compiled
 from minirl.lm.decoding import Decoder
 from minirl.lm.logprobs import token_logprobs
 from minirl.lm.precision import compute_in
@@ -135,18 +134,18 @@ def test_the_compiled_model_samples_and_scores_as_the_plain_one_does(make_model,
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
-def test_a_step_is_compiled_once_for_any_rows_and_lengths(make_model, monkeypatch):
+def test_a_step_is_compiled_once_for_any_rows_and_lengths(make_model):
     """Whether all rows of the cache are in use or some have left, however many they are, and however long a row may become."""
-    count, plain = torch._dynamo.testing.CompileCounter(), torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **options: plain(function, backend=count, **options))
-    monkeypatch.setattr(decoding, "_compiled_advance", compiled(decoding.advance, lists=(0, 2)))
-    model = make_model(max_seq_len=256)
-    model.compiled = True
-    for prompts, group, tokens, stops in (([[7, 8, 9]], 8, 14, None), ([[7, 8, 9], [6]], 16, 14, [0, 1, 2]), ([[7] * 20], 4, 150, [0])):
-        options = {**OPTIONS, "group": group, "max_new_tokens": tokens, "eos_id": stops}
-        want, got = (sample(m, prompts, **options, generator=generator(1)) for m in (make_model(max_seq_len=256), model))
-        same(got, want)
-        assert (got.completion_lengths.unique().numel() > 1) == (stops is not None)              # rows have left
+    plain, fast = (make_model(max_seq_len=256) for _ in range(2))
+    fast.compiled = True
+    count = torch._dynamo.testing.CompileCounter()
+    torch._dynamo.reset()
+    with torch.compiler.set_stance("default", force_backend=count):
+        for prompts, group, tokens, stops in (([[7, 8, 9]], 8, 14, None), ([[7, 8, 9], [6]], 16, 14, [0, 1, 2]), ([[7] * 20], 4, 150, [0])):
+            options = {**OPTIONS, "group": group, "max_new_tokens": tokens, "eos_id": stops}
+            want, got = (sample(m, prompts, **options, generator=generator(1)) for m in (plain, fast))
+            same(got, want)
+            assert (got.completion_lengths.unique().numel() > 1) == (stops is not None)          # rows have left
     assert count.frame_count == 1
 
 
