@@ -4,8 +4,8 @@
     python benchmarks/grpo_step.py --device cuda --dtype bfloat16
 
 Needs the extra `parity`. Fixed lengths: no token ends a completion, so that both sides sample and learn from the same number of tokens. The real
-task: sums, on a base model that answers some at once and works some out (made first, as `minirl sft` makes it). Both sides take the whole batch as
-one micro-batch where memory allows, TRL's fastest way, without gradient checkpointing. A step is timed from before the first prompt is read until
+task: sums, on a base model that answers some at once and works some out (made first, as `minirl sft` makes it). TRL takes the whole batch as one
+micro-batch, its fastest way, where memory allows, and ours as many tokens as are fastest; neither checkpoints gradients. A step is timed from before the first prompt is read until
 after the weights have changed; the sampling part is timed inside. Rewards and tokens of both are printed: nobody does less work.
 """
 
@@ -154,20 +154,24 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="ours as it runs without --compile on")
     parser.add_argument("--only", default=None, help="a model's name, or real")
     args = parser.parse_args()
-    # model, prompt, completion, completions a step, beta, rows in one of TRL's micro-batches
-    fixed = [("0.86M", 16, 16, 128, 0.0, 128), ("0.86M", 64, 16, 128, 0.0, 128), ("0.86M", 16, 64, 128, 0.0, 128), ("0.86M", 16, 64, 128, 0.04, 128),
-             ("8.9M", 16, 16, 128, 0.0, 128), ("8.9M", 64, 16, 128, 0.0, 128), ("8.9M", 16, 64, 128, 0.0, 128)]
+    # model, prompt, completion, completions a step, beta
+    fixed = [("0.86M", 16, 16, 128, 0.0), ("0.86M", 64, 16, 128, 0.0), ("0.86M", 16, 64, 128, 0.0), ("0.86M", 16, 64, 128, 0.04),
+             ("8.9M", 16, 16, 128, 0.0), ("8.9M", 64, 16, 128, 0.0), ("8.9M", 16, 64, 128, 0.0)]
+    micro_batches = dict.fromkeys(("0.86M", "8.9M"), (128, GRPOConfig.token_budget))             # TRL's in rows, ours in tokens
     if args.device == "cuda":
-        fixed = [("10M", 64, 256, 1024, 0.0, 1024), ("10M", 64, 256, 1024, 0.04, 1024), ("0.5B", 64, 512, 128, 0.0, 8)]
+        fixed = [("10M", 64, 256, 1024, 0.0), ("10M", 64, 256, 1024, 0.04), ("0.5B", 64, 512, 128, 0.0)]
+        micro_batches = {"10M": (256, 256 * 320), "0.5B": (16, 16 * 576)}                        # as many on both sides
     print(f"{heading(args.device)}, {args.dtype}, ours {'as it is' if args.no_compile else 'compiled'}, commit {commit()}\n")
     print(table_head("model", "prompt", "completion", "beta", "TRL's step, s", "ours, s", "step", "sampling", "rest", "tokens a step, TRL / ours", "reward, TRL / ours"))
-    for name, prompt, completion, rows, kl_coef, micro_batch in fixed:
+    for name, prompt, completion, rows, kl_coef in fixed:
         if args.only in (None, name):
             model, tokenizer = make_model(name, context=prompt + completion, device=args.device), word_tokenizer(MODELS[name]["vocab_size"])
             model.compiled = not args.no_compile
-            config = GRPOConfig(steps=1, prompts_per_step=rows // 8, max_new_tokens=completion, kl_coef=kl_coef, lr=LR, warmup_steps=0, min_lr_ratio=1.0)
+            theirs, ours = micro_batches[name]
+            config = GRPOConfig(steps=1, prompts_per_step=rows // 8, max_new_tokens=completion, kl_coef=kl_coef, lr=LR, warmup_steps=0, min_lr_ratio=1.0,
+                                token_budget=ours)
             print(compare(name, prompt, model, tokenizer, Words(model.config.vocab_size, prompt), config=config, steps=args.steps, dtype=args.dtype, ends=False,
-                          micro_batch=micro_batch), flush=True)
+                          micro_batch=theirs), flush=True)
     if args.only in (None, "real"):
         model, tokenizer, task = base_model(args.device)
         with tempfile.TemporaryDirectory() as folder:

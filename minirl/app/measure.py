@@ -72,7 +72,7 @@ def text_loss(model, tokenizer, encoded: tuple[list[list[int]], list[list[int]]]
     """Nats per token of what comes behind prompts, EOS included: of encode_pairs or encode_texts."""
     prompts, completions = encoded
     total, lengths = 0.0, torch.tensor([len(p) + len(c) for p, c in zip(prompts, completions)])
-    for part in micro_batches(lengths, 16_384):
+    for part in micro_batches(lengths):
         tokens, mask = completion_batch([prompts[i] for i in part], [completions[i] for i in part], tokenizer.pad_id, model.device)
         total -= float(token_logprobs(model, tokens, mask=mask).double().sum())
     return total / sum(map(len, completions))

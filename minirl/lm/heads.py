@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from minirl.lm.attention import take
 from minirl.lm.logprobs import states_around
-from minirl.lm.rollouts import Rollouts, completion_batch, micro_batches
+from minirl.lm.rollouts import TOKEN_BUDGET, Rollouts, completion_batch, micro_batches
 
 
 class ScalarHead(nn.Module):
@@ -86,7 +86,7 @@ class ScalarModel(nn.Module):
 
 
 @torch.no_grad()
-def rollout_values(model: ScalarModel, rollouts: Rollouts, *, token_budget: int = 16_384) -> tuple[Tensor, Tensor]:
+def rollout_values(model: ScalarModel, rollouts: Rollouts, *, token_budget: int = TOKEN_BUDGET) -> tuple[Tensor, Tensor]:
     """ScalarModel.forward over all rows, without a gradient and a micro-batch at a time: values (B, T), end (B,)."""
     values, end = (torch.zeros(shape, device=rollouts.tokens.device) for shape in (rollouts.tokens.shape, rollouts.tokens.shape[:1]))
     for rows in micro_batches(rollouts.lengths, token_budget):
@@ -97,7 +97,7 @@ def rollout_values(model: ScalarModel, rollouts: Rollouts, *, token_budget: int 
 
 
 @torch.no_grad()
-def score_ids(model: ScalarModel, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, *, token_budget: int = 16_384) -> Tensor:
+def score_ids(model: ScalarModel, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, *, token_budget: int = TOKEN_BUDGET) -> Tensor:
     """A reward model's scores of completions, (N,). The ids of a completion hold its EOS, where it has one."""
     lengths = torch.tensor([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)], dtype=torch.long)
     scores = torch.zeros(len(lengths))

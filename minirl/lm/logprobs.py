@@ -33,7 +33,7 @@ from torch.autograd.function import once_differentiable
 
 from minirl.lm.attention import Distinct, take
 from minirl.lm.compiled import compiled
-from minirl.lm.rollouts import Rollouts, micro_batches
+from minirl.lm.rollouts import TOKEN_BUDGET, Rollouts, micro_batches
 
 MOST_LOGITS = {"cpu": 2 ** 24, "cuda": 2 ** 29}     # held at once, and an eighth of all of them
 FEW_LOGITS = 2 ** 18         # so few (1 MiB) are cheap: half of all of them may be held
@@ -48,24 +48,26 @@ def chunk_rows(rows: int, vocab: int, device: str = "cpu") -> int:
 
 def _statistics(z: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor]:
     """Logits before the temperature (n, V) -> logsumexp and entropy (n,), in float32 at least; without with_entropy the second means nothing."""
-    z = _scaled(z, temperature)
+    z = _wide(z)
+    z = z if temperature == 1.0 else z / temperature
     top = z.amax(-1, keepdim=True)
     below = z - top
     e = below.exp()
-    log_s = e.sum(-1).log()
-    return top.squeeze(-1) + log_s, log_s - (e * below).sum(-1) / e.sum(-1) if with_entropy else log_s
+    s = e.sum(-1)
+    log_s = s.log()
+    return top.squeeze(-1) + log_s, log_s - e.mul_(below).sum(-1) / s if with_entropy else log_s
 
 
 def _gradient(z: Tensor, temperature: float, logsumexp: Tensor, entropy: Tensor, grad_logp: Tensor, grad_entropy: Tensor | None) -> None:
     """Turn logits before the temperature (n, V) into their gradient, in place, but for the one at the target."""
-    log_p = _scaled(z, temperature) - logsumexp[:, None]
-    scale = grad_logp[:, None] if grad_entropy is None else grad_logp[:, None] + grad_entropy[:, None] * (log_p + entropy[:, None])
-    z.copy_(log_p.exp() * scale / -temperature)
+    log_p = _wide(z)
+    log_p = (log_p if temperature == 1.0 else log_p.div_(temperature)).sub_(logsumexp[:, None])
+    scale = grad_logp[:, None] if grad_entropy is None else (log_p + entropy[:, None]).mul_(grad_entropy[:, None]).add_(grad_logp[:, None])
+    z.copy_(log_p.exp_().mul_(scale / -temperature))                             # float32 is its own wide form: then nothing is left to copy
 
 
-def _scaled(z: Tensor, temperature: float) -> Tensor:
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
-    return z if temperature == 1.0 else z / temperature
+def _wide(z: Tensor) -> Tensor:
+    return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 _compiled_statistics, _compiled_gradient = compiled(_statistics), compiled(_gradient)
@@ -82,7 +84,7 @@ class _LinearLogprobs(torch.autograd.Function):
         buffer = hidden.new_empty(min(N, chunk_rows(N, V, hidden.device.type)), V)
         for rows, z in _chunks(hidden, weight, buffer):                                        # (n, V)
             logsumexp[rows], entropy[rows] = statistics(z, temperature, with_entropy)
-            logp[rows] = _scaled(z.gather(1, targets[rows, None]).squeeze(1), temperature) - logsumexp[rows]
+            logp[rows] = _wide(z.gather(1, targets[rows, None]).squeeze(1)) / temperature - logsumexp[rows]
         ctx.set_materialize_grads(False)                          # an entropy that is only reported costs nothing in backward
         ctx.save_for_backward(hidden, weight, targets, logsumexp, entropy)
         ctx.temperature, ctx.worth = temperature, worth
@@ -219,7 +221,7 @@ def _states(model, tokens: Tensor, prompt: Tensor, used: Tensor) -> tuple[Tensor
 
 
 @torch.no_grad()
-def rollout_logprobs(model, rollouts: Rollouts, *, temperature: float = 1.0, token_budget: int = 16_384) -> Tensor:
+def rollout_logprobs(model, rollouts: Rollouts, *, temperature: float = 1.0, token_budget: int = TOKEN_BUDGET) -> Tensor:
     """token_logprobs of every sampled token, without a gradient and a micro-batch at a time: the frozen columns old_logp and ref_logp. (B, T)."""
     out = torch.zeros(rollouts.tokens.shape, device=rollouts.tokens.device)
     for rows in micro_batches(rollouts.lengths, token_budget):

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+TOKEN_BUDGET = 8_192      # tokens of a micro-batch: on a CPU more take longer, as their tensors are new memory each time; a GPU that has room wants more
+
 
 @dataclass(frozen=True)
 class Rollouts:
@@ -81,14 +83,17 @@ def completion_batch(prompts: Sequence[Sequence[int]], completions: Sequence[Seq
     return tokens, span_mask(starts, ends, tokens.shape[1])
 
 
-def micro_batches(lengths: Tensor, token_budget: int) -> Iterator[Tensor]:
-    """Split rows into micro-batches of similar length, at most token_budget slots each (padding counted; a single row may exceed it).
+def micro_batches(lengths: Tensor, token_budget: int = TOKEN_BUDGET) -> Iterator[Tensor]:
+    """Split rows into micro-batches of similar length, at most token_budget tokens each (a single row may exceed it; padding costs nothing).
 
     lengths (N,) -> index tensors that cover 0..N-1 once, longest rows first. The split changes no gradient: see reduce.aggregate.
     """
     order = lengths.argsort(descending=True, stable=True)
-    start, sizes = 0, lengths[order].tolist()
-    for end in range(1, len(sizes) + 1):
-        if end == len(sizes) or (end + 1 - start) * sizes[start] > token_budget:
+    start = tokens = 0
+    for end, length in enumerate(lengths[order].tolist()):
+        if end > start and tokens + length > token_budget:
             yield order[start:end]
-            start = end
+            start, tokens = end, 0
+        tokens += length
+    if len(order):
+        yield order[start:]

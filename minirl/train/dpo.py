@@ -26,7 +26,7 @@ from torch import Tensor
 from minirl.equations.preferences import dpo_loss, implicit_reward
 from minirl.equations.schedules import cosine_to_floor
 from minirl.lm.logprobs import token_logprobs
-from minirl.lm.rollouts import completion_batch, micro_batches
+from minirl.lm.rollouts import TOKEN_BUDGET, completion_batch, micro_batches
 from minirl.tasks.preferences import Ranking
 from minirl.train.encoding import encode_rankings
 from minirl.train.state import NonFiniteError, Sums, TrainState, check_positive, clip_gradient, derive_seed, freeze, make_optimizer, set_lr
@@ -48,7 +48,7 @@ class DPOConfig:
     beta2: float = 0.95
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    token_budget: int = 16_384         # slots per micro-batch; a prompt's completions stay together
+    token_budget: int = TOKEN_BUDGET   # tokens per micro-batch; a prompt's completions stay together
 
     def __post_init__(self):
         check_positive(self, "epochs", "batch_size", "token_budget", "lr", "beta", "max_grad_norm")
@@ -87,14 +87,14 @@ def train_dpo(model, tokenizer, rankings: Sequence[Ranking], config: DPOConfig, 
         batch = shuffle[position * config.batch_size:(position + 1) * config.batch_size]
 
         # 2. score: what people said is the order of a ranking's completions; every completion is a row, every pair of a prompt's rows a comparison
-        slots = torch.tensor([len(completions[i]) * (len(prompts[i]) + max(map(len, completions[i]))) for i in batch.tolist()])
+        sizes = torch.tensor([len(completions[i]) * len(prompts[i]) + sum(map(len, completions[i])) for i in batch.tolist()])
         comparisons = sum(math.comb(len(completions[i]), 2) for i in batch.tolist())
 
         # 3. freeze: the reference's log-probs are asked for beside the policy's; the step's learning rate
         lr = config.lr * cosine_to_floor(state.step, steps, floor=config.min_lr_ratio, warmup=min(config.warmup_steps, steps - 1))
 
         # 4. update
-        for part in micro_batches(slots, config.token_budget):
+        for part in micro_batches(sizes, config.token_budget):
             rows = batch[part].tolist()
             tokens, mask = completion_batch([prompts[i] for i in rows for _ in completions[i]], [c for i in rows for c in completions[i]], tokenizer.pad_id, model.device)
             chosen, rejected = compared([len(completions[i]) for i in rows])                             # (n,) each: rows of tokens

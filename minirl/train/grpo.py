@@ -31,7 +31,7 @@ from minirl.equations.reduce import AGGREGATIONS, aggregate, normaliser
 from minirl.equations.rewards import overlong_penalty
 from minirl.equations.schedules import cosine_to_floor
 from minirl.lm.logprobs import rollout_logprobs, token_logprobs
-from minirl.lm.rollouts import micro_batches
+from minirl.lm.rollouts import TOKEN_BUDGET, micro_batches
 from minirl.lm.sampling import sample
 from minirl.tasks.problem import columns
 from minirl.tasks.rewards import weighted_sum
@@ -69,7 +69,7 @@ class GRPOConfig:
     beta2: float = 0.999               # a long memory: late steps, in which few groups differ, stay small
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    token_budget: int = 16_384         # slots per micro-batch; changes memory and time, not the result
+    token_budget: int = TOKEN_BUDGET   # tokens per micro-batch; changes memory and time, not the result
 
     def __post_init__(self):
         for name in ("steps", "prompts_per_step", "iterations", "minibatches", "max_new_tokens", "token_budget"):

@@ -33,7 +33,7 @@ from minirl.equations.reduce import aggregate, explained_variance, masked_whiten
 from minirl.equations.schedules import update_ema, warmup_to_constant
 from minirl.lm.heads import ScalarModel, rollout_values
 from minirl.lm.logprobs import rollout_logprobs, token_logprobs
-from minirl.lm.rollouts import completion_batch, micro_batches
+from minirl.lm.rollouts import TOKEN_BUDGET, completion_batch, micro_batches
 from minirl.lm.sampling import sample
 from minirl.tasks.problem import columns
 from minirl.tasks.rewards import weighted_sum
@@ -76,7 +76,7 @@ class PPOConfig:
     beta2: float = 0.95
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    token_budget: int = 16_384         # slots per micro-batch; changes memory and time, not the result
+    token_budget: int = TOKEN_BUDGET   # tokens per micro-batch; changes memory and time, not the result
 
     def __post_init__(self):
         check_positive(self, "steps", "episodes", "minibatch_size", "epochs", "ptx_batch_size", "max_new_tokens", "token_budget", "lr", "value_lr", "temperature",

@@ -23,7 +23,7 @@ from minirl.equations.preferences import ranking_loss
 from minirl.equations.rewards import reward_bias
 from minirl.equations.schedules import cosine_to_floor
 from minirl.lm.heads import ScalarModel, score_ids
-from minirl.lm.rollouts import completion_batch, micro_batches
+from minirl.lm.rollouts import TOKEN_BUDGET, completion_batch, micro_batches
 from minirl.tasks.preferences import Ranking
 from minirl.tasks.problem import RewardFunction
 from minirl.tasks.rewards import text
@@ -43,7 +43,7 @@ class RewardModelConfig:
     beta2: float = 0.95
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    token_budget: int = 16_384         # slots per micro-batch; a prompt's completions stay together
+    token_budget: int = TOKEN_BUDGET   # tokens per micro-batch; a prompt's completions stay together
 
     def __post_init__(self):
         check_positive(self, "epochs", "batch_size", "token_budget", "lr", "max_grad_norm")
@@ -93,8 +93,8 @@ def train_reward_model(model, tokenizer, rankings: Sequence[Ranking], config: Re
 
         # 4. update
         for K, members in by_size.items():
-            longest = torch.tensor([K * (len(prompts[i]) + max(map(len, completions[i]))) for i in members])
-            for part in micro_batches(longest, config.token_budget):
+            sizes = torch.tensor([K * len(prompts[i]) + sum(map(len, completions[i])) for i in members])
+            for part in micro_batches(sizes, config.token_budget):
                 rows = [members[i] for i in part]
                 tokens, mask = completion_batch([prompts[i] for i in rows for _ in range(K)], [c for i in rows for c in completions[i]], tokenizer.pad_id, model.device)
                 scores = model.scores(tokens, mask).view(len(rows), K)                                   # (p, K), best first
@@ -128,18 +128,18 @@ def train_reward_model(model, tokenizer, rankings: Sequence[Ranking], config: Re
     return model
 
 
-def score_texts(model: ScalarModel, tokenizer, prompts: Sequence[str], completions: Sequence[str], *, token_budget: int = 16_384) -> torch.Tensor:
+def score_texts(model: ScalarModel, tokenizer, prompts: Sequence[str], completions: Sequence[str]) -> torch.Tensor:
     """A reward model's scores of whole completions (an EOS is put behind each): (N,), on the CPU."""
     ids = [ids + [tokenizer.eos_id] for ids in tokenizer.encode_batch(list(completions))]
-    return score_ids(model, [tokenizer.encode_prompt(prompt) for prompt in prompts], ids, tokenizer.pad_id, token_budget=token_budget)
+    return score_ids(model, [tokenizer.encode_prompt(prompt) for prompt in prompts], ids, tokenizer.pad_id)
 
 
-def as_reward(model: ScalarModel, tokenizer, *, token_budget: int = 16_384) -> RewardFunction:
+def as_reward(model: ScalarModel, tokenizer) -> RewardFunction:
     """A reward model in the signature of rule rewards. It reads the very ids that were sampled, `completion_ids`, so that an answer that was cut off has no
     EOS for it either; without them, texts."""
     def reward_model(prompts, completions, completion_ids=None, **_) -> list[float]:
         if completion_ids is None:
-            return score_texts(model, tokenizer, prompts, [text(c) for c in completions], token_budget=token_budget).tolist()
-        return score_ids(model, [tokenizer.encode_prompt(p) for p in prompts], completion_ids, tokenizer.pad_id, token_budget=token_budget).tolist()
+            return score_texts(model, tokenizer, prompts, [text(c) for c in completions]).tolist()
+        return score_ids(model, [tokenizer.encode_prompt(p) for p in prompts], completion_ids, tokenizer.pad_id).tolist()
 
     return reward_model

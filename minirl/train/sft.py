@@ -22,7 +22,7 @@ import torch
 from minirl.equations.reduce import aggregate
 from minirl.equations.schedules import cosine_to_floor
 from minirl.lm.logprobs import token_logprobs
-from minirl.lm.rollouts import completion_batch, micro_batches
+from minirl.lm.rollouts import TOKEN_BUDGET, completion_batch, micro_batches
 from minirl.train.encoding import encode_pairs
 from minirl.train.state import NonFiniteError, Sums, TrainState, clip_gradient, derive_seed, make_optimizer, set_lr
 
@@ -41,7 +41,7 @@ class SFTConfig:
     beta2: float = 0.98
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    token_budget: int = 16_384         # slots per micro-batch
+    token_budget: int = TOKEN_BUDGET   # tokens per micro-batch
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "token_budget"):

@@ -70,22 +70,18 @@ def test_to_moves_every_part():
 
 # ---------------------------------------------------------------- micro-batches
 
-def padded(lengths, rows):
-    return len(rows) * int(lengths[rows].max())
-
-
 @pytest.mark.parametrize("token_budget", [1, 40, 100, 10_000])
 def test_micro_batches_cover_all_rows_once_within_the_budget(token_budget):
     lengths = torch.randint(1, 60, (50,), generator=torch.Generator().manual_seed(0))
     batches = list(micro_batches(lengths, token_budget))
     assert sorted(torch.cat(batches).tolist()) == list(range(50))
     for rows in batches:
-        assert len(rows) == 1 or padded(lengths, rows) <= token_budget
+        assert len(rows) == 1 or int(lengths[rows].sum()) <= token_budget
     longest = [int(lengths[rows].max()) for rows in batches]
     assert longest == sorted(longest, reverse=True)
     # none is smaller than it must be: the next row would break the budget
     for rows, after in zip(batches, batches[1:]):
-        assert padded(lengths, torch.cat([rows, after[:1]])) > token_budget
+        assert int(lengths[torch.cat([rows, after[:1]])].sum()) > token_budget
 
 
 @pytest.mark.parametrize("lengths, budget, want", [
@@ -93,6 +89,8 @@ def test_micro_batches_cover_all_rows_once_within_the_budget(token_budget):
     ([4, 4, 4, 4], 7, [[0], [1], [2], [3]]),
     ([2, 10, 9, 3], 100, [[1, 2, 3, 0]]),
     ([2, 10, 9, 3], 20, [[1, 2], [3, 0]]),
+    ([2, 10, 9, 3], 22, [[1, 2, 3], [0]]),                                 # tokens are counted, and not the padding to the longest
+    ([50, 30, 2], 32, [[0], [1, 2]]),
     ([50, 1], 20, [[0], [1]]),                                             # a single row may exceed the budget
     ([], 20, []),
 ], ids=str)
