@@ -86,14 +86,17 @@ def completion_batch(prompts: Sequence[Sequence[int]], completions: Sequence[Seq
 def micro_batches(lengths: Tensor, token_budget: int = TOKEN_BUDGET) -> Iterator[Tensor]:
     """Split rows into micro-batches of similar length, at most token_budget tokens each (a single row may exceed it; padding costs nothing).
 
-    lengths (N,) -> index tensors that cover 0..N-1 once, longest rows first. The split changes no gradient: see reduce.aggregate.
+    lengths (N,) -> index tensors that cover 0..N-1 once, longest rows first, in as few parts as the budget wants, and these about even. The split
+    changes no gradient: see reduce.aggregate.
     """
     order = lengths.argsort(descending=True, stable=True)
-    start = tokens = 0
-    for end, length in enumerate(lengths[order].tolist()):
-        if end > start and tokens + length > token_budget:
-            yield order[start:end]
-            start, tokens = end, 0
-        tokens += length
-    if len(order):
-        yield order[start:]
+    sizes = lengths[order].tolist()
+    start, rest = 0, sum(sizes)
+    while start < len(sizes):
+        share = rest / max(1, -(-rest // token_budget))
+        end, tokens = start + 1, sizes[start]
+        while end < len(sizes) and tokens < share and tokens + sizes[end] <= token_budget:
+            tokens += sizes[end]
+            end += 1
+        yield order[start:end]
+        start, rest = end, rest - tokens

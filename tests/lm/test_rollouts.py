@@ -1,5 +1,7 @@
 """What the sampler hands over: shapes, masks by length, and the cutting into micro-batches."""
 
+import math
+
 import pytest
 import torch
 
@@ -79,9 +81,11 @@ def test_micro_batches_cover_all_rows_once_within_the_budget(token_budget):
         assert len(rows) == 1 or int(lengths[rows].sum()) <= token_budget
     longest = [int(lengths[rows].max()) for rows in batches]
     assert longest == sorted(longest, reverse=True)
-    # none is smaller than it must be: the next row would break the budget
-    for rows, after in zip(batches, batches[1:]):
-        assert int(lengths[torch.cat([rows, after[:1]])].sum()) > token_budget
+    # none is smaller than it must be: the next row would break the budget, or what is left comes in even parts
+    for i, (rows, after) in enumerate(zip(batches, batches[1:])):
+        rest = int(lengths[torch.cat(batches[i:])].sum())
+        tokens = int(lengths[rows].sum())
+        assert tokens + int(lengths[after[0]]) > token_budget or tokens >= rest / math.ceil(rest / token_budget)
 
 
 @pytest.mark.parametrize("lengths, budget, want", [
@@ -89,8 +93,9 @@ def test_micro_batches_cover_all_rows_once_within_the_budget(token_budget):
     ([4, 4, 4, 4], 7, [[0], [1], [2], [3]]),
     ([2, 10, 9, 3], 100, [[1, 2, 3, 0]]),
     ([2, 10, 9, 3], 20, [[1, 2], [3, 0]]),
-    ([2, 10, 9, 3], 22, [[1, 2, 3], [0]]),                                 # tokens are counted, and not the padding to the longest
-    ([50, 30, 2], 32, [[0], [1, 2]]),
+    ([50, 30, 2], 32, [[0], [1, 2]]),                                      # tokens are counted, and not the padding to the longest
+    ([4] * 10, 32, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]),                    # two even parts, and not 32 and 8
+    ([1] * 10, 4, [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]),
     ([50, 1], 20, [[0], [1]]),                                             # a single row may exceed the budget
     ([], 20, []),
 ], ids=str)
