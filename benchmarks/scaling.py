@@ -122,8 +122,8 @@ class LargestLogits(TorchDispatchMode):
 
 
 def measure(s: Size, *, device: str, dtype: str, compiled: bool, repeats: int, memory: bool) -> Point:
-    torch._dynamo.reset()                                      # each size is compiled for itself, as in a run of its own: where memory was looked at, nothing
-                                                               # is compiled any more
+    torch._dynamo.reset()                                      # each size is compiled for itself, as in a run of its own, and again after logits_memory,
+                                                               # which makes torch.compile give a function up
     model = s.model().to(device).eval()
     model.compiled = compiled
     optimizer = make_optimizer(model, lr=1e-6, betas=(0.9, 0.999))

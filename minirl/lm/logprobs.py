@@ -22,7 +22,7 @@ and L alone. Each chunk's z is computed once more, one pass turns it into its gr
 
 What it costs. Four matrix products instead of three (z, z again, dh, dW), one read of z forwards, one read and write backwards, and one chunk of
 memory, however large N is. Chunks are large, so that the products run as fast as one product would; the two passes, _statistics and _gradient, are
-compiled where that pays, since left to themselves they are half a dozen passes each.
+compiled where that pays, since left to themselves they are six passes and three; what they can, they do in place, as new memory costs most.
 """
 
 from __future__ import annotations
