@@ -152,6 +152,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--steps", type=int, default=5, help="counted steps of each side")
     parser.add_argument("--no-compile", action="store_true", help="ours as it runs without --compile on")
+    parser.add_argument("--their-rows", type=int, default=None, help="rows in TRL's micro-batches, on every line")
     parser.add_argument("--only", default=None, help="a model's name, or real")
     args = parser.parse_args()
     # model, prompt, completion, completions a step, beta, micro-batches of TRL's in rows (the fastest of 16, 32, 64 and 128 on a CPU), of ours in tokens
@@ -169,7 +170,7 @@ def main() -> None:
             config = GRPOConfig(steps=1, prompts_per_step=rows // 8, max_new_tokens=completion, kl_coef=kl_coef, lr=LR, warmup_steps=0, min_lr_ratio=1.0,
                                 token_budget=ours)
             print(compare(name, prompt, model, tokenizer, Words(model.config.vocab_size, prompt), config=config, steps=args.steps, dtype=args.dtype, ends=False,
-                          micro_batch=theirs), flush=True)
+                          micro_batch=args.their_rows or theirs), flush=True)
     if args.only in (None, "real"):
         model, tokenizer, task = base_model(args.device)
         with tempfile.TemporaryDirectory() as folder:
@@ -178,7 +179,7 @@ def main() -> None:
                 model, _ = load_pretrained(folder, device=args.device)
                 model.compiled = not args.no_compile
                 print(compare("sums", 9, model, tokenizer, task, config=GRPOConfig(steps=1, kl_coef=kl_coef, lr=LR, warmup_steps=0, min_lr_ratio=1.0), steps=2 * args.steps,
-                              dtype=args.dtype, ends=True, micro_batch=32), flush=True)
+                              dtype=args.dtype, ends=True, micro_batch=args.their_rows or 32), flush=True)
 
 
 if __name__ == "__main__":
