@@ -4,9 +4,9 @@
     python benchmarks/grpo_step.py --device cuda --dtype bfloat16
 
 Needs the extra `parity`. Fixed lengths: no token ends a completion, so that both sides sample and learn from the same number of tokens. The real
-task: sums, on a base model that answers some at once and works some out (made first, as `minirl sft` makes it). TRL's micro-batches are of the size
-that is fastest for it, and gradients are not checkpointed. A step is timed from before the first prompt is read until after the weights have
-changed; the sampling part is timed inside. Rewards and tokens of both are printed: nobody does less work.
+task: sums, on a base model that answers some at once and works some out (made first, as `minirl sft` makes it). On a CPU TRL's micro-batches are of
+the size that is fastest for it; on a GPU both sides' hold as many tokens. Gradients are not checkpointed. A step is timed from before the first
+prompt is read until after the weights have changed; the sampling part is timed inside. Rewards and tokens of both are printed: nobody does less work.
 """
 
 from __future__ import annotations
@@ -155,22 +155,23 @@ def main() -> None:
     parser.add_argument("--their-rows", type=int, default=None, help="rows in TRL's micro-batches, on every line")
     parser.add_argument("--only", default=None, help="a model's name, or real")
     args = parser.parse_args()
-    # model, prompt, completion, completions a step, beta, micro-batches of TRL's in rows (the fastest of 16, 32, 64 and 128 on a CPU), of ours in tokens
-    few = GRPOConfig.token_budget
-    fixed = [("0.86M", 16, 16, 128, 0.0, 128, few), ("0.86M", 64, 16, 128, 0.0, 128, few), ("0.86M", 16, 64, 128, 0.0, 64, few),
-             ("0.86M", 16, 64, 128, 0.04, 64, few), ("8.9M", 16, 16, 128, 0.0, 32, few), ("8.9M", 64, 16, 128, 0.0, 32, few), ("8.9M", 16, 64, 128, 0.0, 32, few)]
-    if args.device == "cuda":                      # as many tokens on both sides
-        fixed = [("10M", 64, 256, 1024, 0.0, 256, 256 * 320), ("10M", 64, 256, 1024, 0.04, 256, 256 * 320), ("0.5B", 64, 512, 128, 0.0, 16, 16 * 576)]
+    # model, prompt, completion, completions a step, beta, rows in one of TRL's micro-batches: on a CPU the fastest of 16, 32, 64 and 128
+    fixed = [("0.86M", 16, 16, 128, 0.0, 128), ("0.86M", 64, 16, 128, 0.0, 128), ("0.86M", 16, 64, 128, 0.0, 64), ("0.86M", 16, 64, 128, 0.04, 64),
+             ("8.9M", 16, 16, 128, 0.0, 32), ("8.9M", 64, 16, 128, 0.0, 32), ("8.9M", 16, 64, 128, 0.0, 32)]
+    real_rows = 32
+    if args.device == "cuda":
+        fixed = [("10M", 64, 256, 1024, 0.0, 256), ("10M", 64, 256, 1024, 0.04, 256), ("0.5B", 64, 512, 128, 0.0, 16)]
+        real_rows = 128
     print(f"{heading(args.device)}, {args.dtype}, ours {'as it is' if args.no_compile else 'compiled'}, commit {commit()}\n")
     print(table_head("model", "prompt", "completion", "beta", "TRL's step, s", "ours, s", "step", "sampling", "rest", "tokens a step, TRL / ours", "reward, TRL / ours"))
-    for name, prompt, completion, rows, kl_coef, theirs, ours in fixed:
+    for name, prompt, completion, rows, kl_coef, micro_batch in fixed:
         if args.only in (None, name):
             model, tokenizer = make_model(name, context=prompt + completion, device=args.device), word_tokenizer(MODELS[name]["vocab_size"])
             model.compiled = not args.no_compile
             config = GRPOConfig(steps=1, prompts_per_step=rows // 8, max_new_tokens=completion, kl_coef=kl_coef, lr=LR, warmup_steps=0, min_lr_ratio=1.0,
-                                token_budget=ours)
+                                token_budget=micro_batch * (prompt + completion) if args.device == "cuda" else GRPOConfig.token_budget)
             print(compare(name, prompt, model, tokenizer, Words(model.config.vocab_size, prompt), config=config, steps=args.steps, dtype=args.dtype, ends=False,
-                          micro_batch=args.their_rows or theirs), flush=True)
+                          micro_batch=args.their_rows or micro_batch), flush=True)
     if args.only in (None, "real"):
         model, tokenizer, task = base_model(args.device)
         with tempfile.TemporaryDirectory() as folder:
@@ -179,7 +180,7 @@ def main() -> None:
                 model, _ = load_pretrained(folder, device=args.device)
                 model.compiled = not args.no_compile
                 print(compare("sums", 9, model, tokenizer, task, config=GRPOConfig(steps=1, kl_coef=kl_coef, lr=LR, warmup_steps=0, min_lr_ratio=1.0), steps=2 * args.steps,
-                              dtype=args.dtype, ends=True, micro_batch=args.their_rows or 32), flush=True)
+                              dtype=args.dtype, ends=True, micro_batch=args.their_rows or real_rows), flush=True)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ from minirl.train.state import derive_seed
 
 REACHED, OVER = 0.95, 5        # the accuracy that counts as learnt, and over how many steps its mean is taken
 
+THEIR_ROWS = 32       # in TRL's micro-batches: the fastest of 32, 64 and 128 for it on a CPU (grpo_step.py --only real --their-rows)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -105,8 +107,8 @@ def their_side(run: Path, seed: int, steps: int) -> dict[str, float]:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: cosine_to_floor(min(step, steps - 1), steps, floor=c.min_lr_ratio, warmup=warmup))
     arguments = TheirConfig(
-        output_dir=str(folder / "out"), use_cpu=True, bf16=False, per_device_train_batch_size=32,            # the size that is fastest for it
-        gradient_accumulation_steps=c.prompts_per_step * c.group_size // 32, num_generations=c.group_size, max_completion_length=c.max_new_tokens,
+        output_dir=str(folder / "out"), use_cpu=True, bf16=False, per_device_train_batch_size=THEIR_ROWS,
+        gradient_accumulation_steps=c.prompts_per_step * c.group_size // THEIR_ROWS, num_generations=c.group_size, max_completion_length=c.max_new_tokens,
         temperature=c.temperature, beta=c.kl_coef, epsilon=c.clip_low, epsilon_high=c.clip_high, max_grad_norm=c.max_grad_norm, loss_type="grpo",
         scale_rewards="group", learning_rate=c.lr, weight_decay=c.weight_decay, gradient_checkpointing=False, max_steps=steps, shuffle_dataset=False,
         logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True, seed=seed)
