@@ -20,6 +20,9 @@ from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.problem import Problem
 
+# cuDNN's attention plans every new shape for about a second, and each longer row of `generate` is one: no side's time shall be that.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
 MODELS = {                             # parameters: sizes beside the vocabulary
     "0.86M": dict(vocab_size=64, hidden_size=128, num_layers=4, num_heads=4, intermediate_size=384),
     "8.9M": dict(vocab_size=4096, hidden_size=320, num_layers=6, num_heads=5, intermediate_size=896),

@@ -13,9 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 SHORT = 64            # queries: on a CPU, up to here two plain matrix products take less time than the fused kernel
 WORTH_A_PIECE = 0.8   # of the attention's work: what a layout in two pieces must come down to, to pay for its calls
+# Fused kernels that may be chosen. Not cuDNN's, which torch puts first on a Hopper GPU: it plans every new shape, for about a second, and a batch's are new.
+FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class KVCache:
@@ -258,7 +261,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     K, S = k.shape[1:3]
     if T > 1 and not plain(T, q.device):
         mask = None if bias is None else bias.to(q.dtype)
-        return F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask, is_causal=bias is None, enable_gqa=H != K)
+        with sdpa_kernel(FUSED):
+            return F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask, is_causal=bias is None, enable_gqa=H != K)
     if bias is None and T > 1:
         bias = hide(torch.ones(T, S, dtype=torch.bool, device=q.device).triu(1))[None, None]
     if T == 1 and torch.compiler.is_compiling():                                    # which makes one pass of it; left to themselves, products are faster
