@@ -54,7 +54,10 @@ def processor() -> str:
 
 
 def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    try:
+        found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    except OSError:                        # no git here
+        return "unknown"
     return found.stdout.strip() or "unknown"
 
 
@@ -104,7 +107,8 @@ def table_head(*names: str) -> str:
 
 def make_model(name: str, *, context: int, device: str = "cpu", dtype=torch.float32, seed: int = 0) -> Transformer:
     torch.manual_seed(seed)
-    return Transformer(ModelConfig(**MODELS[name], max_seq_len=context, tie_embeddings=True)).to(device, dtype).eval()
+    with torch.device(device):             # drawing half a billion numbers takes a CPU half a minute
+        return Transformer(ModelConfig(**MODELS[name], max_seq_len=context, tie_embeddings=True)).to(dtype).eval()
 
 
 def word_tokenizer(vocab_size: int) -> Tokenizer:

@@ -166,6 +166,7 @@ def main() -> None:
     print(table_head("model", "prompt", "completion", "beta", "TRL's step, s", "ours, s", "step", "sampling", "rest", "tokens a step, TRL / ours", "reward, TRL / ours"))
     for name, prompt, completion, rows, kl_coef, micro_batch in fixed:
         if args.only in (None, name):
+            torch.compiler.reset()          # a model's compiled code is for its own sizes, as in a run of its own
             model, tokenizer = make_model(name, context=prompt + completion, device=args.device), word_tokenizer(MODELS[name]["vocab_size"])
             model.compiled = not args.no_compile
             config = GRPOConfig(steps=1, prompts_per_step=rows // 8, max_new_tokens=completion, kl_coef=kl_coef, lr=LR, warmup_steps=0, min_lr_ratio=1.0,

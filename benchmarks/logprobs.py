@@ -213,7 +213,7 @@ def main() -> None:
     for name, way in ways.items():
         memory[name] = mebibytes(extra_memory(case, way)) if args.device == "cuda" else memory_of(name, args)
 
-    size = min(args.rows, args.chunk or chunk_rows(args.rows, args.vocab))
+    size = min(args.rows, args.chunk or chunk_rows(args.rows, args.vocab, args.device))
     one, three = case.products(size)
     chunks, again = f"products alone, {size} rows at a time: one, three", f"products alone, {size} rows at a time: one, four"
     at_once = "products alone, all rows at once: one, three"

@@ -259,10 +259,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """q (B, H, T, D) over k, v (B, K, S, D); added to the scores is `bias` (B or 1, 1, T, S), or without one T == S is causal and one query sees all."""
     B, H, T, D = q.shape
     K, S = k.shape[1:3]
-    if T > 1 and not plain(T, q.device):
+    if not plain(T, q.device):
         mask = None if bias is None else bias.to(q.dtype)
+        if T == 1:                                                                  # a key/value head's query heads are its queries: keys are read once
+            q, mask = q.reshape(B, K, H // K, D), mask if mask is None else mask.expand(-1, 1, H // K, S)
         with sdpa_kernel(FUSED):
-            return F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask, is_causal=bias is None, enable_gqa=H != K)
+            found = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask, is_causal=bias is None and T > 1,
+                                                   enable_gqa=H != K and T > 1)
+        return found.reshape(B, H, T, D)
     if bias is None and T > 1:
         bias = hide(torch.ones(T, S, dtype=torch.bool, device=q.device).triu(1))[None, None]
     if T == 1 and torch.compiler.is_compiling():                                    # which makes one pass of it; left to themselves, products are faster

@@ -55,8 +55,6 @@ class Decoder:
         self.graphs, self.pool = {}, None
         if recording:
             self.slot = torch.zeros(1, dtype=torch.long, device=device)              # where the last token goes: width + t - 1
-            for store in self.cache.keys + self.cache.values:
-                store.zero_()                                                        # slots that are read before they are written must be numbers
         self.head = None
         self.refresh(model)
 
@@ -91,6 +89,8 @@ class Decoder:
             self.starts.copy_(padding.repeat_interleave(group))
         if self.recording:
             self.slot.fill_(width)
+            for store in cache.keys + cache.values:
+                store.zero_()                                                        # slots that are read before they are written must be numbers
         read = KVCache.empty(model.config, P, width, device=prompts.device, dtype=cache.keys[0].dtype)
         read.weights = cache.weights
         hidden = model.hidden(prompts, cache=read, starts=padding)[:, -1]                                             # (P, d)
@@ -106,7 +106,7 @@ class Decoder:
 
     def step(self, model, n: int, filled: int) -> None:
         """One token more for the first n rows; with it, `filled` slots of the cache are."""
-        end = min(whole(filled), self.width + self.max_new_tokens) if self.recording else filled
+        end = min(whole(filled, REACH), self.width + self.max_new_tokens) if self.recording else filled
         key = n, end
         if key in self.graphs:
             return self.graphs[key].replay()
@@ -145,13 +145,13 @@ class Decoder:
     def leave(self, n: int, filled: int) -> int:
         """Let ended rows go, where they are enough to be worth it -> how many rows stay.
 
-        Recorded steps come in halves, so that few are recorded. Compiled ones keep two rows, as one row would be compiled anew.
+        Recorded steps come in halves, so that few are recorded. Two rows are kept, as one row would be compiled anew.
         """
         going = n - int(self.ended[:n].sum())
         kept = going
         if self.recording and going:
             kept = n
-            while kept // 2 >= going:
+            while kept // 2 >= max(2, going):
                 kept //= 2
         elif self.compiled and going:
             kept = min(n, max(2, going))
@@ -167,9 +167,9 @@ class Decoder:
         return kept
 
 
-def whole(slots: int) -> int:
-    """The next multiple of REACH."""
-    return -(-slots // REACH) * REACH
+def whole(n: int, unit: int) -> int:
+    """The next multiple of `unit`."""
+    return -(-n // unit) * unit
 
 
 _kept: WeakKeyDictionary = WeakKeyDictionary()

@@ -19,7 +19,9 @@ from torch.autograd.function import once_differentiable
 def _normalise(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     r = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()         # (..., 1)
-    return (wide * r).to(x.dtype).mul_(weight), r
+    n = (wide * r).to(x.dtype)
+    # Not in place where it is compiled: torch 2.11 gives a wrong gradient where the last operation of such a function is in place.
+    return (n * weight if torch.compiler.is_compiling() else n.mul_(weight)), r
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -36,7 +38,7 @@ class _RMSNorm(torch.autograd.Function):
         n, g, w = x.to(r.dtype) * r, grad.to(r.dtype), weight.to(r.dtype)
         gn = g * n                                                                                                    # (..., D)
         gw = g * w
-        mean = torch.linalg.vecdot(gw, n).div_(x.shape[-1]).unsqueeze(-1)                                             # (..., 1): mean(g w n)
+        mean = (gw * n).mean(-1, keepdim=True)                                                                        # (..., 1): mean(g w n)
         grad_x = gw.addcmul_(n, mean, value=-1).mul_(r)
         return grad_x.to(x.dtype), gn.reshape(-1, *weight.shape).sum(0).to(weight.dtype), None
 

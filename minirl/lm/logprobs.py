@@ -53,7 +53,7 @@ def _statistics(z: Tensor, temperature: float, with_entropy: bool) -> tuple[Tens
     top = z.amax(-1, keepdim=True)
     below = z - top
     e = below.exp()
-    s = e.sum(-1)
+    s = e.sum(-1, keepdim=True).squeeze(-1)            # kept: so a compiler for GPUs finds maximum and sum in one read
     log_s = s.log()
     return top.squeeze(-1) + log_s, log_s - e.mul_(below).sum(-1) / s if with_entropy else log_s
 

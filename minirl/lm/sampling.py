@@ -11,8 +11,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from minirl.lm.decoding import Choice, decoder_for
+from minirl.lm.decoding import Choice, decoder_for, whole
 from minirl.lm.rollouts import Rollouts, span_mask
+
+WIDTH = 16      # tokens: on a GPU prompts are padded to a multiple, so that few widths occur, and what was recorded for one is used again
 
 
 @torch.no_grad()
@@ -48,6 +50,8 @@ def _sample(model, prompts, group, max_new_tokens, temperature, top_k, top_p, st
     # 1. prompts, padded on the left, and the uniform numbers that decide every draw
     prompt_lengths = torch.tensor([len(prompt) for prompt in prompts])                            # (P,)
     width = int(prompt_lengths.max())
+    if device.type == "cuda":
+        width = min(whole(width, WIDTH), model.config.max_seq_len - max_new_tokens)
     tokens = torch.tensor([[pad_id] * (width - len(prompt)) + prompt for prompt in prompts], device=device)      # (P, width)
     padding = None if bool((prompt_lengths == width).all()) else (width - prompt_lengths).to(device)
     source = generator.device if generator is not None else device

@@ -16,8 +16,10 @@ def generator(seed=0):
 
 @torch.no_grad()
 @pytest.mark.parametrize("queries", [1, 5])
-def test_grouped_attention_equals_repeated_heads(queries):
+@pytest.mark.parametrize("short", [64, 0])
+def test_grouped_attention_equals_repeated_heads(queries, short, monkeypatch):
     """Heads 0, 1 share key head 0 and heads 2, 3 share key head 1: a transposed grouping (0, 2 / 1, 3) has the same shapes."""
+    monkeypatch.setattr(attention, "SHORT", short)                # 0: the fused call, as on a GPU
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, heads, 5, 6, generator=g, dtype=torch.float64) for heads in (4, 2, 2))
     q = q[:, :, 5 - queries:]
@@ -28,7 +30,9 @@ def test_grouped_attention_equals_repeated_heads(queries):
                 seen = 5 - queries + t + 1
                 weights = (k[b, h // 2, :seen] @ q[b, h, t] / math.sqrt(6)).softmax(0)
                 want[b, h, t] = weights @ v[b, h // 2, :seen]
-    torch.testing.assert_close(attend(q, k, v, None), want)
+    bias = None if queries == 5 else attention.hide(torch.zeros(2, 1, 1, 5, dtype=torch.bool))
+    for given in (None, bias):
+        torch.testing.assert_close(attend(q, k, v, given), want)
 
 
 @torch.no_grad()

@@ -70,7 +70,7 @@ def test_steps_that_read_positions_from_the_device_draw_the_same_tokens(model, r
 
 
 def test_recorded_rows_leave_by_halves(make_model, recorded, monkeypatch):
-    """A recording is for one number of rows, so that few numbers should occur: 24, 12, 6, 3."""
+    """A recording is for one number of rows, so that few numbers should occur: 24, 12, 6, 3. Never 1, which would be compiled for itself."""
     sizes = []
     step = Decoder.step
     monkeypatch.setattr(Decoder, "step", lambda self, model, n, filled: (sizes.append(n), step(self, model, n, filled))[1])
