@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser, commands = build_parser()
     args, unknown = parser.parse_known_args(argv)
     if args.command is None:
+        if unknown:
+            parser.error(f"unknown argument {unknown[0]}")
         parser.print_help()
         return 0
     command = commands[args.command]
@@ -93,7 +95,14 @@ def add_config(parser: Parser, config: type) -> None:
         if isinstance(kind, types.UnionType):
             kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
         note = " ".join(filter(None, (comments.get(field.name), f"(default {field.default})"))).replace("%", "%%")
-        parser.add_argument(flag(field.name), dest=field.name, type=kind, metavar=kind.__name__.upper(), default=None, help=note)
+        parser.add_argument(flag(field.name), dest=field.name, type=truth if kind is bool else kind, metavar=kind.__name__.upper(), default=None, help=note)
+
+
+def truth(text: str) -> bool:
+    """What a flag for a bool means: argparse would take every word for True."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r}: true or false is wanted")
+    return text.lower() == "true"
 
 
 def add_training(parser: Parser, presets: dict, *configs: type) -> None:

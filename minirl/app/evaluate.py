@@ -12,6 +12,7 @@ import torch
 from minirl.equations.test_time import pass_at_k
 from minirl.lm.sampling import sample
 from minirl.tasks.problem import Problem, columns
+from minirl.tasks.rewards import judge
 from minirl.train.state import derive_seed
 
 
@@ -39,6 +40,8 @@ class Evaluation:
 def evaluate(model, tokenizer, task, *, n: int, samples: int = 1, max_new_tokens: int = 80, temperature: float = 1.0, seed: int = 0,
              batch: int = 512) -> Evaluation:
     """Sample `samples` completions of n held-out problems. The problems depend on the seed alone; more than `batch` rows are done in turn."""
+    if n < 1 or samples < 1:
+        raise ValueError(f"{n} problems and {samples} samples: at least one of each is wanted")
     problems = task.sample(n, random.Random(derive_seed(seed, "evaluate", "problems")), split="test")
     generator = torch.Generator(model.device).manual_seed(derive_seed(seed, "evaluate", "sample"))
     completions, lengths, truncated = [], [], []
@@ -51,7 +54,7 @@ def evaluate(model, tokenizer, task, *, n: int, samples: int = 1, max_new_tokens
         lengths += rollouts.completion_lengths.tolist()
         truncated += rollouts.truncated.tolist()
     known = columns(problems, repeat=samples)
-    verdicts = {name: reward([p.prompt for p in problems for _ in range(samples)], completions, **known) for name, reward in task.rewards.items()}
+    verdicts = judge(task.rewards, task.rewards, [p.prompt for p in problems for _ in range(samples)], completions, **known)
     right = [v == 1.0 for v in verdicts["accuracy"]]
     return Evaluation(problems, [completions[i * samples:(i + 1) * samples] for i in range(n)],
                       [sum(right[i * samples:(i + 1) * samples]) for i in range(n)], samples,

@@ -297,4 +297,5 @@ def _centred(rewards: Tensor) -> Tensor:
 
 def _std(centred: Tensor, count: Tensor, ddof: int) -> Tensor:
     """Standard deviation along the last dimension from already centred values; 0 of fewer than two."""
-    return (centred.square().sum(-1, keepdim=True) / (count - ddof).clamp(min=1)).sqrt()
+    wide = centred.to(torch.promote_types(centred.dtype, torch.float32))                     # the square of 300 is too much for float16
+    return (wide.square().sum(-1, keepdim=True) / (count - ddof).clamp(min=1)).sqrt().to(centred.dtype)

@@ -37,13 +37,14 @@ def masked_whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, ddof: int
     >>> masked_whiten(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[1, 1, 0]]))        # mean 2, var (1 + 1) / 1
     tensor([[-0.7071,  0.7071,  0.0000]])
     """
-    x, mask = _visible(x, mask)
+    dtype = x.dtype
+    x, mask = _visible(x.to(torch.promote_types(dtype, torch.float32)), mask)              # the square of 300 is too much for float16
     mean = masked_mean(x, mask)
     centred = torch.where(mask.bool(), x - mean, 0)
     high, low = x.masked_fill(~mask.bool(), -torch.inf).max(), x.masked_fill(~mask.bool(), torch.inf).min()
     var = centred.square().sum() / (mask.sum() - ddof).clamp(min=1)
     white = torch.where(high > low, centred * torch.rsqrt(var + eps), 0)
-    return white if shift_mean else torch.where(mask.bool(), white + mean, 0)
+    return (white if shift_mean else torch.where(mask.bool(), white + mean, 0)).to(dtype)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
@@ -135,4 +136,5 @@ def _visible(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     ones overflows at 65,504, in bfloat16 it stops at 256."""
     if x.shape != mask.shape:
         raise ValueError(f"x is {tuple(x.shape)} and mask {tuple(mask.shape)}: the same shape is wanted")
-    return torch.where(mask.bool(), x, 0), mask.to(torch.promote_types(x.dtype, torch.float32))
+    mask = mask.bool()
+    return torch.where(mask, x, 0), mask.to(torch.promote_types(x.dtype, torch.float32))

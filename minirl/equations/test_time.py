@@ -64,6 +64,7 @@ def weighted_vote(answers: Sequence[Hashable | None], scores: Sequence[float]) -
         raise ValueError("a score is NaN: numbers are wanted")
     totals: dict = {}
     for answer, score in zip(answers, scores):
+        answer = answer.item() if isinstance(answer, Tensor) else answer                     # tensors are equal to themselves alone, as keys
         if answer is not None:
             totals[answer] = totals.get(answer, 0.0) + float(score)
     return max(totals, key=totals.get) if totals else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from itertools import groupby
 
@@ -63,9 +63,28 @@ def combine(rewards: Sequence[RewardFunction], weights: Sequence[float]) -> Rewa
         raise ValueError(f"{len(rewards)} rewards and {len(weights)} weights: at least one of each, and as many weights as rewards, are wanted")
 
     def combined(prompts: Sequence[str], completions: Sequence[str], **columns) -> list[float | None]:
-        return weighted_sum([reward(prompts, completions, **columns) for reward in rewards], weights)
+        return weighted_sum([_verdicts(reward, prompts, completions, columns) for reward in rewards], weights)
 
     return combined
+
+
+def judge(rewards: dict[str, RewardFunction], names: Iterable[str], prompts: Sequence[str], completions: Sequence[str], /,
+          **columns) -> dict[str, list[float | None]]:
+    """What the named rewards say: one number per completion (None: no verdict) each. Raises ValueError for an unknown name, or anything else than that."""
+    if unknown := [name for name in names if name not in rewards]:
+        raise ValueError(f"there is no reward {unknown[0]!r}: one of {', '.join(rewards)} is wanted")
+    return {name: _verdicts(rewards[name], prompts, completions, columns, name) for name in names}
+
+
+def _verdicts(reward: RewardFunction, prompts: Sequence[str], completions: Sequence[str], columns: dict, name: str | None = None) -> list[float | None]:
+    said = reward(prompts, completions, **columns)
+    came = f"{len(said)} of them" if isinstance(said, list) and len(said) != len(completions) else None if isinstance(said, list) else repr(said)
+    if came is None and (wrong := [verdict for verdict in said if verdict is not None and not hasattr(verdict, "__float__")]):
+        came = repr(wrong[0])
+    if came is not None:
+        raise ValueError(f"the reward {name or getattr(reward, '__name__', repr(reward))!r} gave {came}: a list of one number (or None) for each of the "
+                         f"{len(completions)} completions is wanted")
+    return said
 
 
 def weighted_sum(verdicts: Sequence[list[float | None]], weights: Sequence[float]) -> list[float | None]:

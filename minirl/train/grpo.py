@@ -34,7 +34,7 @@ from minirl.lm.logprobs import rollout_logprobs, token_logprobs
 from minirl.lm.rollouts import TOKEN_BUDGET, micro_batches
 from minirl.lm.sampling import sample
 from minirl.tasks.problem import columns
-from minirl.tasks.rewards import weighted_sum
+from minirl.tasks.rewards import judge, weighted_sum
 from minirl.train.state import (Sums, TrainState, check_finite, check_judged, clip_gradient, derive_seed, describe, freeze, make_optimizer, mean_judged,
                                 set_lr, to_tensor, watch)
 
@@ -88,6 +88,11 @@ class GRPOConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: 0 or more is wanted")
         if self.overlong_cache > self.max_new_tokens:
             raise ValueError(f"overlong_cache is {self.overlong_cache} and max_new_tokens {self.max_new_tokens}: at most as many are wanted")
+        if self.weight_decay < 0 or not 0 <= self.min_lr_ratio <= 1 or not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise ValueError(f"weight_decay is {self.weight_decay}, min_lr_ratio {self.min_lr_ratio}, beta1 {self.beta1} and beta2 {self.beta2}: 0 or more, a "
+                             "share in [0, 1], and numbers in [0, 1) are wanted")
+        if self.scale not in ("group", "batch", "none") or self.ddof not in (0, 1):
+            raise ValueError(f"scale is {self.scale!r} and ddof {self.ddof}: group, batch or none, and 0 or 1, are wanted")
         if self.aggregate not in AGGREGATIONS:
             raise ValueError(f"aggregate is {self.aggregate!r}: one of {', '.join(AGGREGATIONS)} is wanted")
 
@@ -128,7 +133,7 @@ def train_grpo(model, tokenizer, task, config: GRPOConfig, *, advantages: Advant
         # 2. score, then compare inside each group                                           lines 8-9
         prompts = [p.prompt for p in problems for _ in range(G)]
         known = {**columns(problems, repeat=G), "completion_ids": rollouts.completion_ids()}
-        verdicts = {name: task.rewards[name](prompts, completions, **known) for name in weights}                    # B numbers (None: no verdict) each
+        verdicts = judge(task.rewards, weights, prompts, completions, **known)                                      # B numbers (None: no verdict) each
         rewards = to_tensor(weighted_sum(list(verdicts.values()), list(weights.values()))).view(P, G)               # (P, G), NaN: no verdict
         check_judged(rewards)
         if config.overlong_cache:

@@ -36,7 +36,7 @@ from minirl.lm.logprobs import rollout_logprobs, token_logprobs
 from minirl.lm.rollouts import TOKEN_BUDGET, completion_batch, micro_batches
 from minirl.lm.sampling import sample
 from minirl.tasks.problem import columns
-from minirl.tasks.rewards import weighted_sum
+from minirl.tasks.rewards import judge, weighted_sum
 from minirl.train.encoding import encode_texts
 from minirl.train.state import (Sums, TrainState, check_finite, check_judged, check_positive, clip_gradient, derive_seed, describe, freeze, make_optimizer,
                                 mean_judged, set_lr, to_tensor, watch)
@@ -127,7 +127,7 @@ def train_ppo(model, tokenizer, task, config: PPOConfig, *, value_model: ScalarM
         # 2. score
         prompts = [p.prompt for p in problems]
         known = {**columns(problems), "completion_ids": rollouts.completion_ids()}
-        verdicts = {name: task.rewards[name](prompts, completions, **known) for name in weights}                    # B numbers (None: no verdict) each
+        verdicts = judge(task.rewards, weights, prompts, completions, **known)                                      # B numbers (None: no verdict) each
         verdict = to_tensor(weighted_sum(list(verdicts.values()), list(weights.values())))                          # (B,), NaN: no verdict
         check_judged(verdict)
         judged = (~verdict.isnan()).nonzero().squeeze(1).to(model.device)                                            # rows without a verdict are left out

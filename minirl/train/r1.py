@@ -38,6 +38,7 @@ from minirl.tasks.instructions import Instructions
 from minirl.tasks.mixture import Mixture
 from minirl.tasks.preferences import Ranking
 from minirl.tasks.problem import columns
+from minirl.tasks.rewards import judge
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.reward_model import RewardModelConfig, as_reward, train_reward_model
 from minirl.train.sft import SFTConfig, train_sft
@@ -197,8 +198,8 @@ def rejection_sample(model, tokenizer, task, config: R1Config, *, seed: int) -> 
                           eos_id=tokenizer.stop_ids, pad_id=tokenizer.pad_id, generator=generator)
         completions = [tokenizer.decode_completion(ids) for ids in rollouts.completion_ids()]
         prompts, known = [p.prompt for p in part for _ in range(config.kept_samples)], columns(part, repeat=config.kept_samples)
-        verdicts = [task.rewards[name](prompts, completions, **known) for name in (*RULES, "language_consistency")]
-        for prompt, completion, cut, *judged in zip(prompts, completions, rollouts.truncated.tolist(), *verdicts):
+        verdicts = judge(task.rewards, (*RULES, "language_consistency"), prompts, completions, **known)
+        for prompt, completion, cut, *judged in zip(prompts, completions, rollouts.truncated.tolist(), *verdicts.values()):
             if not cut and all(verdict == 1.0 for verdict in judged):
                 kept.setdefault(prompt, completion)
     if not kept:

@@ -133,6 +133,6 @@ def watch(sums: Sums, surrogate: Tensor, logp: Tensor, old_logp: Tensor, batch: 
 def describe(rewards: Tensor, rollouts: Rollouts) -> dict[str, float]:
     """Metrics of one batch of rollouts, in TRL's names."""
     judged, lengths = ~rewards.isnan(), rollouts.completion_lengths.float()
-    return {"reward": mean_judged(rewards), "reward_std": float(rewards[judged].std(correction=0)), "frac_reward_none": float((~judged).float().mean()),
+    return {"reward": mean_judged(rewards), "reward_std": float(rewards[judged].std()) if judged.sum() > 1 else 0.0, "frac_reward_none": float((~judged).float().mean()),
             "completions/mean_length": float(lengths.mean()), "completions/min_length": float(lengths.min()),
             "completions/max_length": float(lengths.max()), "completions/clipped_ratio": float(rollouts.truncated.float().mean())}

@@ -125,3 +125,20 @@ def test_inherited_flags_keep_their_help():
         assert "held-out problems, before and after" in text and "auto, cpu or cuda" in text
     text = " ".join(commands["r1"].format_help().split())
     assert "of each kind: easy, hard, general" in text and "before and after" not in text, "a field that is given anew is explained anew"
+
+
+@pytest.mark.parametrize("given", [["--nosuch"], ["ppo", "--whiten-advantages", "maybe"], ["grpo", "--dtype", "float99"], ["grpo", "--compile", "maybe"],
+                                   ["grpo", "--scale", "std"], ["grpo", "--ddof", "5"], ["grpo", "--beta1", "2"]])
+def test_a_wrong_value_is_one_line_and_leaves_no_run(given, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(given)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2 and capsys.readouterr().err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_false_is_false():
+    """argparse takes any word for True."""
+    _, commands = build_parser()
+    assert [commands["ppo"].parse_args(["--whiten-advantages", word]).whiten_advantages for word in ("false", "True")] == [False, True]

@@ -130,5 +130,5 @@ def test_compiling_is_decided_from_the_numbers_of_the_run(choice, tokens, want):
 
 
 def test_an_unknown_choice_to_compile_raises():
-    with pytest.raises(ValueError, match="compile is 'yes': auto, on or off is wanted"):
+    with pytest.raises(ValueError, match="compile is 'yes': one of auto, on, off is wanted"):
         worth_compiling("yes", make_base(BaseConfig(), seed=0, device="cpu")[0], 1)

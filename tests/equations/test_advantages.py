@@ -423,3 +423,9 @@ def test_reinforce_plus_plus_hand_numbers(scores, mask, kl_coef, expected):
         reinforce_plus_plus_advantages(torch.tensor(scores)[:, None], logp, ref_logp, mask, kl_coef)
     with pytest.raises(ValueError, match="finite"):
         reinforce_plus_plus_advantages(torch.tensor([NAN, 0.0]), logp, ref_logp, mask, kl_coef)
+
+
+def test_group_advantages_in_float16():
+    """300 squared is more than float16 holds: the std was infinite, and every advantage 0."""
+    adv = group_advantages(torch.tensor([[300.0, 0.0, 0.0, 0.0]]).half(), eps=0.0)                 # mean 75, std 150
+    assert adv.dtype == torch.float16 and adv.tolist() == [[1.5, -0.5, -0.5, -0.5]]

@@ -253,3 +253,16 @@ def test_explained_variance_of_equal_returns_is_zero_and_of_nothing_too():
     ones = torch.ones(1, 3)
     assert float(explained_variance(torch.rand(1, 3), ones, ones)) == 0.0
     assert float(explained_variance(ones, ones, torch.zeros(1, 3))) == 0.0
+
+
+def test_a_mask_counts_what_it_shows():
+    """Any number but 0 shows a slot: a mask of twos once halved the mean."""
+    x, mask = torch.tensor([[1.0, 3.0, 5.0]]), torch.tensor([[2.0, 0.5, 0.0]])
+    assert masked_mean(x, mask) == aggregate(x, mask, "token_mean") == aggregate(x, mask, "sequence_mean") == 2
+
+
+def test_whitening_in_float16():
+    """300 squared is more than float16 holds: the variance was infinite, and everything 0."""
+    white = masked_whiten(torch.tensor([[300.0, -300.0, 0.0, 0.0]]).half(), torch.ones(1, 4))
+    assert white.dtype == torch.float16                      # variance (2 * 300^2) / 3, so 300 becomes sqrt(3 / 2)
+    torch.testing.assert_close(white.float(), torch.tensor([[1.2247, -1.2247, 0.0, 0.0]]), atol=1e-3, rtol=0)

@@ -218,3 +218,9 @@ def test_reward_guided_is_the_best_under_the_penalty(beta):
 def test_other_bad_arguments_raise(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_tensors_vote_by_their_number():
+    """As keys of a dictionary two tensors are never the same, so that the first answer always won."""
+    assert majority_vote(torch.tensor([1, 2, 2])) == 2
+    assert weighted_vote(torch.tensor([1, 2, 2]), [0.5, 0.2, 0.2]) == 1

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minirl.tasks.rewards import accuracy, combine, format_reward, language_consistency, weighted_sum
+from minirl.tasks.rewards import accuracy, combine, format_reward, judge, language_consistency, weighted_sum
 
 
 def said(content):
@@ -128,3 +128,20 @@ def test_language_consistency_of_what_is_not_whole():
         language_consistency(["q"], ["<think>un</think>"], ["fr"])
     with pytest.raises(ValueError, match="1 completions and 2 entries"):
         language_consistency(["q"], ["x"], ["ko", "ko"])
+
+
+@pytest.mark.parametrize("said, came", [([1.0], "1 of them"), ([1.0, 0.0, 1.0], "3 of them"), (None, "None"), (1.0, "1.0"), ([1.0, "yes"], "'yes'")])
+def test_a_reward_that_does_not_judge_each_completion_is_named(said, came):
+    """PPO trained on without a word where a function gave one number for eight completions: the others were left out as if without a verdict."""
+    def hasty(prompts, completions, **_):
+        return said
+    for ask in (lambda: judge({"hasty": hasty}, ["hasty"], ["p", "p"], ["a", "b"]), lambda: combine([hasty], [1.0])(["p", "p"], ["a", "b"])):
+        with pytest.raises(ValueError, match=f"'hasty' gave {came}: a list of one number .* the 2 completions"):
+            ask()
+
+
+def test_judged_are_the_named_rewards_alone():
+    rewards = {"long": lambda prompts, completions, **_: [float(len(c)) for c in completions], "none": lambda prompts, completions, **_: [None for _ in completions]}
+    assert judge(rewards, ["none", "long"], ["p", "p"], ["a", "bcd"]) == {"none": [None, None], "long": [1.0, 3.0]}
+    with pytest.raises(ValueError, match="no reward 'short': one of long, none is wanted"):
+        judge(rewards, ["short"], ["p"], ["a"])
