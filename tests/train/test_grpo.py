@@ -158,10 +158,10 @@ def test_metrics_are_those_of_the_whole_batch():
 
 
 def test_metrics_of_a_known_batch():
-    """Rewards 1, 0, 0, 0 in each group: mean 1/4, std sqrt(3)/4, no group without spread."""
+    """Rewards 1, 0, 0, 0 in each group: mean 1/4, squares (1 - 1/4)^2 + 3 (1/4)^2 = 3/4 in each of three groups, variance (9/4) / 11."""
     verdicts = iter([1.0, 0.0, 0.0, 0.0] * 100)
     metrics = logged(rule=lambda c: next(verdicts), steps=1)[0]
-    assert metrics["reward"] == 0.25 and metrics["reward_std"] == pytest.approx(0.4629, abs=1e-4) and metrics["frac_reward_zero_std"] == 0
+    assert metrics["reward"] == 0.25 and metrics["reward_std"] == pytest.approx((9 / 44) ** 0.5) and metrics["frac_reward_zero_std"] == 0
 
 
 @pytest.mark.parametrize("bad, message", [
