@@ -77,10 +77,14 @@ def judge(rewards: dict[str, RewardFunction], names: Iterable[str], prompts: Seq
 
 
 def _verdicts(reward: RewardFunction, prompts: Sequence[str], completions: Sequence[str], columns: dict, name: str | None = None) -> list[float | None]:
-    said = reward(prompts, completions, **columns)
-    came = f"{len(said)} of them" if isinstance(said, list) and len(said) != len(completions) else None if isinstance(said, list) else repr(said)
-    if came is None and (wrong := [verdict for verdict in said if verdict is not None and not hasattr(verdict, "__float__")]):
-        came = repr(wrong[0])
+    found = reward(prompts, completions, **columns)
+    said = list(found) if hasattr(found, "__len__") and not isinstance(found, str) else None
+    if said is None:
+        came = repr(found)
+    elif len(said) != len(completions):
+        came = f"{len(said)} of them"
+    else:
+        came = next((repr(verdict) for verdict in said if verdict is not None and not hasattr(verdict, "__float__")), None)
     if came is not None:
         raise ValueError(f"the reward {name or getattr(reward, '__name__', repr(reward))!r} gave {came}: a list of one number (or None) for each of the "
                          f"{len(completions)} completions is wanted")
