@@ -38,7 +38,8 @@ class _RMSNorm(torch.autograd.Function):
         n, g, w = x.to(r.dtype) * r, grad.to(r.dtype), weight.to(r.dtype)
         gn = g * n                                                                                                    # (..., D)
         gw = g * w
-        mean = (gw * n).mean(-1, keepdim=True)                                                                        # (..., 1): mean(g w n)
+        with torch.autocast(x.device.type, enabled=False):                                                            # which would take a vecdot in bfloat16
+            mean = torch.linalg.vecdot(gw, n).div_(x.shape[-1]).unsqueeze(-1)                                         # (..., 1): mean(g w n)
         grad_x = gw.addcmul_(n, mean, value=-1).mul_(r)
         return grad_x.to(x.dtype), gn.reshape(-1, *weight.shape).sum(0).to(weight.dtype), None
 
