@@ -15,7 +15,7 @@ from minirl.app.r1 import R1_WORDS, R1RunConfig, check_lengths, run_r1, stages_t
 from minirl.app.rundir import RUNS, RunDir, free_name, newest_run
 from minirl.app.training import BaseConfig, CommonConfig, RunConfig, before_and_after, run_grpo, run_sft
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
-from minirl.lm.precision import pick_device
+from minirl.lm.precision import compute_in, pick_device
 from minirl.lm.tokenizer import TAGS, build_tokenizer, read_json
 from minirl.tasks.arithmetic import Arithmetic
 from minirl.tasks.instructions import WORDS
@@ -72,7 +72,7 @@ def numbers(name: str, presets: dict[str, dict]) -> dict[str, dict[str, dict]]:
 def check_inputs(built: dict) -> None:
     """What a run would read is there and whole: asked before a folder is made."""
     common = built["run"]
-    pick_device(common.device)
+    compute_in(common.dtype, pick_device(common.device))
     if isinstance(common, RunConfig):
         Arithmetic(common.task, common.digits)
     model, tokenizer = (None, None) if common.init is None else load_pretrained(common.init)

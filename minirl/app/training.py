@@ -17,7 +17,7 @@ from minirl.app.profiling import profiled
 from minirl.app.rundir import RunDir, RunLog
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.model import ModelConfig, Transformer
-from minirl.lm.precision import DTYPES, compute_in
+from minirl.lm.precision import compute_in
 from minirl.lm.tokenizer import TAGS, build_tokenizer, read_json
 from minirl.tasks.arithmetic import Arithmetic, demonstrations
 from minirl.tasks.preferences import load_demonstrations
@@ -27,7 +27,6 @@ from minirl.train.sft import SFTConfig, train_sft
 from minirl.train.state import check_positive, derive_seed
 
 SHOWN = 3                # problems that a run shows before and after
-COMPILE = ("auto", "on", "off")
 CPU_FLOPS = 1e11         # about what two cores reach in float32
 PAYS_FROM = 300          # seconds of matrix products: compiling costs up to a minute, and saves a tenth to a third of a step
 
@@ -61,9 +60,7 @@ class CommonConfig:
 
     def __post_init__(self):
         check_positive(self, "eval_problems", "checkpoint_every")
-        for name, known in (("dtype", DTYPES), ("compile", COMPILE)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: one of {', '.join(known)} is wanted")
+        check_compile(self.compile)
 
 
 @dataclass(frozen=True)
@@ -93,10 +90,14 @@ def load_policy(path: Path | str, *, device):
     return load_pretrained(path, dtype=torch.float32, device=device)
 
 
+def check_compile(choice: str) -> None:
+    if choice not in ("auto", "on", "off"):
+        raise ValueError(f"compile is {choice!r}: one of auto, on, off is wanted")
+
+
 def worth_compiling(choice: str, model: Transformer, tokens: int) -> bool:
     """Whether to compile for a run that learns from so many tokens. It depends on the run's numbers alone, so that a resumed run decides alike."""
-    if choice not in COMPILE:
-        raise ValueError(f"compile is {choice!r}: one of {', '.join(COMPILE)} is wanted")
+    check_compile(choice)
     seconds = 6 * model.num_parameters() * tokens / CPU_FLOPS
     return choice == "on" or choice == "auto" and (model.device.type == "cuda" or seconds > PAYS_FROM)
 

@@ -91,8 +91,7 @@ class GRPOConfig:
         if self.weight_decay < 0 or not 0 <= self.min_lr_ratio <= 1 or not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ValueError(f"weight_decay is {self.weight_decay}, min_lr_ratio {self.min_lr_ratio}, beta1 {self.beta1} and beta2 {self.beta2}: 0 or more, a "
                              "share in [0, 1], and numbers in [0, 1) are wanted")
-        if self.scale not in ("group", "batch", "none") or self.ddof not in (0, 1):
-            raise ValueError(f"scale is {self.scale!r} and ddof {self.ddof}: group, batch or none, and 0 or 1, are wanted")
+        group_advantages(torch.zeros(1, 2), scale=self.scale, ddof=self.ddof)                # refuses a scale or ddof that it does not know
         if self.aggregate not in AGGREGATIONS:
             raise ValueError(f"aggregate is {self.aggregate!r}: one of {', '.join(AGGREGATIONS)} is wanted")
 
