@@ -1,0 +1,131 @@
+"""Text for people: what a model wrote made safe to show, aligned tables, means with intervals."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+import unicodedata
+from collections.abc import Sequence
+
+STEERING = "Cc", "Cf", "Cs", "Zl", "Zp"           # Unicode's categories
+JOINERS = "\u200c\u200d"                          # invisible, but part of words and of emoji
+SHORTEST = 8                                      # columns that a table's first column keeps
+WIDTH = 80
+
+
+def visible(text: str) -> str:
+    r"""The text in one line, with an escape for each character that steers instead of being seen.
+
+    These are control characters (newlines and ESC too), marks that turn the direction of writing,
+    line and paragraph separators, lone surrogates, and other format characters of Unicode. A model
+    may write any of them, and a terminal obeys. What is printable stays: also a backslash.
+
+    >>> print(visible("a\nb \x1b[31m \u202e 안녕"))
+    a\nb \x1b[31m \u202e 안녕
+    """
+    return "".join(escaped(c) if steers(c) else c for c in text)
+
+
+def steers(character: str) -> bool:
+    return unicodedata.category(character) in STEERING and character not in JOINERS
+
+
+def escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def code_span(text: str) -> str:
+    """The visible text as inline code of Markdown, which nothing in the text can end.
+
+    >>> print(code_span("3+4"), code_span("a `` b"), code_span("`"))
+    `3+4` ```a `` b``` `` ` ``
+    """
+    text = visible(text) or " "
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    # Markdown takes one space off either end, where there is one at both and something between
+    pad = " " if text.strip(" ") and (text[0] in " `" or text[-1] in " `") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def columns_of(text: str) -> int:
+    """Columns of a terminal that the text takes: Hangul takes two a syllable, an accent none.
+
+    >>> columns_of("abc"), columns_of("안녕"), columns_of("e\u0301")
+    (3, 4, 1)
+    """
+    return sum(map(columns_of_character, text))
+
+
+def columns_of_character(c: str) -> int:
+    joins = "\u1160" <= c <= "\u11ff"             # the later letters of a syllable in parts
+    if joins or unicodedata.category(c) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(c) in "WF" else 1
+
+
+def shortened(text: str, width: int) -> str:
+    """The text in at most `width` columns: what does not fit goes from its middle.
+
+    >>> shortened("a-long-name-of-a-run-2", 12)
+    'a-long...n-2'
+    """
+    if columns_of(text) <= width:
+        return text
+    room = max(0, width - 3)
+    head, tail = text, ""
+    while columns_of(head) > room - room // 3:
+        head = head[:-1]
+    for c in reversed(text[len(head):]):
+        if columns_of(c + tail) > room - columns_of(head):
+            break
+        tail = c + tail
+    return f"{head}...{tail}"[:max(width, 0)]
+
+
+def padded(text: str, width: int, *, right: bool = False) -> str:
+    space = " " * (width - columns_of(text))
+    return space + text if right else text + space
+
+
+def table(rows: Sequence[Sequence[str]], width: int = WIDTH) -> str:
+    """Rows of text as aligned columns, the first to the left and the others to the right.
+
+    A row is a line. Where lines would be wider than `width`, the first column is shortened.
+    """
+    rows = [[visible(cell) for cell in row] for row in rows]
+    widths = [max(columns_of(row[i]) for row in rows) for i in range(len(rows[0]))]
+    room = width - sum(2 + w for w in widths[1:])
+    widths[0] = min(widths[0], max(SHORTEST, room))
+    lines = []
+    for first, *others in rows:
+        cells = [padded(shortened(first, widths[0]), widths[0])]
+        cells += [padded(cell, w, right=True) for cell, w in zip(others, widths[1:])]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def wilson_interval(mean: float, n: int, *, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a mean of n numbers in [0, 1] (Wilson 1927): inside [0, 1] at any mean.
+
+    For several samples per problem take n = distinct problems: numbers between 0 and 1 vary at most
+    as much as yes and no do, so it is then wide enough. Of no number it is all of [0, 1].
+    """
+    if n < 1:
+        return 0.0, 1.0
+    centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
+    spread = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
+    # the mean is inside, whatever was rounded
+    return max(0.0, min(mean, centre - spread)), min(1.0, max(mean, centre + spread))
+
+
+def mean_interval(numbers: Sequence[float]) -> str:
+    """Mean and half the width of its 95 % interval.
+
+    >>> mean_interval([1.0, 2.0, 3.0])
+    '2.000 +- 1.132'
+    """
+    mean = statistics.fmean(numbers)
+    if len(numbers) < 2:
+        return f"{mean:.3f}"
+    return f"{mean:.3f} +- {1.96 * statistics.stdev(numbers) / len(numbers) ** 0.5:.3f}"
