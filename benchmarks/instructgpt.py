@@ -21,9 +21,10 @@ import torch
 from common import commit, heading, row, table_head
 
 from minirl.app.instruct import InstructConfig, JudgedBy, choose_epoch, held_out_margins, improve, make_policies, make_rankings, run_dpo, run_ppo, run_rm
-from minirl.app.measure import TASK, interval, mean, measure
+from minirl.app.measure import TASK, mean, measure
 from minirl.app.plots import COLOURS, smooth, tidy
 from minirl.app.rundir import RunDir
+from minirl.app.text import mean_interval
 from minirl.equations.test_time import best_of_n_kl
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.lm.tokenizer import read_json
@@ -170,7 +171,7 @@ def over(values: list[float], digits: int = 3) -> str:
 
 def policies(seeds: list[dict]) -> None:
     print(f"\nEvery policy on {len(seeds[0]['table']['PPO'].true)} held-out instructions (best-of-n: 512), median (smallest to largest) of {len(seeds)} seeds; "
-          f"95 % interval of one seed's true reward: about {interval(seeds[0]['table']['PPO'].true).split()[-1]}\n")
+          f"95 % interval of one seed's true reward: about {mean_interval(seeds[0]['table']['PPO'].true).split()[-1]}\n")
     print(table_head("policy", "true reward", "right", "reward model's score", "KL, nats per completion", "tokens"))
     for name in seeds[0]["table"]:
         found = [s["table"][name] for s in seeds]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from minirl.app.evaluate import evaluate, table, wilson_interval
+from minirl.app.evaluate import evaluate
+from minirl.app.text import table, wilson_interval
 from minirl.lm.precision import compute_in
 from minirl.lm.sampling import sample
 

@@ -1,4 +1,5 @@
-"""What a policy on instructions is worth: the true reward, the reward model's score, and the distance from where it started, on held-out problems."""
+"""What a policy on instructions is worth, on held-out problems: the true reward, the reward model's
+score, and the distance from where it started."""
 
 from __future__ import annotations
 
@@ -8,7 +9,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from minirl.app.evaluate import table
+from minirl.app.evaluate import distinct_problems
+from minirl.app.progress import Progress
+from minirl.app.text import code_span, columns_of, mean_interval, padded, table, visible
 from minirl.equations.test_time import best_of_n, best_of_n_kl
 from minirl.lm.heads import ScalarModel
 from minirl.lm.logprobs import rollout_logprobs, token_logprobs
@@ -26,7 +29,8 @@ SHOWN = 4                      # problems that a run shows
 
 @dataclass(frozen=True)
 class Measured:
-    """A policy on held-out problems: what people think of it, what the reward model does, and how far it went. A number per problem."""
+    """A policy on distinct held-out problems: what people think of it, what the reward model does,
+    and how far it went. A number per problem."""
 
     problems: list[Problem]
     completions: list[str]
@@ -37,19 +41,29 @@ class Measured:
     kl: float | None = None           # to the reference, in nats per completion; of best-of-n its bound
 
 
-def completed(model, tokenizer, n: int, *, group: int = 1, seed: int, split: str = "test", max_new_tokens: int = MAX_NEW_TOKENS,
-              temperature: float = 1.0, rows: int = 1024) -> Iterator[tuple[list[Problem], Rollouts]]:
-    """`group` completions of each of n problems of a split, so many rows at a time."""
-    problems = TASK.sample(n, random.Random(derive_seed(seed, "problems")), split=split)
+def completed(model, tokenizer, n: int, *, group: int = 1, seed: int, split: str = "test",
+              max_new_tokens: int = MAX_NEW_TOKENS, temperature: float = 1.0, rows: int = 512,
+              progress: Progress | None = None) -> Iterator[tuple[list[Problem], Rollouts]]:
+    """`group` completions of each of n problems of a split, so many rows at a time.
+
+    Held-out problems are distinct, and fewer where there are not so many. Those to learn from are
+    drawn with replacement, as in training. `progress` is told how many problems are done.
+    """
+    rng = random.Random(derive_seed(seed, "problems"))
+    problems = distinct_problems(TASK, n, rng) if split == "test" else TASK.sample(n, rng, split=split)
     generator = torch.Generator(model.device).manual_seed(derive_seed(seed, "sample"))
     size = max(1, rows // group)
-    for part in (problems[i:i + size] for i in range(0, n, size)):
-        yield part, sample(model, [tokenizer.encode_prompt(p.prompt) for p in part], group=group, max_new_tokens=max_new_tokens, temperature=temperature,
+    for part in (problems[i:i + size] for i in range(0, len(problems), size)):
+        yield part, sample(model, [tokenizer.encode_prompt(p.prompt) for p in part], group=group,
+                           max_new_tokens=max_new_tokens, temperature=temperature,
                            eos_id=tokenizer.stop_ids, pad_id=tokenizer.pad_id, generator=generator)
+        if progress is not None:
+            progress.update(len(part))
 
 
 def measure(model, tokenizer, n: int, *, seed: int, reward_model: ScalarModel, reference=None, best_of: int = 1, **sampling) -> Measured:
-    """Of `best_of` completions of each of n held-out problems the one that the reward model likes best; of one, that one."""
+    """Of `best_of` completions of each of n distinct held-out problems the one that the reward model
+    likes best; of one, that one. `sampling` goes to `completed`."""
     found = Measured([], [], [], [], [], [])
     distances = []
     for problems, rollouts in completed(model, tokenizer, n, group=best_of, seed=seed, **sampling):
@@ -82,26 +96,31 @@ def mean(numbers: Sequence[float]) -> float:
     return sum(numbers) / len(numbers)
 
 
-def interval(numbers: Sequence[float]) -> str:
-    """Mean and half the width of its 95 % interval."""
-    return f"{mean(numbers):.3f} +- {1.96 * float(torch.tensor(numbers, dtype=torch.double).std()) / len(numbers) ** 0.5:.3f}" if len(numbers) > 1 else f"{numbers[0]:.3f}"
-
-
 def comparison(found: dict[str, Measured]) -> str:
     """A row per policy, and what the first and the last say to a few problems."""
     policies = list(found.values())
-    rows = [(f"{len(policies[0].problems)} held-out instructions", "true reward", "right", "reward model", "KL", "tokens")]
-    rows += [(name, interval(m.true), f"{mean(m.right):.3f}", f"{mean(m.scores):.3f}", f"{m.kl:.2f}", f"{mean(m.lengths):.1f}") for name, m in found.items()]
-    lines = [table(rows), ""]
-    width = max(len(p.prompt) for p in policies[0].problems[:SHOWN])
+    title = f"{len(policies[0].problems)} distinct held-out instructions"
+    rows = [("", "true reward", "right", "reward model", "KL", "tokens")]
+    for name, m in found.items():
+        rows.append((name, mean_interval(m.true), f"{mean(m.right):.3f}", f"{mean(m.scores):.3f}",
+                     "" if m.kl is None else f"{m.kl:.2f}", f"{mean(m.lengths):.1f}"))
+    lines = [title, table(rows), ""]
     for i, problem in enumerate(policies[0].problems[:SHOWN]):
-        lines.append(f"{problem.prompt.ljust(width)}  " + "  ->  ".join(f"{m.completions[i]!r} {'right' if m.right[i] else 'wrong'}" for m in (policies[0], policies[-1])))
+        lines.append(visible(problem.prompt))
+        for name, m in (list(found.items())[0], list(found.items())[-1]):
+            lines.append(f"  {name}  {'right' if m.right[i] else 'wrong'}  {visible(m.completions[i])}")
     return "\n".join(lines)
 
 
 def markdown(found: Measured) -> str:
-    return "\n".join(f"- `{p.prompt}` (right: {p.answer})\n  - {'right' if r else 'wrong'}, true reward {t:.2f}, reward model {s:.2f}: `{c}`"
-                     for p, c, r, t, s in list(zip(found.problems, found.completions, found.right, found.true, found.scores))[:SHOWN])
+    """The first problems with what was said to them, as a list."""
+    lines = []
+    columns = found.problems, found.completions, found.right, found.true, found.scores
+    for problem, completion, right, true, score in list(zip(*columns))[:SHOWN]:
+        lines += [f"- {code_span(problem.prompt)} (right: {code_span(problem.answer)})",
+                  f"  - {'right' if right else 'wrong'}, true reward {true:.2f}, "
+                  f"reward model {score:.2f}: {code_span(completion)}"]
+    return "\n".join(lines)
 
 
 def epochs_table(epochs: Sequence[dict]) -> str:
@@ -111,5 +130,6 @@ def epochs_table(epochs: Sequence[dict]) -> str:
     for epoch in epochs:
         if epoch["epoch"] in (1, 2, 4, 8, 16) or epoch["chosen"] or epoch is least:
             note = " and ".join(n for n, yes in (("chosen", epoch["chosen"]), ("least validation loss", epoch is least)) if yes)
-            rows.append((str(epoch["epoch"]), f"{epoch['validation_loss']:.3f}", f"{epoch['score']:.3f}", f"{epoch['true_reward']:.3f}", note))
+            rows.append((str(epoch["epoch"]), f"{epoch['validation_loss']:.3f}", f"{epoch['score']:.3f}",
+                         f"{epoch['true_reward']:.3f}", note))
     return table(rows)

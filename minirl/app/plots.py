@@ -11,8 +11,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 
-from minirl.app.evaluate import wilson_interval  # noqa: E402
 from minirl.app.rundir import RunDir  # noqa: E402
+from minirl.app.text import wilson_interval  # noqa: E402
 from minirl.lm.tokenizer import read_json  # noqa: E402
 
 AUTO, LOG = "from the data", "from the data; logarithmic where they span much"

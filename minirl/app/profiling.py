@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from minirl.app.evaluate import table
+from minirl.app.text import table
 
 SKIPPED, PROFILED = 2, 3      # steps: the first ones also compile and allocate
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product_flash_attention_for_cpu",

@@ -20,12 +20,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minirl.app.evaluate import Evaluation, evaluate, table, wilson_interval
+from minirl.app.evaluate import Evaluation, evaluate
 from minirl.app.instruct import label
 from minirl.app.measure import TASK as GENERAL
 from minirl.app.measure import mean
 from minirl.app.plots import plot_hacking, plot_stages
 from minirl.app.rundir import RunDir, RunLog
+from minirl.app.text import table, wilson_interval
 from minirl.app.training import BaseConfig, CommonConfig, finish, load_policy, make_base, supervised, worth_compiling
 from minirl.equations.test_time import majority_vote
 from minirl.lm.checkpoint import load_pretrained, load_reward_model

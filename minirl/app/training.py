@@ -10,15 +10,16 @@ from pathlib import Path
 
 import torch
 
-from minirl.app.evaluate import Evaluation, evaluate, table, wilson_interval
+from minirl.app.evaluate import Evaluation, evaluate
 from minirl.app.plots import plot_runs
 from minirl.app.presets import GRPOPreset
 from minirl.app.profiling import profiled
 from minirl.app.rundir import RunDir, RunLog
+from minirl.app.text import table, wilson_interval
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.precision import compute_in
-from minirl.lm.tokenizer import TAGS, build_tokenizer, read_json
+from minirl.lm.tokenizer import TAGS, Tokenizer, build_tokenizer, read_json
 from minirl.tasks.arithmetic import Arithmetic, demonstrations
 from minirl.tasks.preferences import load_demonstrations
 from minirl.tasks.rewards import accuracy
@@ -79,10 +80,14 @@ def make_base(config: BaseConfig, *, seed: int, device, words: tuple[str, ...] =
     """
     tokenizer = tokenizer or build_tokenizer(special_tokens=(*TAGS, *words))
     torch.manual_seed(derive_seed(seed, "init"))
-    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, hidden_size=config.hidden_size, num_layers=config.num_layers,
-                                    num_heads=config.num_heads, intermediate_size=config.intermediate_size, max_seq_len=config.max_seq_len,
-                                    rope_theta=100.0, qk_norm=True, initializer_range=0.15))
-    return model.to(device), tokenizer
+    return Transformer(base_config(config, tokenizer)).to(device), tokenizer
+
+
+def base_config(config: BaseConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The sizes of the model that make_base makes."""
+    sizes = {name: getattr(config, name) for name in
+             ("hidden_size", "num_layers", "num_heads", "intermediate_size", "max_seq_len")}
+    return ModelConfig(tokenizer.vocab_size, **sizes, rope_theta=100.0, qk_norm=True, initializer_range=0.15)
 
 
 def load_policy(path: Path | str, *, device):
