@@ -2,30 +2,163 @@
 
 from __future__ import annotations
 
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 
 from minirl.app.evaluate import evaluate
-from minirl.app.text import table, wilson_interval
+from minirl.app.progress import Progress
+from minirl.app.text import WIDTH, columns_of, table, visible, wilson_interval
 from minirl.lm.precision import compute_in
 from minirl.lm.sampling import sample
 
+INDENT = 5                       # columns before what a completion says
+UNSURE, RATHER_SURE = 0.5, 0.9   # probabilities of a token below which it is marked
+MOST_UNSURE = 6                  # tokens that are listed with their probability
 
-def show_samples(model, tokenizer, prompts: list[str], *, n: int, temperature: float, top_k: int, top_p: float, max_new_tokens: int, seed: int, dtype: str) -> str:
-    """n completions of each prompt, each with its log-prob and those of its tokens."""
+
+def show_samples(model, tokenizer, prompts: list[str], *, n: int, temperature: float, top_k: int,
+                 top_p: float, max_new_tokens: int, seed: int, dtype: str, numbers: bool = False,
+                 colour: bool | None = None) -> str:
+    """n completions of each prompt: their text, with marks where the policy was unsure of it.
+
+    numbers: the log-prob of every token, too. colour: marks are colours, else a line below the text;
+    None: colours on a terminal.
+    """
+    colour = terminal_has_colours() if colour is None else colour
     ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
     generator = torch.Generator(model.device).manual_seed(seed)
-    with compute_in(dtype, model.device):
+    with compute_in(dtype, model.device), Progress("sampling", n * len(ids), unit="completion") as progress:
         rollouts = sample(model, ids, group=n, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
                           eos_id=tokenizer.stop_ids, pad_id=tokenizer.pad_id, generator=generator)
-    lines = []
+        progress.update(n * len(ids))
+    lines, sure = [], True
     for row, completion in enumerate(rollouts.completion_ids()):
         if row % n == 0:
-            lines.append(prompts[row // n])
+            lines += [""] * bool(lines) + picture(cells_of(prompts[row // n]), colour=colour, width=WIDTH)
         logp = rollouts.behavior_logp[row][rollouts.mask[row]].tolist()
-        end = ", cut off" if rollouts.truncated[row] else ""
-        lines.append(f"  {row % n + 1}. {tokenizer.decode_completion(completion)}")
-        lines.append(f"     log-prob {sum(logp):.3f}, {len(completion)} tokens{end}: " + " ".join(f"{tokenizer.token(i)!s}:{x:.2f}" for i, x in zip(completion, logp)))
+        cells = completion_cells(tokenizer, completion, logp)
+        sure = sure and not any(cell.mark for cell in cells)
+        first, *rest = picture(cells, colour=colour, width=WIDTH - INDENT)
+        lines.append(f"{row % n + 1:3}. {first}".rstrip())
+        lines += [f"{'':{INDENT}}{line}".rstrip() for line in rest]
+        lines += logprob_lines(tokenizer, completion, logp, cut=bool(rollouts.truncated[row]), numbers=numbers)
+    if not sure:
+        marks = (f"{STYLES['~']}like this{PLAIN}", f"{STYLES['^']}like this{PLAIN}") if colour else ("~", "^")
+        lines += ["", f"marks: {marks[0]} a token's probability was below {RATHER_SURE}; {marks[1]} below {UNSURE}"]
     return "\n".join(lines)
+
+
+# a picture of how sure a policy was of its text
+
+STYLES, PLAIN = {"~": "\x1b[33m", "^": "\x1b[4;31m"}, "\x1b[0m"       # yellow; red, underlined
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A character as it is shown, and the probability of the token that it comes from."""
+
+    shown: str
+    probability: float = 1.0
+
+    @property
+    def mark(self) -> str:
+        return "^" if self.probability < UNSURE else "~" if self.probability < RATHER_SURE else ""
+
+
+def cells_of(text: str, probabilities: Sequence[float] | None = None) -> list[Cell]:
+    probabilities = [1.0] * len(text) if probabilities is None else probabilities
+    return [Cell(c if c == "\n" else visible(c), p) for c, p in zip(text, probabilities, strict=True)]
+
+
+def completion_cells(tokenizer, ids: Sequence[int], logp: Sequence[float]) -> list[Cell]:
+    """A completion's characters. A character of several tokens is as unsure as the worst of them."""
+    text = tokenizer.decode_completion(ids)
+    probabilities, pending = [], 1.0                      # pending: of a character that has begun
+    for k, p in enumerate(map(math.exp, logp[:len(ids)])):
+        before, so_far = len(probabilities), tokenizer.decode(ids[:k + 1])
+        while len(probabilities) < min(len(text), len(so_far)) and text[len(probabilities)] == so_far[len(probabilities)]:
+            probabilities.append(p)
+        if len(probabilities) == before:
+            pending = min(pending, p)
+        else:
+            probabilities[before] = min(pending, p)
+            pending = p if len(so_far) > len(probabilities) else 1.0
+    return cells_of(text, probabilities + [pending] * (len(text) - len(probabilities)))
+
+
+def picture(cells: Sequence[Cell], *, colour: bool, width: int) -> list[str]:
+    """The text in lines; without colours, a line of marks below each that has any."""
+    lines = []
+    for line in wrapped_cells(cells, width):
+        if colour:
+            lines.append(coloured(line))
+            continue
+        lines.append("".join(cell.shown for cell in line))
+        marks = "".join((cell.mark or " ") * columns_of(cell.shown) for cell in line).rstrip()
+        lines += [marks] * bool(marks)
+    return lines
+
+
+def coloured(line: Sequence[Cell]) -> str:
+    shown, style = "", ""
+    for cell in [*line, Cell("")]:
+        if cell.mark != style:
+            shown += PLAIN * bool(style) + STYLES.get(cell.mark, "")
+            style = cell.mark
+        shown += cell.shown
+    return shown
+
+
+def wrapped_cells(cells: Sequence[Cell], width: int) -> list[list[Cell]]:
+    """Lines of at most `width` columns, broken at newlines, and at spaces where there are some."""
+    lines: list[list[Cell]] = [[]]
+    for cell in cells:
+        if cell.shown == "\n":
+            lines.append([])
+            continue
+        line = lines[-1]
+        if sum(columns_of(c.shown) for c in line) + columns_of(cell.shown) > width:
+            space = max((i for i, c in enumerate(line) if c.shown == " "), default=-1)
+            kept = space + 1 if space > len(line) // 2 else len(line)
+            lines[-1:] = [line[:kept], line[kept:]]
+        lines[-1].append(cell)
+    return lines
+
+
+def logprob_lines(tokenizer, ids: Sequence[int], logp: Sequence[float], *, cut: bool, numbers: bool) -> list[str]:
+    """The sum of the log-probs, then those of all tokens, or the probabilities of the least sure."""
+    head = f"log-prob {sum(logp):.3f}, {len(ids)} tokens{', cut off' if cut else ''}"
+    tokens = [visible(tokenizer.token(i)) for i in ids]
+    if numbers:
+        return filled([f"{head}:", *(f"{token}:{x:.2f}" for token, x in zip(tokens, logp))])
+    unsure = [i for i, x in enumerate(logp) if x < math.log(UNSURE)]
+    listed = sorted(sorted(unsure, key=lambda i: logp[i])[:MOST_UNSURE])
+    if not unsure:
+        return filled([head])
+    words = [f"{head}; {len(unsure)} unsure:", *(f'"{tokens[i]}" {math.exp(logp[i]):.2g},' for i in listed)]
+    words[-1] = words[-1][:-1] + (", ..." if len(unsure) > len(listed) else "")
+    return filled(words)
+
+
+def filled(words: Sequence[str]) -> list[str]:
+    """Words in lines, indented, and two columns more from the second line on."""
+    lines = [f"{'':{INDENT}}{words[0]}"]
+    for word in words[1:]:
+        if columns_of(lines[-1]) + 1 + columns_of(word) > WIDTH:
+            lines.append(f"{'':{INDENT + 2}}{word}")
+        else:
+            lines[-1] += f" {word}"
+    return lines
+
+
+def terminal_has_colours() -> bool:
+    """See https://no-color.org for NO_COLOR."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def show_evaluation(model, tokenizer, task, *, problems: int, samples: int, ks: list[int], temperature: float, max_new_tokens: int, seed: int, dtype: str) -> str:
@@ -33,11 +166,23 @@ def show_evaluation(model, tokenizer, task, *, problems: int, samples: int, ks: 
     for k in ks:
         if not 1 <= k <= samples:
             raise ValueError(f"pass@{k} needs at least {k} samples per problem, and k at least 1; --samples is {samples}")
-    with compute_in(dtype, model.device):
-        result = evaluate(model, tokenizer, task, n=problems, samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    means = {"accuracy": result.accuracy, **{f"pass@{k}": result.pass_at(k) for k in ks}}
-    rows = [(f"{problems} held-out problems, {samples} samples each, temperature {temperature:g}", "", "95 % interval")]
-    rows += [(name, f"{mean:.3f}", "{:.3f} to {:.3f}".format(*wilson_interval(mean, problems))) for name, mean in means.items()]
-    rows += [(f"{name}, mean", f"{mean:.3f}", "") for name, mean in result.rewards.items() if name != "accuracy"]
+    with compute_in(dtype, model.device), Progress("measuring", problems * samples, unit="completion") as progress:
+        result = evaluate(model, tokenizer, task, n=problems, samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
+                          progress=progress)
+    n = len(result.problems)
+    titles = [f"{n} distinct held-out problems, {samples} samples each, temperature {temperature:g}"]
+    if n < problems:
+        titles.append(f"({problems} were asked for, and the task has no more)")
+    rows = [("", "mean", "95 % interval")]
+    for name, mean in {"accuracy": result.accuracy, **{f"pass@{k}": result.pass_at(k) for k in ks}}.items():
+        low, high = wilson_interval(mean, result.judged_problems)
+        rows.append((name, number(mean), f"{low:.3f} to {high:.3f}"))
+    if result.judged_problems < n:
+        rows.append(("problems with a verdict", str(result.judged_problems), ""))
+    rows += [(name, number(mean), "") for name, mean in result.rewards.items() if name != "accuracy"]
     rows += [("response length, tokens", f"{result.mean_length:.1f}", ""), ("cut off", f"{result.truncated:.3f}", "")]
-    return table(rows)
+    return "\n".join([*titles, table(rows)])
+
+
+def number(mean: float) -> str:
+    return "no verdict" if math.isnan(mean) else f"{mean:.3f}"

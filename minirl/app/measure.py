@@ -11,7 +11,7 @@ import torch
 
 from minirl.app.evaluate import distinct_problems
 from minirl.app.progress import Progress
-from minirl.app.text import code_span, columns_of, mean_interval, padded, table, visible
+from minirl.app.text import code_span, hanging, mean_interval, table
 from minirl.equations.test_time import best_of_n, best_of_n_kl
 from minirl.lm.heads import ScalarModel
 from minirl.lm.logprobs import rollout_logprobs, token_logprobs
@@ -105,10 +105,12 @@ def comparison(found: dict[str, Measured]) -> str:
         rows.append((name, mean_interval(m.true), f"{mean(m.right):.3f}", f"{mean(m.scores):.3f}",
                      "" if m.kl is None else f"{m.kl:.2f}", f"{mean(m.lengths):.1f}"))
     lines = [title, table(rows), ""]
+    ends = [list(found.items())[i] for i in (0, -1)]
     for i, problem in enumerate(policies[0].problems[:SHOWN]):
-        lines.append(visible(problem.prompt))
-        for name, m in (list(found.items())[0], list(found.items())[-1]):
-            lines.append(f"  {name}  {'right' if m.right[i] else 'wrong'}  {visible(m.completions[i])}")
+        lines += hanging("", problem.prompt)
+        for name, m in ends:
+            verdict = "right" if m.right[i] else "wrong"
+            lines += hanging(f"  {name:{max(len(name) for name, _ in ends)}}  {verdict}  ", m.completions[i])
     return "\n".join(lines)
 
 

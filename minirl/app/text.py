@@ -88,6 +88,24 @@ def padded(text: str, width: int, *, right: bool = False) -> str:
     return space + text if right else text + space
 
 
+def hanging(head: str, text: str, *, width: int = WIDTH, most: int = 4) -> list[str]:
+    """The visible text behind `head`, indented as far: about `most` lines, its middle left out.
+
+    >>> hanging("  before  ", "abcdefghij", width=15)
+    ['  before  abcde', '          fghij']
+    """
+    head, indent = visible(head), columns_of(head)
+    room = max(2, width - indent)
+    lines, used = [head], 0
+    for c in shortened(visible(text), most * room):
+        if used + columns_of(c) > room:
+            lines.append(" " * indent)
+            used = 0
+        lines[-1] += c
+        used += columns_of(c)
+    return [line.rstrip() for line in lines]
+
+
 def table(rows: Sequence[Sequence[str]], width: int = WIDTH) -> str:
     """Rows of text as aligned columns, the first to the left and the others to the right.
 
