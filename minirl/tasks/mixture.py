@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from minirl.tasks.bilingual import Bilingual, BilingualProblem
 from minirl.tasks.instructions import Instructions
 from minirl.tasks.problem import RewardFunction
+from minirl.tasks.rewards import judge
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class Mixture:
     @property
     def rewards(self) -> dict:
         judged = {"preference": self.preference, **{f"general/{name}": reward for name, reward in self.general.rewards.items()}}
-        return {name: judging(reward, general=False) for name, reward in self.reasoning.rewards.items()} | {name: judging(reward, general=True) for name, reward in judged.items()}
+        rules = self.reasoning.rewards
+        return ({name: judging(name, reward, general=False) for name, reward in rules.items()}
+                | {name: judging(name, reward, general=True) for name, reward in judged.items()})
 
     def sample(self, n: int, rng: random.Random, *, split: str = "train") -> list[MixedProblem]:
         """n problems of a split, drawn with replacement."""
@@ -56,7 +59,7 @@ def mixed(problem, **changes) -> MixedProblem:
     return MixedProblem(**{field.name: getattr(problem, field.name) for field in fields(problem)} | changes)
 
 
-def judging(reward: RewardFunction, *, general: bool) -> RewardFunction:
+def judging(name: str, reward: RewardFunction, *, general: bool) -> RewardFunction:
     """The reward, asked about general prompts alone, or about the others; None for the rest."""
     wanted = general
 
@@ -64,8 +67,9 @@ def judging(reward: RewardFunction, *, general: bool) -> RewardFunction:
         rows = [i for i, is_general in enumerate(general) if is_general == wanted]
         verdicts: list[float | None] = [None] * len(completions)
         if rows:
-            picked = {name: [column[i] for i in rows] for name, column in columns.items()}
-            for i, verdict in zip(rows, reward([prompts[i] for i in rows], [completions[i] for i in rows], **picked), strict=True):
+            picked = {column: [entries[i] for i in rows] for column, entries in columns.items()}
+            asked = [prompts[i] for i in rows], [completions[i] for i in rows]
+            for i, verdict in zip(rows, judge({name: reward}, [name], *asked, **picked)[name]):
                 verdicts[i] = verdict
         return verdicts
 

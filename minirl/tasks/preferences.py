@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import random
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
+
+from minirl.tasks.rewards import content_text, as_number
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,17 @@ class Demonstration(NamedTuple):
 
 
 def labelled(prompt: str, completions: Sequence[str], rewards: Sequence[float], rng: random.Random, *, noise: float) -> Ranking | None:
-    """Rank completions by their true reward, as an unsteady labeller does; None where fewer than two differ. Equal ones are shown once, empty ones not.
+    """Rank completions by their true reward, as an unsteady labeller does; None where fewer than
+    two differ. Equal ones are shown once, empty ones and those without a verdict not at all.
 
     Equation   P(i before j) = sigmoid((r_i - r_j) / noise)
     Paper      Bradley and Terry 1952; for more than two at once Plackett 1975 and Luce 1959, drawn by sorting r_i / noise + Gumbel noise.
     """
     if not noise > 0:
         raise ValueError(f"noise is {noise}: a positive number is wanted; the smaller, the steadier the labeller")
-    shown = {completion: reward for completion, reward in zip(completions, rewards, strict=True) if completion}
+    verdicts = [as_number(reward) for reward in rewards]
+    shown = {completion: verdict for completion, verdict in zip(completions, verdicts, strict=True)
+             if completion and verdict is not None}
     if len(shown) < 2:
         return None
     drawn = {completion: reward / noise - math.log(-math.log(rng.random() or 1e-300)) for completion, reward in shown.items()}
@@ -95,24 +101,36 @@ def save_rankings(rankings: Sequence[Ranking], path: str | Path) -> None:
     Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
+def _content(content, name: str, source: str):
+    """A message's content; of a list of parts, their text. An image would be lost silently."""
+    if not isinstance(content, list):
+        return content
+    for part in content:
+        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise ValueError(f"{source}: {name!r} has a part of type {kind}: text alone is wanted")
+    return content_text(content)
+
+
 def _lines(path: str | Path, wanted: str) -> Iterator[tuple[str, dict]]:
     """(where it stands, the object) for each line that is not blank."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no file {path}: a JSONL file, an object with {wanted} per line, is wanted")
     found = False
-    try:
-        content = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}): convert it first") from error
-    for number, line in enumerate(content.split("\n"), start=1):
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         source, found = f"{path}, line {number}", True
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{source} is no JSON ({error}): an object with {wanted} is wanted") from error
+            entry = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 (line {number}: {error}): convert it first"
+                             ) from error
+        except (ValueError, RecursionError) as error:        # 5,000 digits, lists 100,000 deep
+            raise ValueError(f"{source} is no JSON that can be read ({error}): an object with "
+                             f"{wanted} is wanted") from error
         if not isinstance(entry, dict):
             raise ValueError(f"{source} is a {type(entry).__name__}: an object with {wanted} is wanted")
         yield source, entry
@@ -121,10 +139,11 @@ def _lines(path: str | Path, wanted: str) -> Iterator[tuple[str, dict]]:
 
 
 def _text(entry: dict, name: str, source: str) -> str:
-    """entry[name]: a string, or the content of a single message, as TRL's conversational format has it. Only a prompt may be empty."""
+    """entry[name]: a string, or the content of a single message, as TRL's conversational format has
+    it: text, or parts that are text. Only a prompt may be empty."""
     value = entry.get(name)
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-        value = value[0].get("content")
+        value = _content(value[0].get("content"), name, source)
     if isinstance(value, list):
         raise ValueError(f"{source}: {name!r} is a conversation of {len(value)} messages: text, or a single message, is wanted; apply the model's chat template first")
     if not isinstance(value, str):

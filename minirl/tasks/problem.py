@@ -7,7 +7,9 @@ A task is any object with
                                                            the one called "accuracy" says what counts as right in evaluation
 
 Reward functions have the signature TRL uses: `columns` are the problems' fields by name ("answer", ...), each a list with one entry per
-completion. None means "no verdict". A task knows no model and no tokenizer: prompts and completions are text.
+completion. They are called by keyword, so that parameters may stand in any order. None and NaN mean
+"no verdict". A task knows no model and no tokenizer: prompts and completions are text, or
+conversations in TRL's form. Problems are equal where their fields are, and can be put into a set.
 """
 
 from __future__ import annotations
@@ -32,17 +34,26 @@ class Problem:
     written: str = ""
 
 
+MISSES = 10_000        # in a row: no matter of chance where one problem in ten is held out
+
+
 def draw(n: int, split: str, one: Callable[[], tuple[Problem, str]]) -> list[Problem]:
-    """n problems of a split. one() makes a problem and says which split it is in."""
+    """n problems of a split. one() makes a problem and says which split it is in. Raises ValueError
+    where the split has hardly any."""
     if split not in ("train", "test"):
         raise ValueError(f"split is {split!r}: train or test is wanted")
     if n < 0:
         raise ValueError(f"n is {n}: a number of problems is wanted")
-    problems = []
+    problems, misses = [], 0
     while len(problems) < n:
         problem, where = one()
+        misses += 1
         if where == split:
             problems.append(problem)
+            misses = 0
+        elif misses == MISSES:
+            raise ValueError(f"of {MISSES} problems, such as {problem.prompt!r}, none is in the {split} "
+                             "split: a task of more problems is wanted")
     return problems
 
 
