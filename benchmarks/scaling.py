@@ -20,6 +20,7 @@ from math import log
 from pathlib import Path
 
 import torch
+import torch._dynamo
 from common import commit, heading, in_turn, processor, row, seconds, table_head
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

@@ -1,101 +1,144 @@
-"""The command line. Flags are the fields of the configuration dataclasses; names become tasks and presets here, in one table each."""
+"""The command line: which commands there are, which flags they take, and how an error reads.
+
+Nothing here imports torch. The flags come from the source of the configuration dataclasses (flags.py),
+and what a command does is imported when it runs. So help and a mistyped flag take a moment.
+"""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
-import inspect
+import importlib
 import os
-import random
-import re
+import signal
 import sys
-import types
+import threading
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from minirl.app.commands import command_dpo, command_grpo, command_ppo, command_r1, command_rm, command_sft, flag
-from minirl.app.equations import markdown_index, show_equation, show_index
-from minirl.app.instruct import InstructConfig
-from minirl.app.looking import show_evaluation, show_samples
-from minirl.app.plots import plot_runs
-from minirl.app.presets import GRPO_PRESETS, PPO_PRESETS, R1_PRESETS
-from minirl.app.r1 import R1RunConfig
-from minirl.app.rundir import RUNS, RunDir, free_name, newest_checkpoint
-from minirl.app.training import BaseConfig, RunConfig, run_sft
-from minirl.lm.checkpoint import load_pretrained
-from minirl.lm.precision import pick_device
-from minirl.lm.tokenizer import read_json
-from minirl.tasks.arithmetic import SYMBOLS, Arithmetic
-from minirl.tasks.instructions import Instructions
-from minirl.train.dpo import DPO_PRESETS, DPOConfig
-from minirl.train.grpo import GRPOConfig
-from minirl.train.ppo import PPOConfig
-from minirl.train.r1 import R1Config
-from minirl.train.reward_model import REWARD_MODEL_PRESETS, RewardModelConfig
-from minirl.train.sft import SFT_PRESETS, SFTConfig
+from minirl.app.flags import fields_of, flag, keys_of
+from minirl.app.text import visible
+from minirl.tasks.arithmetic import SYMBOLS
+
+KINDS = {"int": int, "float": float, "str": str}
+WIDTH = 80
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP came. `code` is what a shell reports of a process that a signal ended."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.code = 128 + number
 
 
 class Parser(argparse.ArgumentParser):
     """Errors in one line that says what to do."""
 
     def error(self, message: str) -> typing.NoReturn:
-        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        print(f"{self.prog}: {visible(message)}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = list(sys.argv[1:] if argv is None else argv)
+    """Run one command. -> its exit code: 0, 2 for an error of the user's, 128 + n for signal n."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):                    # a terminal that knows ASCII alone
+            stream.reconfigure(errors="backslashreplace")
+    prog, training = "minirl", False
+    before = end_on_signals()
+    try:
+        args = parse(list(sys.argv[1:] if argv is None else argv))
+        if args is None:
+            return 0
+        prog, training = f"minirl {args.command}", hasattr(args, "resume")
+        module, function = COMMANDS[args.command].run.split(":")
+        return getattr(importlib.import_module(module), function)(args) or 0
+    except KeyboardInterrupt as stop:
+        kept = "; training goes on from the last checkpoint with --resume" if training else ""
+        print(f"\n{prog}: {stop or 'stopped' + kept}", file=sys.stderr)
+        return getattr(stop, "code", 128 + signal.SIGINT)
+    except BrokenPipeError:                                   # the reader of a pipe has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        if os.environ.get("MINIRL_TRACEBACK") or not (message := explained(error)):
+            raise
+        print(f"{prog}: {visible(' '.join(message.split()))}", file=sys.stderr)
+        return 2
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def explained(error: Exception) -> str:
+    """What to tell the user of an error; "" where it is a fault of ours, whose traceback is wanted."""
+    if isinstance(error, (ValueError, OSError)):
+        return str(error)
+    if isinstance(error, MemoryError) or "allocate" in str(error) or "out of memory" in str(error):
+        return ("there is not enough memory for this: take fewer rows, shorter completions or a "
+                f"smaller model ({str(error).strip().splitlines()[0] if str(error) else 'MemoryError'})")
+    return ""
+
+
+def end_on_signals() -> dict:
+    """Make SIGTERM and SIGHUP end a command as Ctrl-C does -> the handlers before."""
+    def end(number, frame):
+        raise Terminated(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+
+
+def parse(argv: list[str]) -> argparse.Namespace | None:
+    """The arguments of a command, or None where its help was all that was wanted."""
     parser, commands = build_parser()
+    for text in argv:
+        if any("\ud800" <= c <= "\udfff" for c in text):      # how Python holds bytes that are no text
+            parser.error(f"the argument {text[:40]!r} is not UTF-8 text")
     args, unknown = parser.parse_known_args(argv)
     if args.command is None:
         if unknown:
             parser.error(f"unknown argument {unknown[0]}")
         parser.print_help()
-        return 0
-    command = commands[args.command]
+        return None
     if unknown:
+        command = commands[args.command]
         flags = [option for action in command._actions for option in action.option_strings]
         near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
         command.error(f"unknown argument {unknown[0]}" + (f" (did you mean {near[0]}?)" if near else ""))
-    try:
-        return args.run(args) or 0
-    except KeyboardInterrupt:
-        print(f"\n{command.prog}: stopped; what its last checkpoint holds is kept (training goes on with --resume)", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        if os.environ.get("MINIRL_TRACEBACK"):
-            raise
-        print(f"{command.prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return args
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
-    parser = Parser(prog="minirl", description="Reinforcement learning for language models, small enough to read.", allow_abbrev=False)
+    """The parser, and that of each command by name."""
+    def form(prog: str) -> argparse.HelpFormatter:
+        return argparse.HelpFormatter(prog, max_help_position=28, width=WIDTH)
+
+    parser = Parser(prog="minirl", allow_abbrev=False, formatter_class=form,
+                    description="Reinforcement learning for language models, small enough to read.")
     subparsers = parser.add_subparsers(dest="command", metavar="command", parser_class=Parser)
     commands = {}
-    for name, (summary, add_flags, run) in COMMANDS.items():
-        commands[name] = command = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False,
-                                                         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120))
-        add_flags(command)
-        command.set_defaults(run=run)
+    for name, (summary, add_flags, _) in COMMANDS.items():
+        commands[name] = subparsers.add_parser(name, help=summary, description=summary,
+                                               allow_abbrev=False, formatter_class=form)
+        add_flags(commands[name])
     return parser, commands
 
 
-# flags from dataclasses
+# flags
 
-def add_config(parser: Parser, config: type) -> None:
-    """A flag per field; its help is the comment behind the field, its default the field's. A flag that was not given stays None."""
-    source = "".join(inspect.getsource(c) for c in reversed(config.__mro__) if dataclasses.is_dataclass(c))
-    comments = dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.*)$", source, re.MULTILINE))
-    kinds = typing.get_type_hints(config)
-    for field in dataclasses.fields(config):
-        kind = kinds[field.name]
-        if isinstance(kind, types.UnionType):
-            kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
-        note = " ".join(filter(None, (comments.get(field.name), f"(default {field.default})"))).replace("%", "%%")
-        parser.add_argument(flag(field.name), dest=field.name, type=truth if kind is bool else kind, metavar=kind.__name__.upper(), default=None, help=note)
+def add_config(parser: Parser, config: str) -> None:
+    """A flag for each field of a dataclass. One that is not given stays None."""
+    for field in fields_of(config):
+        default = "" if field.default is None else f"(default {field.default})"
+        note = " ".join(filter(None, (field.help, default))).replace("%", "%%")
+        kind = KINDS.get(field.kind, truth)
+        parser.add_argument(flag(field.name), dest=field.name, type=kind, default=None, help=note,
+                            metavar="BOOL" if kind is truth else field.kind.upper())
 
 
 def truth(text: str) -> bool:
@@ -105,52 +148,51 @@ def truth(text: str) -> bool:
     return text.lower() == "true"
 
 
-def add_training(parser: Parser, presets: dict, *configs: type) -> None:
+def training(presets: str, *configs: str) -> Callable[[Parser], None]:
     """What every training command has, and a flag for each field of `configs`."""
-    parser.add_argument("--preset", choices=list(presets), default=None, help="a paper's settings; flags beside it win (default: the first)")
-    parser.add_argument("--run-dir", type=Path, default=None, help="where the run is kept (default: the next free name under runs/)")
-    parser.add_argument("--resume", action="store_true", help="go on with a run that was cut short (the newest, or --run-dir)")
-    parser.add_argument("--profile", action="store_true", help="write a trace of a few steps, and print the share of each stage")
-    for config in configs:
-        add_config(parser, config)
-    parser.set_defaults(configs=configs)
+    def add(parser: Parser) -> None:
+        names = keys_of(presets)
+        parser.usage = "%(prog)s [flags]"
+        parser.add_argument("--preset", choices=names, metavar="NAME", default=None,
+                            help=f"{', '.join(names)}: a paper's settings, or a variant; flags beside it "
+                                 f"win (default {names[0]})")
+        parser.add_argument("--run-dir", type=Path, default=None, action=NotEmpty, metavar="FOLDER",
+                            help="where the run is kept (default: the next free name under runs/)")
+        parser.add_argument("--resume", action="store_true",
+                            help="go on with a run that was cut short (the newest, or --run-dir)")
+        parser.add_argument("--profile", action="store_true",
+                            help="write a trace of a few steps, and print the share of each stage")
+        for config in configs:
+            add_config(parser, config)
+        parser.set_defaults(configs=configs)
+
+    return add
+
+
+class NotEmpty(argparse.Action):
+    """A path that was given as "" would be the current folder."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        if str(value) in ("", "."):
+            parser.error(f"{option_string} is empty: the name of a folder is wanted, such as runs/first")
+        setattr(namespace, self.dest, value)
 
 
 def add_r1(parser: Parser) -> None:
-    add_training(parser, R1_PRESETS, R1RunConfig, R1Config)
-    parser.add_argument("--fast", dest="preset", action="store_const", const="fast", help="a smaller toy that takes a minute: --preset fast")
+    training("minirl.app.presets.R1_PRESETS", "minirl.app.r1.R1RunConfig", "minirl.train.r1.R1Config")(parser)
+    parser.add_argument("--fast", dest="preset", action="store_const", const="fast",
+                        help="a smaller toy that takes a minute: --preset fast")
 
-
-# looking commands
 
 def add_checkpoint(parser: Parser) -> None:
-    parser.add_argument("--init", default=None, metavar="CHECKPOINT", help="folder or hub id (default: the newest runs/*/final)")
+    parser.add_argument("--init", default=None, metavar="CHECKPOINT",
+                        help="folder or hub id (default: the newest runs/*/final)")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (default 1)")
     parser.add_argument("--max-new-tokens", type=int, default=80, help="(default 80)")
     parser.add_argument("--seed", type=int, default=0, help="(default 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
-    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16 for the matrix products (default float32)")
-
-
-def open_checkpoint(args: argparse.Namespace):
-    """The checkpoint that --init names, or the newest run's -> (model, tokenizer, the run's task)."""
-    device = pick_device(args.device)
-    path = args.init or newest_checkpoint(RUNS)
-    if path is None:
-        print("no trained model under runs/ yet: training the base model first", file=sys.stderr)
-        run = RunDir.create(free_name(RUNS, "sft"), {"command": "sft", "preset": "toy", "run": dataclasses.asdict(RunConfig()),
-                                                     "base": dataclasses.asdict(BaseConfig()), "sft": dataclasses.asdict(SFTConfig())})
-        run_sft(run, BaseConfig(), SFTConfig(), RunConfig(), device=device)
-        path = run.path / "final"
-    model, tokenizer = load_pretrained(path, device=device)
-    trained_on = read_json(Path(path).parent / "config.json").get("run", {})
-    if "number_length" in trained_on:
-        common = R1RunConfig(language=trained_on["language"], number_length=trained_on["number_length"])
-        return model, tokenizer, common.of_length(common.number_length)
-    if trained_on and "digits" not in trained_on and not (getattr(args, "task", None) or getattr(args, "digits", None)):
-        return model, tokenizer, Instructions()
-    task = Arithmetic(getattr(args, "task", None) or trained_on.get("task", RunConfig.task), getattr(args, "digits", None) or trained_on.get("digits", RunConfig.digits))
-    return model, tokenizer, task
+    parser.add_argument("--dtype", default="float32",
+                        help="float32 or bfloat16 for the matrix products (default float32)")
 
 
 def add_sample(parser: Parser) -> None:
@@ -158,14 +200,8 @@ def add_sample(parser: Parser) -> None:
     parser.add_argument("-n", type=int, default=2, help="completions per prompt (default 2)")
     parser.add_argument("--top-k", type=int, default=0, help="0 is off (default)")
     parser.add_argument("--top-p", type=float, default=1.0, help="1 is off (default)")
+    parser.add_argument("--logprobs", action="store_true", help="the log-prob of every token, in numbers")
     add_checkpoint(parser)
-
-
-def command_sample(args: argparse.Namespace) -> None:
-    model, tokenizer, task = open_checkpoint(args)
-    prompts = args.prompts or [p.prompt for p in task.sample(2, random.Random(args.seed), split="test")]
-    print(show_samples(model, tokenizer, prompts, n=args.n, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
-                       max_new_tokens=args.max_new_tokens, seed=args.seed, dtype=args.dtype))
 
 
 def add_eval(parser: Parser) -> None:
@@ -173,15 +209,8 @@ def add_eval(parser: Parser) -> None:
     parser.add_argument("--digits", type=int, default=None, help="1 to 5 (default: what the run was trained on)")
     parser.add_argument("--problems", type=int, default=256, help="(default 256)")
     parser.add_argument("--samples", type=int, default=8, help="completions per problem (default 8)")
-    parser.add_argument("--k", type=int, nargs="+", default=[1, 4, 8], help="pass@k for these k (default 1 4 8)")
+    parser.add_argument("--k", type=int, nargs="+", default=None, help="pass@k for these k (default: 1, 4, 8, up to --samples)")
     add_checkpoint(parser)
-
-
-def command_eval(args: argparse.Namespace) -> None:
-    model, tokenizer, task = open_checkpoint(args)
-    print(f"{task.digits}-digit {task.operation}" if isinstance(task, Arithmetic) else type(task).__name__.lower())
-    print(show_evaluation(model, tokenizer, task, problems=args.problems, samples=args.samples, ks=args.k, temperature=args.temperature,
-                          max_new_tokens=args.max_new_tokens, seed=args.seed, dtype=args.dtype))
 
 
 def add_plot(parser: Parser) -> None:
@@ -189,36 +218,45 @@ def add_plot(parser: Parser) -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("curves.png"), help="(default curves.png)")
 
 
-def command_plot(args: argparse.Namespace) -> None:
-    paths = args.runs or sorted(path.parent for path in RUNS.glob("*/metrics.jsonl"))
-    if not paths:
-        raise ValueError("there is no run under runs/ to plot: train one (minirl grpo), or name its folder")
-    for path in paths:
-        if not path.is_dir():
-            raise ValueError(f"{path} is no run directory: name folders such as runs/grpo")
-    plot_runs([RunDir(path) for path in paths], args.out)
-    print(f"{args.out}: {', '.join(str(path) for path in paths)}")
-
-
 def add_equations(parser: Parser) -> None:
-    parser.add_argument("name", nargs="?", default=None, metavar="NAME", help="one function, such as kl.k3: its docstring, source and example")
+    parser.add_argument("name", nargs="?", default=None, metavar="NAME",
+                        help="one function, such as kl.k3: its docstring, source and example")
     parser.add_argument("--markdown", action="store_true", help="the index as tutorials/EQUATIONS.md holds it")
 
 
-def command_equations(args: argparse.Namespace) -> None:
-    print(show_equation(args.name) if args.name else markdown_index() if args.markdown else show_index(), end="" if args.markdown else "\n")
+class Command(NamedTuple):
+    """What a command is for, which flags it takes, and the function that runs it, "module:name"."""
+
+    summary: str
+    add_flags: Callable[[Parser], None]
+    run: str
 
 
-COMMANDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[argparse.Namespace], int | None]]] = {
-    "sft": ("train a base model on sums, worked out and not", lambda p: add_training(p, SFT_PRESETS, RunConfig, SFTConfig, BaseConfig), command_sft),
-    "grpo": ("the main job: make a base model and let it learn by GRPO", lambda p: add_training(p, GRPO_PRESETS, RunConfig, GRPOConfig), command_grpo),
-    "rm": ("InstructGPT, stages 1 and 2: SFT models, rankings and a reward model", lambda p: add_training(p, REWARD_MODEL_PRESETS, InstructConfig, RewardModelConfig),
-           command_rm),
-    "ppo": ("InstructGPT, stage 3: PPO against the reward model", lambda p: add_training(p, PPO_PRESETS, InstructConfig, PPOConfig), command_ppo),
-    "dpo": ("the same rankings without a reward model", lambda p: add_training(p, DPO_PRESETS, InstructConfig, DPOConfig), command_dpo),
-    "r1": ("DeepSeek-R1's stages: R1-Zero, cold start, RL, rejection sampling, SFT, RL; distillation", add_r1, command_r1),
-    "sample": ("complete prompts, with the log-prob of every token", add_sample, command_sample),
-    "eval": ("accuracy and pass@k on held-out problems", add_eval, command_eval),
-    "equations": ("which function computes which equation of which paper", add_equations, command_equations),
-    "plot": ("draw the curves of one run or several", add_plot, command_plot),
+RUN, BASE = "minirl.app.training.RunConfig", "minirl.app.training.BaseConfig"
+INSTRUCT = "minirl.app.instruct.InstructConfig"
+COMMANDS = {
+    "sft": Command("train a base model on sums, worked out and not",
+                   training("minirl.train.sft.SFT_PRESETS", RUN, "minirl.train.sft.SFTConfig", BASE),
+                   "minirl.app.commands:command_sft"),
+    "grpo": Command("the main job: make a base model and let it learn by GRPO",
+                    training("minirl.app.presets.GRPO_PRESETS", RUN, "minirl.train.grpo.GRPOConfig"),
+                    "minirl.app.commands:command_grpo"),
+    "rm": Command("InstructGPT, stages 1 and 2: SFT models, rankings and a reward model",
+                  training("minirl.train.reward_model.REWARD_MODEL_PRESETS", INSTRUCT,
+                           "minirl.train.reward_model.RewardModelConfig"),
+                  "minirl.app.commands:command_rm"),
+    "ppo": Command("InstructGPT, stage 3: PPO against the reward model",
+                   training("minirl.app.presets.PPO_PRESETS", INSTRUCT, "minirl.train.ppo.PPOConfig"),
+                   "minirl.app.commands:command_ppo"),
+    "dpo": Command("the same rankings without a reward model",
+                   training("minirl.train.dpo.DPO_PRESETS", INSTRUCT, "minirl.train.dpo.DPOConfig"),
+                   "minirl.app.commands:command_dpo"),
+    "r1": Command("DeepSeek-R1's stages: R1-Zero, cold start, RL, rejection sampling, SFT, RL; "
+                  "distillation", add_r1, "minirl.app.commands:command_r1"),
+    "sample": Command("complete prompts, and see how sure the model was of each token", add_sample,
+                      "minirl.app.commands:command_sample"),
+    "eval": Command("accuracy and pass@k on held-out problems", add_eval, "minirl.app.commands:command_eval"),
+    "equations": Command("which function computes which equation of which paper", add_equations,
+                         "minirl.app.equations:command_equations"),
+    "plot": Command("draw the curves of one run or several", add_plot, "minirl.app.commands:command_plot"),
 }

@@ -1,25 +1,32 @@
-"""What `minirl sft`, `grpo`, `rm`, `ppo` and `dpo` do: open a run directory, call training.py or instruct.py, and say what came of it."""
+"""What the commands do: open a run directory or a checkpoint, call what does the work, and say what came of it."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import random
+import shlex
+import sys
 from pathlib import Path
 
 import torch
 
-from minirl.app.instruct import InstructConfig, choose_epoch, compare, make_policies, make_rankings, run_dpo, run_ppo, run_rm, split_rankings
+from minirl.app.flags import flag
+from minirl.app.instruct import InstructConfig, choose_epoch, compare, make_policies, make_rankings, run_dpo, run_ppo, run_rm
+from minirl.app.looking import show_evaluation, show_samples
 from minirl.app.measure import comparison, epochs_table
+from minirl.app.plots import plot_runs
+from minirl.app.preflight import preflight
 from minirl.app.presets import GRPO_PRESETS, PPO_PRESETS, R1_PRESETS
-from minirl.app.r1 import R1_WORDS, R1RunConfig, check_lengths, run_r1, stages_table
-from minirl.app.rundir import RUNS, RunDir, free_name, newest_run
+from minirl.app.r1 import R1RunConfig, run_r1, stages_table
+from minirl.app.rundir import RUNS, RunDir, free_name, newest_checkpoint, newest_run
 from minirl.app.training import BaseConfig, CommonConfig, RunConfig, before_and_after, run_grpo, run_sft
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
-from minirl.lm.precision import compute_in, pick_device
-from minirl.lm.tokenizer import TAGS, build_tokenizer, read_json
+from minirl.lm.precision import pick_device
+from minirl.lm.sampling import check_choices
+from minirl.lm.tokenizer import read_json
 from minirl.tasks.arithmetic import Arithmetic
-from minirl.tasks.instructions import WORDS
-from minirl.tasks.preferences import load_demonstrations
+from minirl.tasks.instructions import Instructions
 from minirl.train.dpo import DPO_PRESETS, DPOConfig
 from minirl.train.grpo import GRPOConfig
 from minirl.train.ppo import PPOConfig
@@ -27,16 +34,16 @@ from minirl.train.r1 import R1Config
 from minirl.train.reward_model import REWARD_MODEL_PRESETS, RewardModelConfig
 from minirl.train.sft import SFT_PRESETS, SFTConfig
 
+MOST = 2 ** 20           # problems, or samples of one
+
+
+# training
 
 def given(config: type, args: argparse.Namespace) -> dict:
     """The fields of `config` that were given as flags, if it is one of the command's; another with a field of that name keeps its own."""
-    if config not in args.configs:
+    if f"{config.__module__}.{config.__name__}" not in args.configs:
         return {}
     return {f.name: getattr(args, f.name) for f in dataclasses.fields(config) if getattr(args, f.name, None) is not None}
-
-
-def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def start_training(args: argparse.Namespace, name: str, configs: dict[str, type], presets: dict[str, dict[str, dict]]) -> tuple[RunDir, dict, torch.device]:
@@ -53,7 +60,7 @@ def start_training(args: argparse.Namespace, name: str, configs: dict[str, type]
     else:
         preset = args.preset or next(iter(presets))
         built = {key: config(**(presets[preset].get(key, {}) | given(config, args))) for key, config in configs.items()}
-        check_inputs(built)
+        preflight(name, built, {field for config in configs.values() for field in given(config, args)})
         config = {"command": name, "preset": preset, **{key: dataclasses.asdict(value) for key, value in built.items()},
                   "torch": torch.__version__, "threads": torch.get_num_threads()}
         run = RunDir.create(args.run_dir or free_name(RUNS, name), config)
@@ -69,35 +76,6 @@ def numbers(name: str, presets: dict[str, dict]) -> dict[str, dict[str, dict]]:
     return {preset: {name: found} for preset, found in presets.items()}
 
 
-def check_inputs(built: dict) -> None:
-    """What a run would read is there and whole: asked before a folder is made."""
-    common = built["run"]
-    compute_in(common.dtype, pick_device(common.device))
-    if isinstance(common, RunConfig):
-        Arithmetic(common.task, common.digits)
-    model, tokenizer = (None, None) if common.init is None else load_pretrained(common.init)
-    if getattr(built.get("base"), "data", None) is not None:
-        load_demonstrations(built["base"].data)
-    if isinstance(common, R1RunConfig):
-        check_lengths(built["r1"], common, model.config if model else BaseConfig(), tokenizer or build_tokenizer(special_tokens=(*TAGS, *R1_WORDS)))
-    if isinstance(common, InstructConfig):
-        if common.rankings is not None:
-            split_rankings(common)
-        if common.reward_model is not None and "rm" in built:
-            raise ValueError("--reward-model is given to minirl rm, which trains one: leave it out, or use minirl ppo or minirl dpo")
-        if common.reward_model is not None:
-            check_tokenizers(common, tokenizer)
-
-
-def check_tokenizers(common: InstructConfig, tokenizer) -> None:
-    """A reward model must read the policy's ids: the same tokens, under the same numbers."""
-    tokenizer = tokenizer or build_tokenizer(special_tokens=(*TAGS, *WORDS))
-    _, other = load_reward_model(common.reward_model)
-    if tokenizer.backend.get_vocab() != other.backend.get_vocab() or tokenizer.stop_ids != other.stop_ids:
-        raise ValueError(f"the reward model {common.reward_model} and the policy {common.init or 'of this toy'} have different tokenizers ({other.vocab_size} and "
-                         f"{tokenizer.vocab_size} tokens): it would read other words than the policy writes; use a reward model that was trained from this policy")
-
-
 def command_sft(args: argparse.Namespace) -> None:
     run, built, device = start_training(args, "sft", {"run": RunConfig, "base": BaseConfig, "sft": SFTConfig}, numbers("sft", SFT_PRESETS))
     print(f"minirl sft: {described(built, device)} -> {run.path}/")
@@ -106,7 +84,7 @@ def command_sft(args: argparse.Namespace) -> None:
     found = (f"accuracy {summary['accuracy']:.3f}, mean response length {summary['mean_length']:.1f} tokens on held-out problems" if "accuracy" in summary
              else f"loss {summary['loss']:.3f} nats per token in the last step")
     print(f"{found}; {summary['seconds']:.0f} s")
-    print(f"{run.path}/ holds curves.png, metrics.jsonl and final/. Next: minirl grpo --init {run.path}/final")
+    print(f"{run.path}/ holds curves.png, metrics.jsonl and final/. Next: minirl grpo --init {quoted(run.path / 'final')}")
 
 
 def command_grpo(args: argparse.Namespace) -> None:
@@ -135,7 +113,7 @@ def subject(common: CommonConfig) -> str:
     return f"{common.digits}-digit {common.task}" if isinstance(common, RunConfig) else "instructions with a known preference"
 
 
-# the pipelines
+# pipelines
 
 def command_r1(args: argparse.Namespace) -> None:
     if args.profile:
@@ -151,7 +129,7 @@ def command_r1(args: argparse.Namespace) -> None:
     print(f"\n{read_json(run.path / 'summary.json')['seconds']:.0f} s. {run.path}/ holds {figures}, stages.json, summary.json, a folder per stage and final/ (Hugging Face layout).")
     if common.language == "prompt":
         length = "" if common.number_length == R1RunConfig.number_length else f" --number-length {common.number_length}"
-        print(f"Next: minirl r1 --language ko{length} --init {common.init or run.path / 'base' / 'final'}")
+        print(f"Next: minirl r1 --language ko{length} --init {quoted(common.init or run.path / 'base' / 'final')}")
 
 
 def prepare_reward_model(run: RunDir, built: dict, device: torch.device):
@@ -186,8 +164,13 @@ def command_rm(args: argparse.Namespace) -> None:
 
 def same_start(run: RunDir, common: InstructConfig, reward_model: Path | str) -> str:
     """The flags with which another run starts from the same policy, with the same reward model and rankings."""
-    return (f"--init {common.init or run.path / 'rl-init' / 'final'} --reward-model {reward_model} "
-            f"--rankings {common.rankings or run.path / 'rankings.jsonl'}")
+    return (f"--init {quoted(common.init or run.path / 'rl-init' / 'final')} --reward-model {quoted(reward_model)} "
+            f"--rankings {quoted(common.rankings or run.path / 'rankings.jsonl')}")
+
+
+def quoted(path: Path | str) -> str:
+    """A path as it is typed in a shell."""
+    return shlex.quote(str(path))
 
 
 def command_ppo(args: argparse.Namespace) -> None:
@@ -231,3 +214,84 @@ def finished(run: RunDir) -> bool:
 def show_comparison(run: RunDir, found: dict) -> None:
     print("\n" + comparison(found))
     print(f"\n{read_json(run.path / 'summary.json')['seconds']:.0f} s. {run.path}/ holds curves.png, samples.md, summary.json, metrics.jsonl and final/ (Hugging Face layout).")
+
+
+# looking
+
+def open_checkpoint(args: argparse.Namespace):
+    """The checkpoint that --init names, or the newest run's -> (its path, model, tokenizer, the run's task)."""
+    device = pick_device(args.device)
+    path = args.init if args.init is not None else newest_checkpoint(RUNS)
+    if path is None:
+        print("no trained model under runs/ yet: training the base model first", file=sys.stderr)
+        run = RunDir.create(free_name(RUNS, "sft"), {"command": "sft", "preset": "toy", "run": dataclasses.asdict(RunConfig()),
+                                                     "base": dataclasses.asdict(BaseConfig()), "sft": dataclasses.asdict(SFTConfig())})
+        run_sft(run, BaseConfig(), SFTConfig(), RunConfig(), device=device)
+        path = run.path / "final"
+    model, tokenizer = load_pretrained(path, device=device)
+    return path, model, tokenizer, task_of(read_json(Path(path).parent / "config.json").get("run", {}), args)
+
+
+def task_of(trained_on: dict, args: argparse.Namespace):
+    """The task that a run's configuration names, or --task and --digits where the command has them."""
+    task, digits = getattr(args, "task", None), getattr(args, "digits", None)
+    sums = not trained_on or "digits" in trained_on
+    if not sums and (task is not None or digits is not None):
+        raise ValueError(f"{'--digits' if task is None else '--task'} is given, but the checkpoint's run did not "
+                         "learn sums of one kind: leave it out, and its own task is evaluated")
+    if "number_length" in trained_on:
+        settings = R1RunConfig(language=trained_on["language"], number_length=trained_on["number_length"])
+        return settings.of_length(settings.number_length)
+    if not sums:
+        return Instructions()
+    return Arithmetic(trained_on.get("task", RunConfig.task) if task is None else task,
+                      trained_on.get("digits", RunConfig.digits) if digits is None else digits)
+
+
+def check_looking(args: argparse.Namespace, **counts: int) -> None:
+    """Raise ValueError for numbers that no checkpoint could be asked with: before one is read."""
+    CommonConfig(seed=args.seed, device=args.device, dtype=args.dtype)
+    check_choices(group=1, max_new_tokens=args.max_new_tokens, temperature=args.temperature,
+                  top_k=getattr(args, "top_k", 0), top_p=getattr(args, "top_p", 1.0))
+    for name, count in counts.items():
+        if not 1 <= count <= MOST:
+            raise ValueError(f"{name} is {count}: 1 to {MOST:,} is wanted")
+
+
+def command_sample(args: argparse.Namespace) -> None:
+    check_looking(args, n=args.n)
+    path, model, tokenizer, task = open_checkpoint(args)
+    prompts = args.prompts or [p.prompt for p in task.sample(2, random.Random(args.seed), split="test")]
+    text = show_samples(model, tokenizer, prompts, n=args.n, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
+                        max_new_tokens=args.max_new_tokens, seed=args.seed, dtype=args.dtype, numbers=args.logprobs)
+    print(f"checkpoint: {path}", file=sys.stderr)
+    print(text)
+
+
+def command_eval(args: argparse.Namespace) -> None:
+    check_looking(args, problems=args.problems, samples=args.samples)
+    if args.digits is not None or args.task is not None:
+        Arithmetic(args.task or RunConfig.task, RunConfig.digits if args.digits is None else args.digits)
+    ks = args.k or sorted({k for k in (1, 4, 8) if k <= args.samples})
+    for k in ks:
+        if not 1 <= k <= args.samples:
+            raise ValueError(f"pass@{k} needs at least {k} samples per problem, and k at least 1; --samples is {args.samples}")
+    path, model, tokenizer, task = open_checkpoint(args)
+    text = show_evaluation(model, tokenizer, task, problems=args.problems, samples=args.samples, ks=ks, temperature=args.temperature,
+                           max_new_tokens=args.max_new_tokens, seed=args.seed, dtype=args.dtype)
+    print(f"checkpoint: {path}", file=sys.stderr)
+    print(f"{task.digits}-digit {task.operation}" if isinstance(task, Arithmetic) else type(task).__name__.lower())
+    print(text)
+
+
+def command_plot(args: argparse.Namespace) -> None:
+    paths = args.runs or [path for path in sorted(path.parent for path in RUNS.glob("*/metrics.jsonl")) if RunDir(path).metrics()]
+    if not paths:
+        raise ValueError("there is no run under runs/ to plot: train one (minirl grpo), or name its folder")
+    for path in paths:
+        if not path.is_dir():
+            raise ValueError(f"{path} is no run directory: name folders such as runs/grpo")
+    if not args.out.parent.is_dir():
+        raise ValueError(f"there is no folder {args.out.parent} for {args.out.name}: make it, or name another file with --out")
+    plot_runs([RunDir(path) for path in paths], args.out)
+    print(f"{args.out}: {', '.join(str(path) for path in paths)}")

@@ -1,48 +1,54 @@
-"""The index of equations: which function computes which equation of which paper, and what tests it. Read from the docstrings, never written by hand."""
+"""The index of equations: which function computes which equation of which paper, and what tests it.
+
+It is read from the docstrings in the source, without importing it, so that it needs no torch.
+"""
 
 from __future__ import annotations
 
+import argparse
+import ast
 import contextlib
 import difflib
 import doctest
+import functools
 import importlib
-import inspect
 import io
-import pkgutil
+import itertools
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-import minirl.equations
-
-ROOT = Path(minirl.equations.__file__).parents[2]                          # the checkout, where tests and tutorials stand beside the package
+ROOT = Path(__file__).parents[2]                     # the checkout, where tests and tutorials stand
 FIELD = re.compile(r"^    (Equation|Paper|Erratum|Shapes|Gradient|Raises|See) +", re.MULTILINE)
 HEADER = ("paper", "equation", "function", "file", "test", "tutorial")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One public function of minirl.equations."""
+    """One public function of minirl.equations: its name, docstring and source, from `line` on."""
 
     module: str
-    function: Callable
+    function: str
+    doc: str
+    line: int
+    source: str
 
     @property
     def name(self) -> str:
-        return f"{self.module}.{self.function.__name__}"
+        return f"{self.module}.{self.function}"
 
     @property
     def fields(self) -> dict[str, str]:
         """The docstring's fields, each on one line."""
-        parts = FIELD.split(self.function.__doc__.split("\n\n    >>>")[0])
+        parts = FIELD.split(self.doc.split("\n\n    >>>")[0])
         return {key: " ".join(text.split("\n\n")[0].split()) for key, text in zip(parts[1::2], parts[2::2])}
 
     @property
     def reference(self) -> str:
-        """The first paper of the field, with number, section and equation; others come behind a semicolon, or in another sentence."""
+        """The first paper of the field, with number, section and equation.
+
+        Others come behind a semicolon, or in another sentence.
+        """
         return re.split(r"; |\. (?=[A-Z])", self.fields["Paper"])[0].rstrip(".")
 
     @property
@@ -57,42 +63,60 @@ class Entry:
         return next((found[0] for pattern in patterns if (found := re.search(pattern, self.reference))), "-")
 
     @property
+    def where(self) -> str:
+        """Its equation, and the tutorials that use it, in short: "sec. 4.1.2, tut. 10"."""
+        numbers = re.findall(r"tutorials/([0-9]+)_", self.row[-1])
+        place = self.equation.replace("section", "sec.").replace("appendix", "app.")
+        return place + (f", tut. {', '.join(numbers)}" if numbers else "")
+
+    @property
     def file(self) -> str:
         return f"minirl/equations/{self.module}.py"
 
     def mentions(self, pattern: str) -> list[str]:
         """Files below the checkout that match a glob and name the function."""
-        word = re.compile(rf"\b{self.function.__name__}\b")
-        return [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob(pattern)) if word.search(path.read_text(encoding="utf-8"))]
+        return [file for file, words in words_below(pattern).items() if self.function in words]
 
     @property
     def row(self) -> tuple[str, ...]:
         tests = self.mentions(f"tests/equations/test_{self.module}.py")
-        return (self.paper, self.equation, self.name, self.file, *(", ".join(files) or "-" for files in (tests, self.mentions("tutorials/[0-9]*.py"))))
+        tutorials = self.mentions("tutorials/[0-9]*.py")
+        return (self.paper, self.equation, self.name, self.file,
+                *(", ".join(files) or "-" for files in (tests, tutorials)))
+
+
+@functools.cache
+def words_below(pattern: str) -> dict[str, set[str]]:
+    """The words of each file below the checkout that matches a glob, by its path from there."""
+    return {file.relative_to(ROOT).as_posix(): set(re.findall(r"\w+", file.read_text(encoding="utf-8")))
+            for file in sorted(ROOT.glob(pattern))}
 
 
 def entries() -> list[Entry]:
-    """Every function of minirl.equations that names a paper, by file, in the order in which they stand there."""
+    """Every function and class of minirl.equations that names a paper, by file, in source order."""
     found = []
-    for info in pkgutil.iter_modules(minirl.equations.__path__):
-        module = importlib.import_module(f"minirl.equations.{info.name}")
-        public = [x for name, x in vars(module).items() if not name.startswith("_") and callable(x) and getattr(x, "__module__", "") == module.__name__ and "\n    Paper " in x.__doc__]
-        found += [Entry(info.name, x) for x in sorted(public, key=lambda x: inspect.getsourcelines(x)[1])]
+    for file in sorted((ROOT / "minirl" / "equations").glob("*.py")):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        for node in ast.parse("\n".join(lines)).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                doc = ast.get_docstring(node, clean=False) or ""
+                if "\n    Paper " in doc:
+                    source = "\n".join(lines[node.lineno - 1:node.end_lineno])
+                    found.append(Entry(file.stem, node.name, doc, node.lineno, source))
     return found
 
 
 def show_index() -> str:
-    """By file: its test and tutorials, then its functions, each with paper and equation."""
+    """By file: its test, then its functions, each with paper, equation and tutorials."""
     known = entries()
-    widths = [max(len(text) for text in column) for column in zip(*((entry.name, entry.paper) for entry in known))]
-    lines, file = [], None
-    for entry in known:
-        if entry.file != file:
-            file = entry.file
-            lines += ["" if lines else f"{len(known)} equations; minirl equations NAME shows one with its source and its example\n", file]
-        *_, test, tutorial = entry.row
-        where = "  ".join(filter(lambda text: text != "-", ("no test" if test == "-" else test, tutorial)))
-        lines.append(f"  {entry.name:{widths[0]}}  {entry.paper:{widths[1]}}  {entry.equation:18}  {where}".rstrip())
+    lines = [f"{len(known)} equations. One with its source and its example: minirl equations NAME"]
+    for file, group in itertools.groupby(known, key=lambda entry: entry.file):
+        entries_of_file = list(group)
+        tests = entries_of_file[0].row[4]
+        lines += ["", file + ("  (no test)" if tests == "-" else f"  ({tests})")]
+        rows = [(e.function, e.paper.replace(", arXiv:", " "), e.where) for e in entries_of_file]
+        names, papers = (max(len(row[i]) for row in rows) for i in (0, 1))
+        lines += [f"  {name:{names}}  {paper:{papers}}  {where}" for name, paper, where in rows]
     return "\n".join(lines)
 
 
@@ -109,21 +133,33 @@ def markdown_index() -> str:
 def show_equation(name: str) -> str:
     """One function: where it is, its docstring and source, and its example, run now. Raises ValueError for a name that is not in the index."""
     known = entries()
-    chosen = [entry for entry in known if name in (entry.name, entry.function.__name__)]
+    chosen = [entry for entry in known if name in (entry.name, entry.function)]
     if len(chosen) != 1:
-        near = difflib.get_close_matches(name, [entry.name for entry in known] + [entry.function.__name__ for entry in known], n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name, [entry.name for entry in known] + [entry.function for entry in known], n=3, cutoff=0.5)
         raise ValueError(f"there is no equation {name!r}" + (f" (near it: {', '.join(near)})" if near else "") + ": minirl equations lists them")
     entry, = chosen
-    source, line = inspect.getsourcelines(entry.function)
-    return f"{entry.file}:{line}\n\n{''.join(source).rstrip()}\n\nits example, run now:\n\n{run_example(entry)}"
+    return f"{entry.file}:{entry.line}\n\n{entry.source}\n\nits example, run now:\n\n{run_example(entry)}"
 
 
 def run_example(entry: Entry) -> str:
     """The docstring's example with what it gives here and now."""
-    lines, names = [], {**vars(importlib.import_module(f"minirl.equations.{entry.module}")), "torch": torch}
-    for example in doctest.DocTestParser().get_examples(entry.function.__doc__):
+    import torch                                                     # only where an equation is run
+
+    lines = []
+    names = {**vars(importlib.import_module(f"minirl.equations.{entry.module}")), "torch": torch}
+    for example in doctest.DocTestParser().get_examples(entry.doc):
         lines.append(">>> " + example.source.rstrip().replace("\n", "\n... "))
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            exec(compile(example.source, "<example>", "single"), names)     # our own docstring, not anything that a user hands over
+            exec(compile(example.source, "<example>", "single"), names)     # our own docstring, not a user's text
         lines += [out.getvalue().rstrip()] if out.getvalue() else []
     return "\n".join(lines)
+
+
+def command_equations(args: argparse.Namespace) -> None:
+    """minirl equations: the index, or one equation."""
+    if args.name is not None:
+        print(show_equation(args.name))
+    elif args.markdown:
+        print(markdown_index(), end="")
+    else:
+        print(show_index())

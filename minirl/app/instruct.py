@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from minirl.app.measure import MAX_NEW_TOKENS, SHOWN, TASK, Measured, completed, markdown, mean, measure, text_loss
 from minirl.app.plots import plot_calibration, plot_epochs
+from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir, RunLog
 from minirl.app.training import BaseConfig, CommonConfig, finish, load_policy, make_base, profiling, supervised, worth_compiling
 from minirl.equations.test_time import best_of_n
@@ -38,7 +38,7 @@ from minirl.train.encoding import encode_pairs, encode_texts
 from minirl.train.ppo import KLControl, PPOConfig, train_ppo
 from minirl.train.reward_model import RewardModelConfig, as_reward, score_texts, train_reward_model
 from minirl.train.sft import SFT_PRESETS, SFTConfig
-from minirl.train.state import check_positive, derive_seed
+from minirl.train.state import derive_seed
 
 FEWEST, MOST = 4, 9            # completions of a ranking: InstructGPT, section 3.5
 HELD_OUT = 200                 # rankings of held-out prompts
@@ -60,12 +60,6 @@ class InstructConfig(CommonConfig):
     rankings: str | None = None        # JSONL of rankings to learn from (TRL's prompt, chosen, rejected); without it a labeller makes them
     reward_model: str | None = None    # folder of a reward model; without it one is trained first
     best_of: int = 16                  # n of best-of-n, for comparison
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_positive(self, "demonstrations", "ranked_prompts", "best_of")
-        if not self.labeller_noise > 0 or not 0 <= self.right_share <= 1:
-            raise ValueError(f"labeller_noise is {self.labeller_noise}, right_share {self.right_share}: a positive number and a share in [0, 1] are wanted")
 
 
 @dataclass(frozen=True)
@@ -165,14 +159,16 @@ def label(model, tokenizer, n: int, *, split: str, seed: int, noise: float) -> l
     where nothing is left."""
     rng = random.Random(derive_seed(seed, "instruct", "labeller", split))
     rankings = []
-    for problems, rollouts in completed(model, tokenizer, n, group=MOST, seed=derive_seed(seed, "instruct", "ranked", split), split=split):
-        texts, cut = [tokenizer.decode_completion(ids) for ids in rollouts.completion_ids()], rollouts.truncated.tolist()
-        for i, problem in enumerate(problems):
-            whole = [texts[j] for j in range(i * MOST, (i + 1) * MOST) if not cut[j]]
-            prompts, known = [problem.prompt] * len(whole), columns([problem], repeat=len(whole))
-            ranking = labelled(problem.prompt, whole, true_reward(prompts, whole, **known), rng, noise=noise)
-            if ranking is not None and len(ranking.completions) >= FEWEST:
-                rankings.append(ranking)
+    with Progress("answering what is ranked", n, unit="prompt") as progress:
+        for problems, rollouts in completed(model, tokenizer, n, group=MOST, seed=derive_seed(seed, "instruct", "ranked", split),
+                                            split=split, progress=progress):
+            texts, cut = [tokenizer.decode_completion(ids) for ids in rollouts.completion_ids()], rollouts.truncated.tolist()
+            for i, problem in enumerate(problems):
+                whole = [texts[j] for j in range(i * MOST, (i + 1) * MOST) if not cut[j]]
+                prompts, known = [problem.prompt] * len(whole), columns([problem], repeat=len(whole))
+                ranking = labelled(problem.prompt, whole, true_reward(prompts, whole, **known), rng, noise=noise)
+                if ranking is not None and len(ranking.completions) >= FEWEST:
+                    rankings.append(ranking)
     if not rankings:
         raise ValueError(f"to none of {n} prompts did the policy give {FEWEST} different answers that end within {MAX_NEW_TOKENS} tokens: there is nothing to rank; "
                          "start from a policy that answers (--init)")
@@ -219,11 +215,15 @@ def choose_epoch(run: RunDir, reward_model: ScalarModel, tokenizer, common: Inst
         return known["epochs"]
     validation = encode_pairs(tokenizer, demonstrations(common, split="test"), reward_model.config.max_seq_len)
     epochs = []
-    for folder in tqdm(sorted((run.path / "sft").glob("epoch-??")), desc="choosing the SFT epoch", unit="epoch", disable=None, dynamic_ncols=True):
-        model, _ = load_pretrained(folder, device=device)
-        found = measure(model, tokenizer, common.eval_problems, seed=derive_seed(common.seed, "instruct", "epochs"), reward_model=reward_model)
-        epochs.append({"epoch": int(folder.name[-2:]), "validation_loss": text_loss(model, tokenizer, validation), "score": mean(found.scores),
-                       "true_reward": mean(found.true), "chosen": False})
+    folders = sorted((run.path / "sft").glob("epoch-??"))
+    with Progress("choosing the SFT epoch", len(folders), unit="epoch") as progress:
+        for folder in folders:
+            model, _ = load_pretrained(folder, device=device)
+            found = measure(model, tokenizer, common.eval_problems, seed=derive_seed(common.seed, "instruct", "epochs"),
+                            reward_model=reward_model)
+            epochs.append({"epoch": int(folder.name[-2:]), "validation_loss": text_loss(model, tokenizer, validation),
+                           "score": mean(found.scores), "true_reward": mean(found.true), "chosen": False})
+            progress.update()
     epochs[best_of_n([epoch["score"] for epoch in epochs])]["chosen"] = True
     with run.replacing("sft-epochs.png") as partial:
         plot_epochs(epochs, partial)

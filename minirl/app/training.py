@@ -15,7 +15,7 @@ from minirl.app.plots import plot_runs
 from minirl.app.presets import GRPOPreset
 from minirl.app.profiling import profiled
 from minirl.app.rundir import RunDir, RunLog
-from minirl.app.text import table, wilson_interval
+from minirl.app.text import code_span, hanging, table, wilson_interval
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.precision import compute_in
@@ -25,10 +25,18 @@ from minirl.tasks.preferences import load_demonstrations
 from minirl.tasks.rewards import accuracy
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.sft import SFTConfig, train_sft
-from minirl.train.state import check_positive, derive_seed
+from minirl.train.checks import check_fields
+from minirl.train.state import derive_seed
 
 SHOWN = 3                # problems that a run shows before and after
 CPU_FLOPS = 1e11         # about what two cores reach in float32
+INTERVALS = {            # of the fields of run configurations, here and in instruct.py and r1.py
+    "seed": "[0, 9223372036854775807]", "digits": "[1, 5]", "number_length": "[1, 5]", "small": "[0, 65536]",
+    "worked_share": "[0, 1]", "guessed_share": "[0, 1]", "right_share": "[0, 1]", "labeller_noise": "(0, inf)",
+    "too_long": "[0, 1000000]",
+    **dict.fromkeys(("eval_problems", "checkpoint_every", "hidden_size", "num_layers", "num_heads", "intermediate_size",
+                     "max_seq_len", "best_of", "samples"), "[1, 1048576]"),
+    **dict.fromkeys(("examples", "demonstrations", "ranked_prompts", "general_examples", "cold_start_examples"), "[1, 16777216]")}
 PAYS_FROM = 300          # seconds of matrix products: compiling costs up to a minute, and saves a tenth to a third of a step
 
 
@@ -46,6 +54,9 @@ class BaseConfig:
     guessed_share: float = 0.5         # of those answered at once a guess: haste errs
     data: str | None = None            # JSONL of demonstrations to read instead (TRL's format: prompt, completion)
 
+    def __post_init__(self):
+        check_fields(self, **INTERVALS)
+
 
 @dataclass(frozen=True)
 class CommonConfig:
@@ -60,8 +71,11 @@ class CommonConfig:
     checkpoint_every: int = 20         # steps (SFT: five times as many)
 
     def __post_init__(self):
-        check_positive(self, "eval_problems", "checkpoint_every")
+        check_fields(self, **INTERVALS)
         check_compile(self.compile)
+        compute_in(self.dtype, torch.device("cpu"))
+        if self.init == "":
+            raise ValueError("--init is empty: a folder or a hub id is wanted, or no --init")
 
 
 @dataclass(frozen=True)
@@ -203,7 +217,11 @@ def finish(run: RunDir, model, tokenizer, summary: dict) -> None:
 
 def markdown(result: Evaluation) -> str:
     """The first problems with their first completions, as a list."""
-    return "\n".join(f"- `{p.prompt}` (right: {p.answer})\n  - {verdict(c, p.answer)}: `{c}`" for p, c in shown(result))
+    lines = []
+    for problem, completion in shown(result):
+        lines += [f"- {code_span(problem.prompt)} (right: {code_span(problem.answer)})",
+                  f"  - {verdict(completion, problem.answer)}: {code_span(completion)}"]
+    return "\n".join(lines)
 
 
 def shown(result: Evaluation) -> list:
@@ -211,20 +229,27 @@ def shown(result: Evaluation) -> list:
 
 
 def verdict(completion: str, answer: str) -> str:
-    return "right" if accuracy([""], [completion], [answer]) == [1.0] else "wrong"
+    judged = accuracy([""], [completion], [answer])[0]
+    return "no verdict" if judged is None else "right" if judged == 1.0 else "wrong"
 
 
 def before_and_after(before: Evaluation, after: Evaluation) -> str:
     """The short table and the few problems that end `minirl grpo`."""
-    def share(result: Evaluation, value: float) -> str:
-        low, high = wilson_interval(value, len(result.problems))
-        return f"{value:.3f} ({low:.3f} to {high:.3f})"
+    def share(result: Evaluation) -> str:
+        if result.judged_problems == 0:
+            return "no verdict"
+        low, high = wilson_interval(result.accuracy, result.judged_problems)
+        return f"{result.accuracy:.3f} ({low:.3f} to {high:.3f})"
 
-    rows = [(f"{len(before.problems)} held-out problems, temperature 1", "before", "after"),
-            ("accuracy (95 % interval)", share(before, before.accuracy), share(after, after.accuracy)),
-            ("format", *(f"{r.rewards['format_reward']:.3f}" for r in (before, after))),
-            ("mean response length, tokens", f"{before.mean_length:.1f}", f"{after.mean_length:.1f}")]
-    lines = [table(rows), ""]
+    both = before, after
+    rows = [("", "before", "after"), ("accuracy (95 % interval)", *map(share, both))]
+    if any(result.judged_problems < len(result.problems) for result in both):
+        rows.append(("problems with a verdict", *(str(result.judged_problems) for result in both)))
+    rows += [("format", *(f"{result.rewards['format_reward']:.3f}" for result in both)),
+             ("mean response length, tokens", *(f"{result.mean_length:.1f}" for result in both))]
+    lines = [f"{len(before.problems)} distinct held-out problems, temperature 1", table(rows), ""]
     for (problem, old), (_, new) in zip(shown(before), shown(after)):
-        lines += [problem.prompt, f"  before  {verdict(old, problem.answer)}  {old}", f"  after   {verdict(new, problem.answer)}  {new}"]
+        lines += hanging("", problem.prompt)
+        for when, completion in (("before", old), ("after ", new)):
+            lines += hanging(f"  {when}  {verdict(completion, problem.answer)}  ", completion)
     return "\n".join(lines)

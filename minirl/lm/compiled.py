@@ -25,13 +25,15 @@ def compiled(function: Callable, *, lists: tuple[int, ...] = ()) -> Callable:
     Where compiling fails, for want of a C++ compiler for instance, the function itself runs from then on, with one warning. An error of the function's
     own is raised as it is.
     """
-    fast = torch.compile(function, dynamic=False)                    # but for what is said to vary: loops over unknown widths are several times slower
+    fast = None
 
     @functools.wraps(function)
     def run(*args):
+        nonlocal fast
         global _broken
         if _broken:
             return function(*args)
+        import torch._dynamo      # loads the compiler, 3 s: not before something is compiled
         for x in args:
             if isinstance(x, Tensor) and x.dim() > 0:
                 torch._dynamo.maybe_mark_dynamic(x, 0)
@@ -39,6 +41,9 @@ def compiled(function: Callable, *, lists: tuple[int, ...] = ()) -> Callable:
                 for tensor in x:
                     torch._dynamo.maybe_mark_dynamic(tensor, lists)
         try:
+            if fast is None:
+                # dynamic only where marked: loops over unknown widths are several times slower
+                fast = torch.compile(function, dynamic=False)
             return fast(*args)
         except Exception as error:                                   # dynamo, inductor and the compiler have a class each
             result = function(*args)                                 # raises, where the error is the function's own

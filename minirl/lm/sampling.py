@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minirl.lm.decoding import Choice, decoder_for, whole
+from minirl.lm.memory import check_room, sampling_bytes
 from minirl.lm.rollouts import Rollouts, span_mask
 
 WIDTH = 16      # tokens: on a GPU prompts are padded to a multiple, so that few widths occur, and what was recorded for one is used again
@@ -36,7 +37,7 @@ def sample(model, prompts: Sequence[Sequence[int]], *, group: int = 1, max_new_t
     stops = [] if eos_id is None else [eos_id] if isinstance(eos_id, int) else list(eos_id)
     prompts = [_ids(prompt) for prompt in prompts]
     check_sampling(model.config, prompts, group=group, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-                   ids={"eos_id": stops, "pad_id": [pad_id]})
+                   ids={"eos_id": stops, "pad_id": [pad_id]}, device=model.device)
     was_training = model.training
     model.eval()
     try:
@@ -89,9 +90,25 @@ def _ids(prompt) -> list[int]:
     return prompt.tolist() if isinstance(prompt, Tensor) else list(prompt)
 
 
-def check_sampling(config, prompts, *, group, max_new_tokens, temperature, top_k, top_p, ids) -> None:
+def check_sampling(config, prompts, *, group, max_new_tokens, temperature, top_k, top_p, ids, device="cpu") -> None:
+    """Raise ValueError for what cannot be sampled, before anything is computed."""
+    check_choices(group=group, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
     if not prompts:
         raise ValueError("prompts is empty: at least one prompt is wanted")
+    for i, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt {i} is empty: at least one id is wanted, for instance the tokenizer's BOS")
+        check_context(f"prompt {i}", len(prompt), max_new_tokens, config.max_seq_len)
+    for name, given in [*((f"prompt {i}", p) for i, p in enumerate(prompts)), *ids.items()]:
+        for i in given:
+            if not isinstance(i, int) or not 0 <= i < config.vocab_size:
+                raise ValueError(f"{name} holds the id {i!r}, unknown to the model: whole numbers in [0, {config.vocab_size}) are wanted")
+    rows, length = len(prompts) * group, max(map(len, prompts)) + max_new_tokens
+    check_room(sampling_bytes(config, rows, length), torch.device(device), f"sampling {rows:,} completions at once")
+
+
+def check_choices(*, group: int, max_new_tokens: int, temperature: float, top_k: int = 0, top_p: float = 1.0) -> None:
+    """Raise ValueError for numbers that no model could sample with."""
     if group < 1:
         raise ValueError(f"group is {group}: at least 1 completion per prompt is wanted")
     if max_new_tokens < 1:
@@ -102,13 +119,10 @@ def check_sampling(config, prompts, *, group, max_new_tokens, temperature, top_k
         raise ValueError(f"top_k is {top_k}: 0 (off) or a positive number is wanted")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p is {top_p}: a number in (0, 1] is wanted (1 is off)")
-    for i, prompt in enumerate(prompts):
-        if not prompt:
-            raise ValueError(f"prompt {i} is empty: at least one id is wanted, for instance the tokenizer's BOS")
-        if len(prompt) + max_new_tokens > config.max_seq_len:
-            raise ValueError(f"prompt {i} has {len(prompt)} tokens; with max_new_tokens {max_new_tokens} that is more than the model's context of "
-                             f"{config.max_seq_len}: shorten the prompt or lower max_new_tokens")
-    for name, given in [*((f"prompt {i}", p) for i, p in enumerate(prompts)), *ids.items()]:
-        for i in given:
-            if not isinstance(i, int) or not 0 <= i < config.vocab_size:
-                raise ValueError(f"{name} holds the id {i!r}, unknown to the model: whole numbers in [0, {config.vocab_size}) are wanted")
+
+
+def check_context(what: str, tokens: int, max_new_tokens: int, context: int) -> None:
+    """Raise ValueError where a prompt of so many tokens leaves no room for a completion."""
+    if tokens + max_new_tokens > context:
+        raise ValueError(f"{what} has {tokens} tokens; with max_new_tokens {max_new_tokens} that is more than the model's context of "
+                         f"{context}: shorten the prompt or lower max_new_tokens")

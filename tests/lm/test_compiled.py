@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+import torch._dynamo.testing
 
 from minirl.lm import compiled as module
 from minirl.lm.compiled import compiled

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+import torch._dynamo.testing
 
 from minirl.lm import decoding, sampling
 from minirl.lm import model as model_module

@@ -1,0 +1,59 @@
+"""minirl/app/flags.py: what is read from the source is what the classes are."""
+
+import ast
+import dataclasses
+import importlib
+
+import pytest
+
+from minirl.app.cli import COMMANDS, build_parser
+from minirl.app.flags import ROOT, fields_of, keys_of
+
+CONFIGS = ["minirl.app.training.BaseConfig", "minirl.app.training.RunConfig", "minirl.app.instruct.InstructConfig",
+           "minirl.app.r1.R1RunConfig", "minirl.train.sft.SFTConfig", "minirl.train.grpo.GRPOConfig",
+           "minirl.train.reward_model.RewardModelConfig", "minirl.train.ppo.PPOConfig", "minirl.train.dpo.DPOConfig",
+           "minirl.train.r1.R1Config"]
+PRESETS = ["minirl.train.sft.SFT_PRESETS", "minirl.app.presets.GRPO_PRESETS", "minirl.app.presets.PPO_PRESETS",
+           "minirl.app.presets.R1_PRESETS", "minirl.train.dpo.DPO_PRESETS",
+           "minirl.train.reward_model.REWARD_MODEL_PRESETS"]
+
+
+def imported(path):
+    module, name = path.rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("path", CONFIGS)
+def test_fields_are_the_dataclass_s(path):
+    """Names, order, types and defaults, inherited and given anew."""
+    want = [(f.name, f.type.removesuffix(" | None"), f.default) for f in dataclasses.fields(imported(path))]
+    assert [(f.name, f.kind, f.default) for f in fields_of(path)] == want
+
+
+@pytest.mark.parametrize("path", PRESETS)
+def test_keys_are_the_dictionary_s(path):
+    assert keys_of(path) == list(imported(path))
+
+
+def test_these_are_all_that_the_command_line_names():
+    source = (ROOT / "minirl" / "app" / "cli.py").read_text(encoding="utf-8")
+    named = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)
+             and isinstance(node.value, str) and node.value.startswith("minirl.") and ":" not in node.value}
+    assert named == {*CONFIGS, *PRESETS}
+
+
+def test_help_is_the_comment_behind_a_field():
+    help_of = {field.name: field.help for field in fields_of("minirl.train.grpo.GRPOConfig")}
+    assert help_of["iterations"] == "mu: passes over one batch of rollouts" and help_of["lr"] == ""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_a_terminal_of_eighty_columns(name):
+    _, commands = build_parser()
+    assert max(map(len, commands[name].format_help().splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_names_a_function_that_is_there(name):
+    module, function = COMMANDS[name].run.split(":")
+    assert callable(getattr(importlib.import_module(module), function))
