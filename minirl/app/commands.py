@@ -22,7 +22,7 @@ from minirl.app.r1 import R1RunConfig, run_r1, stages_table
 from minirl.app.rundir import RUNS, RunDir, free_name, newest_checkpoint, newest_run
 from minirl.app.training import BaseConfig, CommonConfig, RunConfig, before_and_after, run_grpo, run_sft
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
-from minirl.lm.precision import pick_device
+from minirl.lm.precision import pick_device, slowdown
 from minirl.lm.sampling import check_choices
 from minirl.lm.tokenizer import read_json
 from minirl.tasks.arithmetic import Arithmetic
@@ -68,7 +68,15 @@ def start_training(args: argparse.Namespace, name: str, configs: dict[str, type]
             print(f"note: the preset's learning rate, {built[name].lr:g}, is for a model of billions of parameters; the toy model wants about "
                   f"{configs[name]().lr:g}: add --lr {configs[name]().lr:g}")
     device = pick_device(built["run"].device)
+    say_what_it_costs(built["run"].dtype, device)
     return run, built, device
+
+
+def say_what_it_costs(dtype: str, device: torch.device) -> None:
+    """A line on stderr where a lower precision makes a CPU slower instead of faster."""
+    if device.type == "cpu" and dtype != "float32" and (times := slowdown(dtype)) > 1.5:
+        print(f"note: this processor computes matrix products in {dtype} {times:.0f} times as slowly as in float32: "
+              "it has no instructions for it", file=sys.stderr)
 
 
 def numbers(name: str, presets: dict[str, dict]) -> dict[str, dict[str, dict]]:
@@ -229,6 +237,7 @@ def open_checkpoint(args: argparse.Namespace):
         run_sft(run, BaseConfig(), SFTConfig(), RunConfig(), device=device)
         path = run.path / "final"
     model, tokenizer = load_pretrained(path, device=device)
+    say_what_it_costs(args.dtype, device)
     return path, model, tokenizer, task_of(read_json(Path(path).parent / "config.json").get("run", {}), args)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager
 
 import torch
@@ -30,3 +31,21 @@ def compute_dtype(model) -> torch.dtype:
     """What the model's matrix products give: the autocast dtype where that is on, its own otherwise."""
     device = model.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+
+
+def slowdown(dtype: str, size: int = 128, repeats: int = 5) -> float:
+    """How many times as long a matrix product takes on this CPU in `dtype` as in float32, measured now.
+
+    A processor without instructions for bfloat16 makes each product out of conversions to float32.
+    """
+    def seconds(x: torch.Tensor) -> float:
+        x @ x                                                       # the first also plans
+        times = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            x @ x
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    x = torch.ones(size, size)
+    return seconds(x.to(DTYPES[dtype])) / seconds(x)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minirl.lm.logprobs import linear_logprobs, token_logprobs
-from minirl.lm.precision import compute_in, pick_device
+from minirl.lm.precision import compute_in, pick_device, slowdown
 
 CPU = torch.device("cpu")
 
@@ -87,3 +87,12 @@ def test_no_stale_weights_after_an_update_inside_the_context(make_model):
         fresh, hidden_fresh = token_logprobs(model, tokens), model.hidden(tokens)
     assert torch.equal(after, fresh) and torch.equal(hidden_after, hidden_fresh)
     assert not torch.equal(after, before) and not torch.equal(hidden_after, hidden_before)
+
+
+def test_slowdown_is_what_the_clock_says(monkeypatch):
+    """On a processor without bfloat16 instructions a run in bfloat16 took several times as long, unsaid."""
+    ticks = iter([0, 7, 10, 12, 20, 26, 30, 31])             # two products each: 7 and 2 s, then 6 and 1 s
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+    assert slowdown("bfloat16", size=2, repeats=2) == 2 / 1
+    monkeypatch.undo()
+    assert 0.2 < slowdown("float32") < 5                     # against itself
