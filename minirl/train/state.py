@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from minirl.equations.reduce import masked_mean
 from minirl.lm.rollouts import Rollouts
 
+LARGEST = torch.finfo(torch.float32).max ** 0.5            # the square of a larger weight is infinite
+
 
 class NonFiniteError(ValueError):
-    """A loss or gradient became NaN or infinite. The run stops at the last good weights instead of going on with broken ones."""
+    """A loss, gradient or weight became NaN or infinite. The run stops, and nothing broken is saved."""
 
 
 @dataclass
@@ -29,17 +32,55 @@ class TrainState:
     num_tokens: int = 0
 
     def state_dict(self) -> dict:
-        """Tensors and numbers only. The model's weights are in it, so that nothing depends on how a checkpoint rounds them."""
+        """Tensors and numbers only. The model's weights are in it, so that it is enough by itself."""
         return {"step": self.step, "num_tokens": self.num_tokens, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "parts": {name: part.state_dict() for name, part in self.parts.items()}, "numbers": dict(self.numbers)}
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from what state_dict() gave. Raises ValueError where it is not of this model."""
+        check_state(state)
+        for name in ("parts", "numbers"):
+            came, wanted = state[name].keys(), getattr(self, name).keys()
+            if came != wanted:
+                raise ValueError(f"the training state has the {name} {sorted(came)}, and this page wants "
+                                 f"{sorted(wanted)}: it is of another configuration")
+        whole = {"model": self.model, "optimizer": self.optimizer, **self.parts}
+        for name, part in whole.items():
+            saved = state[name] if name in ("model", "optimizer") else state["parts"][name]
+            try:
+                check_moments(part, saved)
+                part.load_state_dict(saved)
+            except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+                why = " ".join(str(error).split())             # torch names every weight, a line each
+                raise ValueError(f"the {name} of the training state does not fit ({why:.200}): it is of "
+                                 "another model or configuration") from error
         self.step, self.num_tokens = state["step"], state["num_tokens"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name, part in self.parts.items():
-            part.load_state_dict(state["parts"][name])
         self.numbers.update(state["numbers"])
+
+
+def check_state(state: dict) -> None:
+    """Raise ValueError, naming what is wrong, unless this has what TrainState.state_dict() gives."""
+    kinds = {"step": int, "num_tokens": int, "model": dict, "optimizer": dict, "parts": dict,
+             "numbers": dict}
+    for key, kind in kinds.items():
+        value = state.get(key) if isinstance(state, dict) else None
+        if not isinstance(value, kind) or kind is int and (isinstance(value, bool) or value < 0):
+            what = f"{key} {value!r:.40}" if isinstance(value, (int, float, str)) else f"no {key}"
+            raise ValueError(f"the training state has {what}: it is damaged, or of another version")
+    for name, number in state["numbers"].items():
+        if not isinstance(number, (int, float)) or not math.isfinite(number):
+            raise ValueError(f"the training state has {name} {number!r:.40}: a finite number is wanted")
+
+
+def check_moments(part: nn.Module | torch.optim.Optimizer, state: dict) -> None:
+    """Raise ValueError where Adam's averages are of other shapes; torch notices at the next step."""
+    if not isinstance(part, torch.optim.Optimizer):
+        return
+    shapes = [p.shape for group in part.param_groups for p in group["params"]]
+    for i, moments in state["state"].items():
+        shape = moments["exp_avg"].shape if "exp_avg" in moments else shapes[i]
+        if shape != shapes[i]:
+            raise ValueError(f"an average of shape {tuple(shape)} for a weight of {tuple(shapes[i])}")
 
 
 def make_optimizer(model: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float = 0.0) -> torch.optim.AdamW:
@@ -63,6 +104,23 @@ def clip_gradient(model: nn.Module, max_norm: float, *, step: int) -> float:
         raise NonFiniteError(f"step {step}: the gradient norm is {norm}. The weights are still those before this update. Lower lr or max_grad_norm, "
                              "or look for a reward or log-ratio that exploded")
     return norm
+
+
+@torch.no_grad()
+def check_weights(model: nn.Module, step: int) -> None:
+    """Raise NonFiniteError where the update left a weight that is NaN, infinite, or beyond LARGEST.
+
+    A loss and a gradient are looked at before the step, and a step of an absurd size comes after.
+    """
+    weights = dict(model.named_parameters())
+    if torch.isfinite(nn.utils.get_total_norm(list(weights.values()))):     # one pass, nearly always
+        return
+    for name, weight in weights.items():
+        size = weight.abs().float().max()
+        if not size <= LARGEST:
+            raise NonFiniteError(f"step {step}: the update made {name} as large as {float(size):g}. These "
+                                 "weights are lost, and only what was saved before is good. Lower lr or "
+                                 "weight_decay")
 
 
 class Sums:
