@@ -34,6 +34,7 @@ from minirl.train.dpo import DPOConfig
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.ppo import PPOConfig, train_ppo
 from minirl.train.reward_model import RewardModelConfig, as_reward, train_reward_model
+from minirl.train.adamw import AdamW
 from minirl.train.state import derive_seed
 
 matplotlib.use("Agg")
@@ -136,7 +137,7 @@ def held(page: Callable) -> float:
 
     def save(state) -> None:
         modules = [x for x in (state.model, *state.parts.values()) if isinstance(x, torch.nn.Module)]
-        optimizers = [x for x in (state.optimizer, *state.parts.values()) if isinstance(x, torch.optim.Optimizer)]
+        optimizers = [x for x in (state.optimizer, *state.parts.values()) if isinstance(x, AdamW)]
         weights = sum(p.nbytes * (2 if p.requires_grad else 1) for module in modules for p in module.parameters())
         kept.append(weights + sum(x.nbytes for optimizer in optimizers for moments in optimizer.state.values() for x in moments.values() if isinstance(x, torch.Tensor)))
 

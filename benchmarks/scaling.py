@@ -25,7 +25,7 @@ from common import commit, heading, in_turn, processor, row, seconds, table_head
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from minirl.app.plots import COLOURS, plt
+from minirl.app.plots import COLOURS
 from minirl.lm.logprobs import token_logprobs
 from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.precision import DTYPES, compute_in

@@ -36,7 +36,7 @@ def violation(own, own_file, imported):
         return f"{other} is above {own}"
     if FLOORS[other] == FLOORS[own] and other != own:
         return f"{other} is on the same floor as {own}"
-    helper = len(parts) > 2 and parts[2] in ("state", "encoding")
+    helper = len(parts) > 2 and parts[2] in ("state", "encoding", "checks", "seeding", "adamw")
     if own == other == "train" and own_file.name not in ("r1.py", "__init__.py") and len(parts) > 2 and not helper:
         return "a training page stands alone: only r1.py calls other pages"
     return None

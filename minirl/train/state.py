@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from minirl.equations.reduce import masked_mean
 from minirl.lm.rollouts import Rollouts
+from minirl.train.adamw import AdamW
 
 LARGEST = torch.finfo(torch.float32).max ** 0.5            # the square of a larger weight is infinite
 
@@ -25,8 +26,8 @@ class TrainState:
     """All that changes while a page runs. Random numbers do not: each step makes its own from (seed, step), so a step can be replayed alone."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
-    parts: dict[str, nn.Module | torch.optim.Optimizer] = field(default_factory=dict)      # what changes beside the model: a reference, a value function, ...
+    optimizer: AdamW
+    parts: dict[str, nn.Module | AdamW] = field(default_factory=dict)      # what changes beside the model: a reference, a value function, ...
     numbers: dict[str, float] = field(default_factory=dict)                                # and numbers: a KL coefficient under control
     step: int = 0
     num_tokens: int = 0
@@ -48,7 +49,6 @@ class TrainState:
         for name, part in whole.items():
             saved = state[name] if name in ("model", "optimizer") else state["parts"][name]
             try:
-                check_moments(part, saved)
                 part.load_state_dict(saved)
             except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
                 why = " ".join(str(error).split())             # torch names every weight, a line each
@@ -72,23 +72,12 @@ def check_state(state: dict) -> None:
             raise ValueError(f"the training state has {name} {number!r:.40}: a finite number is wanted")
 
 
-def check_moments(part: nn.Module | torch.optim.Optimizer, state: dict) -> None:
-    """Raise ValueError where Adam's averages are of other shapes; torch notices at the next step."""
-    if not isinstance(part, torch.optim.Optimizer):
-        return
-    shapes = [p.shape for group in part.param_groups for p in group["params"]]
-    for i, moments in state["state"].items():
-        shape = moments["exp_avg"].shape if "exp_avg" in moments else shapes[i]
-        if shape != shapes[i]:
-            raise ValueError(f"an average of shape {tuple(shape)} for a weight of {tuple(shapes[i])}")
-
-
-def make_optimizer(model: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float = 0.0) -> torch.optim.AdamW:
-    """AdamW (arXiv:1711.05101); weight decay on matrices alone, not on norms and biases."""
+def make_optimizer(model: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float = 0.0) -> AdamW:
+    """AdamW; weight decay on matrices alone, not on norms and biases."""
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
-    return torch.optim.AdamW([{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-                             lr=lr, betas=betas, fused=True)
+    return AdamW([{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+                 lr=lr, betas=betas)
 
 
 def derive_seed(seed: int, *names: object) -> int:
@@ -152,7 +141,7 @@ def freeze(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_lr(optimizer: AdamW, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
 

@@ -42,3 +42,6 @@ def test_nothing_loads_the_compiler_before_something_is_compiled(base, tmp_path)
                 ["eval", "--problems", "4", "--samples", "1", *init],
                 ["grpo", *init, "--lr", "-1"]]
     assert loaded(commands, COMPILER, tmp_path) == ["0", "0", "0", "2"]
+    tiny = ["--steps", "1", "--prompts-per-step", "2", "--group-size", "2", "--eval-problems", "2", "--digits", "1"]
+    compiler = [name for name in COMPILER if name != "matplotlib"]            # which draws the curves at the end
+    assert loaded([["grpo", *init, *tiny]], compiler, tmp_path) == ["0"]
