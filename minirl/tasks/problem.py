@@ -52,8 +52,8 @@ def draw(n: int, split: str, one: Callable[[], tuple[Problem, str]]) -> list[Pro
             problems.append(problem)
             misses = 0
         elif misses == MISSES:
-            raise ValueError(f"of {MISSES} problems, such as {problem.prompt!r}, none is in the {split} "
-                             "split: a task of more problems is wanted")
+            raise ValueError(f"of {MISSES} problems, such as {problem.prompt!r}, none is in the "
+                             f"{split} split: a task of more problems is wanted")
     return problems
 
 

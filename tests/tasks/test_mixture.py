@@ -8,7 +8,7 @@ from minirl.tasks.bilingual import Bilingual
 from minirl.tasks.instructions import Instructions
 from minirl.tasks.mixture import Mixture
 from minirl.tasks.problem import columns
-from minirl.tasks.rewards import weighted_sum
+from minirl.tasks.rewards import judge, weighted_sum
 
 
 def liked(prompts, completions, answer, completion_ids, **_):
@@ -32,6 +32,22 @@ def test_each_prompt_is_judged_in_its_own_way():
         assert (verdicts["general/true_reward"][i] is None) == (not problem.general)
     total = weighted_sum([verdicts["accuracy"], verdicts["preference"]], [2.0, 1.0])
     assert total == [10.0 * i if p.general else 2.0 for i, p in enumerate(problems)]
+
+
+def test_rewards_are_named_and_called_by_keyword():
+    """The rows a reward is asked about went to it by position, and one that answers for other rows
+    than it was asked about was a "zip() argument 2" error without a name."""
+    def shortest(completions, prompts, **_):
+        return [-float(len(completion)) for completion in completions]
+
+    mixture = Mixture(Bilingual(), Instructions(), shortest, general_share=1.0)
+    problems = mixture.sample(2, random.Random(0))
+    known = dict(prompts=[p.prompt for p in problems], **columns(problems))
+    asked = judge(mixture.rewards, ["preference"], known.pop("prompts"), ["abc", "d"], **known)
+    assert asked == {"preference": [-3.0, -1.0]}
+    hasty = Mixture(Bilingual(), Instructions(), lambda **_: [1.0], general_share=1.0)
+    with pytest.raises(ValueError, match="the reward 'preference' gave 1 of them"):
+        hasty.rewards["preference"](prompts=["p", "p"], completions=["abc", "d"], **known)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

@@ -43,6 +43,9 @@ def test_equal_and_empty_completions_are_not_compared():
     rng = random.Random(0)
     assert sorted(labelled("q", ["a", "a", "", "b"], [1.0, 1.0, 2.0, 0.0], rng, noise=1.0).completions) == ["a", "b"]
     assert labelled("q", ["a", "a", ""], [1.0, 1.0, 0.0], rng, noise=1.0) is None
+    none = [float("nan"), None, 0.0, True]                                    # True is 1
+    ranked = labelled("q", ["a", "b", "c", "d"], none, rng, noise=1e-9)
+    assert ranked.completions == ("d", "c"), "no verdict, no rank: NaN has no place in an order"
     with pytest.raises(ValueError, match="noise is 0"):
         labelled("q", ["a", "b"], [1.0, 0.0], rng, noise=0.0)
 
@@ -86,6 +89,57 @@ def test_bad_lines_are_named(line, message, tmp_path):
     with pytest.raises(ValueError, match="data.jsonl, line 2") as error:
         load_rankings(file)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("line, message", [
+    (b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 2 is no JSON that can be read"),
+    (b'{"prompt": ' + b"9" * 5_000 + b"}", "line 2 is no JSON that can be read"),
+    (b'{"prompt": "\x00"}', "line 2 is no JSON that can be read"),
+    (b'{"prompt": "\xff\xfe"}', "is not UTF-8 (line 2: "),
+    (b'{"prompt": "\\ud800", "chosen": "a", "rejected": "b"}', "half of a surrogate pair")])
+@pytest.mark.parametrize("load", [load_rankings, load_demonstrations])
+def test_lines_that_no_parser_reads_are_named(load, line, message, tmp_path):
+    """Lists 100,000 deep were a RecursionError, a number of 5,000 digits a ValueError about
+    integers: tracebacks that named neither file nor line."""
+    good = {"prompt": "q", "chosen": "a", "rejected": "b", "completion": "a"}
+    file = tmp_path / "data.jsonl"
+    file.write_bytes(json.dumps(good).encode() + b"\n" + line + b"\n")
+    with pytest.raises(ValueError) as error:
+        load(file)
+    assert str(file) in str(error.value) and message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r\n\r\n"])
+def test_files_from_another_system(mark, end, tmp_path):
+    """A byte order mark, as some editors put it in front, made the first line no JSON."""
+    file = tmp_path / "data.jsonl"
+    entries = [{"prompt": "가", "completion": "a"}, {"prompt": "q", "completion": "\ufeffb"}]
+    lines = [json.dumps(entry, ensure_ascii=False).encode() for entry in entries]
+    file.write_bytes(mark + b"".join(line + end for line in lines))
+    assert [d[:2] for d in load_demonstrations(file)] == [("가", "a"), ("q", "\ufeffb")]
+
+
+def test_a_messages_content_may_be_a_list_of_parts(tmp_path):
+    """Chat templates for images write it so. A part that is no text must not vanish: what was said
+    about a picture would be learnt without it."""
+    def message(*parts):
+        return [{"role": "assistant", "content": list(parts)}]
+
+    a, b = {"type": "text", "text": "a"}, {"type": "text", "text": "b"}
+    pair = {"chosen": message(a, b), "rejected": message(b)}
+    file = written(tmp_path, {"prompt": message(a), **pair})
+    assert [(r.prompt, r.completions) for r in load_rankings(file)] == [("a", ("ab", "b"))]
+    file = written(tmp_path, {"prompt": message(a), "completion": message(b, a)})
+    assert load_demonstrations(file) == [Demonstration("a", "ba", f"{file}, line 1")]
+    for part, kind in (({"type": "image", "image": "x.png"}, "image"), ({"type": "text"}, "text"),
+                       (3, "int")):
+        file = written(tmp_path, {"prompt": message(part), "completion": "b"})
+        with pytest.raises(ValueError, match=f"line 1: 'prompt' has a part of type {kind}"):
+            load_demonstrations(file)
+    with pytest.raises(ValueError, match="line 1: 'completion' is empty"):
+        load_demonstrations(written(tmp_path, {"prompt": "q", "completion": message()}))
 
 
 def test_missing_and_empty_files(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from minirl.equations.test_time import majority_vote
-from minirl.tasks.rewards import (accuracy, answer_of, combine, conversational, format_reward, judge,
+from minirl.tasks.rewards import (accuracy, answer_of, combine, format_reward, judge,
                                   language_consistency, normalise_answer, text, weighted_sum)
 
 
@@ -32,12 +32,15 @@ def said(content):
     ("<answer>1</answer><answer>1234</answer>", "1234", 0.0), ("<answer>1234</answer><answer>1234</answer>", "1234", 0.0),
     ("<answer><answer>1234</answer></answer>", "1234", 0.0),
     (said("1234"), None, None), ("", None, None),
-    (said(".5"), "0.5", 1.0), (said("5."), "5", 1.0), (said("-.50"), "-0.5", 1.0), (said("1,234."), "1234", 1.0),
-    (said("."), "0", 0.0), (said("-"), "0", 0.0), (said("1..5"), "1.5", 0.0), (said("1.5.0"), "1.5", 0.0),
-    (said("\u22125"), "-5", 1.0), (said("５"), "5", 1.0), (said("１，２３４"), "1234", 1.0),   # a typographer's minus; full-width
-    (said("1e16"), 1e16, 0.0), (said("10000000000000000"), 1e16, 1.0), (said("0.0000001"), 1e-7, 1.0),
-    (said("2.50"), Decimal("2.5"), 1.0), (said("5"), numpy.float64(5.0), 1.0), (said("5"), numpy.int64(5), 1.0),
-    (said("x2"), "x²", 0.0), (said("½"), "1/2", 0.0),              # what NFKC would make equal
+    (said(".5"), "0.5", 1.0), (said("5."), "5", 1.0), (said("-.50"), "-0.5", 1.0),
+    (said("1,234."), "1234", 1.0), (said("."), "0", 0.0), (said("-"), "0", 0.0),
+    (said("1..5"), "1.5", 0.0), (said("1.5.0"), "1.5", 0.0),
+    (said("\u22125"), "-5", 1.0),                                   # the minus that is no hyphen
+    (said("５"), "5", 1.0), (said("１，２３４"), "1234", 1.0),        # full-width
+    (said("1e16"), 1e16, 0.0), (said("1" + "0" * 16), 1e16, 1.0), (said("0.0000001"), 1e-7, 1.0),
+    (said("2.50"), Decimal("2.5"), 1.0), (said("5"), numpy.float64(5), 1.0),
+    (said("5"), numpy.int64(5), 1.0),
+    (said("x2"), "x²", 0.0), (said("½"), "1/2", 0.0),               # what NFKC would make equal
 ])
 def test_accuracy(completion, gold, expected):
     """Several answers are wrong even if each is right: otherwise the policy learns to list guesses."""
@@ -51,33 +54,37 @@ def test_accuracy_of_a_very_long_number():
     assert accuracy(["q"] * 4, [said(a) for a in answers], answer=golds) == [1.0, 0.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize("gold", ["", "  ", "\u3000", None, float("nan"), Decimal("NaN"), numpy.float64("nan")])
+@pytest.mark.parametrize("gold", ["", "  ", "\u3000", None, float("nan"), Decimal("NaN"),
+                                  numpy.float64("nan")])
 def test_without_a_right_answer_there_is_no_verdict(gold):
-    """A data set's empty cell was an answer like any other, and whoever answered nothing was right. A data frame writes NaN there, and
-    the text "nan" was right then."""
+    """A data set's empty cell was an answer like any other, and whoever answered nothing was right.
+    A data frame writes NaN there, and then the text "nan" was right."""
     assert accuracy(["q"] * 3, [said(""), said("nan"), said("5")], answer=[gold] * 3) == [None] * 3
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
 def test_one_text_in_two_unicode_forms_is_one_answer(form):
-    """A tokenizer that decomposes Hangul printed 사과 as five code points: never equal to the two of the data set, with nothing to see."""
+    """A tokenizer that decomposes Hangul printed 사과 as four code points, which never equal the two
+    of the data set though they look the same."""
     for word in ("사과", "naïve", "Ångström"):
-        assert accuracy(["q"] * 2, [said(unicodedata.normalize(form, word)), said(word)],
-                        answer=[word, unicodedata.normalize(form, word)]) == [1.0, 1.0]
+        other = unicodedata.normalize(form, word)
+        assert accuracy(["q"] * 2, [said(other), said(word)], answer=[word, other]) == [1.0, 1.0]
 
 
 def test_equal_answers_are_equal_votes():
-    """62, 062 and 62.0 were three answers with one vote each, and 63 won with two; the answers that accuracy takes for equal are joined."""
-    said_by_five = [said("62"), said("063"), said("62.0"), said("63"), said("062"), "62", said("62") + said("62"), said(" ")]
-    answers = [answer_of(completion) for completion in said_by_five]
+    """62, 062 and 62.0 were three answers with one vote each, and 63 won with two."""
+    tagged = [said(answer) for answer in ("62", "63", "62.0", "63", "062", " ")]
+    completions = [*tagged, "62", said("62") + said("62")]
+    answers = [answer_of(completion) for completion in completions]
     assert answers == ["62", "63", "62", "63", "62", None, None, None]
     assert majority_vote(answers) == normalise_answer("+62.00") == "62"
-    assert answer_of([{"role": "assistant", "content": said("사과")}]) == unicodedata.normalize("NFC", "사과")
+    assert answer_of([{"role": "assistant", "content": said("사과")}]) == "사과"
 
 
 def test_normalised_answers_stay():
     """Otherwise a vote's winner, spelt once, would not be equal to the answer, spelt twice."""
-    for answer in ("-0.0", "1,234.50", "+.5", "\u22127", " a\u3000b ", "１．０", "Å", "12,34", "-", "", "0" * 50, "9" * 5000 + ".10"):
+    for answer in ("-0.0", "1,234.50", "+.5", "\u22127", " a\u3000b ", "１．０", "A\u030a", "12,34",
+                   "-", "", "0" * 50, "9" * 5000 + ".10"):
         once = normalise_answer(answer)
         assert normalise_answer(once) == once
 
@@ -117,20 +124,26 @@ def test_conversations(reward):
     assert reward([[{"role": "user", "content": "1+1="}]] * 2, chat, answer=["2", "2"]) == [1.0, 0.0]
 
 
-ASSISTANT, TOOL, USER = ({"role": role} for role in ("assistant", "tool", "user"))
+def message(content, role="assistant"):
+    return {"role": role, "content": content}
 
 
-@pytest.mark.parametrize("messages, expected", [
-    ([ASSISTANT | {"content": [{"type": "text", "text": GOOD}]}], GOOD),
-    ([ASSISTANT | {"content": [{"type": "text", "text": "a"}, {"type": "image", "image": "x.png"}, {"type": "text", "text": "b"}]}], "ab"),
-    ([ASSISTANT | {"content": "5+6="}, TOOL | {"content": "11"}, ASSISTANT | {"content": GOOD}, TOOL | {"content": "12"}], GOOD),
-    ([TOOL | {"content": GOOD}], ""), ([USER | {"content": GOOD}], ""), ([], ""),
-    ([ASSISTANT | {"content": "a"}, ASSISTANT | {"content": None, "tool_calls": [{}]}], ""),
-    ([{"content": GOOD}], GOOD), ([ASSISTANT], ""), ([ASSISTANT | {"content": []}], ""), (GOOD, GOOD)])
-def test_a_completion_is_what_the_assistant_said_last(messages, expected):
-    """The content of the last message was taken, whosever it was: a tool's result earned the policy's reward. And a list of parts, as
-    chat templates for images have it, was no text: right answers got 0 for their form and for their content."""
-    assert text(messages) == expected
+def part(text):
+    return {"type": "text", "text": text}
+
+
+@pytest.mark.parametrize("completion, expected", [
+    ([message([part(GOOD)])], GOOD),
+    ([message([part("a"), {"type": "image", "image": "x.png"}, part("b")])], "ab"),
+    ([message("5+6="), message("11", "tool"), message(GOOD), message("12", "tool")], GOOD),
+    ([message(GOOD, "tool")], ""), ([message(GOOD, "user")], ""), ([], ""),
+    ([message("a"), message(None) | {"tool_calls": [{}]}], ""),
+    ([{"content": GOOD}], GOOD), ([{"role": "assistant"}], ""), ([message([])], ""), (GOOD, GOOD)])
+def test_a_completion_is_what_the_assistant_said_last(completion, expected):
+    """The content of the last message was taken, whosever it was: a tool's result earned the
+    policy's reward. And a list of parts, as chat templates for images have it, was no text: right
+    answers got 0 for their form and for their content."""
+    assert text(completion) == expected
 
 
 def fixed(*verdicts):
@@ -164,29 +177,35 @@ def test_combine_of_mismatched_lengths_raises():
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.mark.parametrize("nothing", [None, NAN, Decimal("NaN"), numpy.float32("nan"), torch.tensor(NAN)])
+@pytest.mark.parametrize("nothing", [None, NAN, Decimal("NaN"), numpy.float32("nan"),
+                                     torch.tensor(NAN)])
 def test_none_and_nan_are_both_no_verdict(nothing):
-    """Beside other verdicts a None counted as 0, and a NaN made NaN of the sum: the completion was thrown away for one silent judge."""
+    """Beside other verdicts a None counted as 0, and a NaN made NaN of the sum: one silent judge,
+    and the completion was thrown away."""
     assert weighted_sum([[nothing, nothing], [1.0, nothing]], [1, 1]) == [1.0, None]
-    assert combine([fixed(nothing, nothing), fixed(1.0, nothing)], [1.0, 1.0])(["q"] * 2, ["", ""]) == [1.0, None]
+    both = combine([fixed(nothing, nothing), fixed(1.0, nothing)], [1.0, 1.0])
+    assert both(["q"] * 2, ["", ""]) == [1.0, None]
     assert judge({"a": fixed(nothing, 0.0)}, ["a"], ["q"] * 2, ["", ""]) == {"a": [None, 0.0]}
 
 
-@pytest.mark.parametrize("one", [1, True, Decimal(1), Fraction(1), numpy.float64(1), numpy.bool_(True), numpy.array([1.0]).sum(), torch.tensor(1.0),
-                                 torch.tensor([1]), torch.tensor(True), torch.ones((), dtype=torch.bfloat16)])
+@pytest.mark.parametrize("one", [1, True, Decimal(1), Fraction(1), numpy.float64(1),
+                                 numpy.bool_(True), torch.tensor(1.0), torch.tensor([1]),
+                                 torch.tensor(True)])
 def test_whatever_is_a_number_is_a_verdict(one):
-    """A Decimal was accepted, and float times Decimal was a TypeError where the rewards were added up."""
+    """A Decimal was let in, and then float times Decimal was a TypeError in the weighted sum."""
     verdicts = judge({"a": fixed(one, None)}, ["a"], ["q"] * 2, ["", ""])["a"]
     assert verdicts == [1.0, None] and type(verdicts[0]) is float
     assert weighted_sum([[one], [0.25]], [0.5, 2.0]) == [1.0]
 
 
-@pytest.mark.parametrize("verdicts", [torch.tensor([1.0, NAN]), numpy.array([1.0, NAN]), (1.0, None), torch.tensor([[1.0], [NAN]]), iter([1.0, None])])
+@pytest.mark.parametrize("verdicts", [torch.tensor([1.0, NAN]), numpy.array([1.0, NAN]),
+                                      torch.tensor([[1.0], [NAN]]), (1.0, None), iter([1.0, None])])
 def test_whatever_is_a_row_of_numbers_is_a_list_of_verdicts(verdicts):
     assert judge({"a": lambda **_: verdicts}, ["a"], ["q"] * 2, ["", ""]) == {"a": [1.0, None]}
 
 
-@pytest.mark.parametrize("verdict", [INF, -INF, Decimal("Infinity"), torch.tensor(INF), numpy.float32("-inf")])
+@pytest.mark.parametrize("verdict", [INF, -INF, Decimal("Infinity"), torch.tensor(INF),
+                                     numpy.float32("-inf")])
 def test_an_infinite_verdict_is_refused_by_name(verdict):
     """It reached the advantages, whose error knew no reward's name."""
     with pytest.raises(ValueError, match="the reward 'a' gave .*, which is not finite: a list"):
@@ -214,26 +233,31 @@ def test_language_consistency_by_hand(reasoning, ko, en):
 
 
 @pytest.mark.parametrize("said, en", [
-    ("<think><pad></think><answer>5</answer>", 0.0), ("<think><|im_end|><bos></s>[PAD]</think>", 0.0), ("<think><pad><eos>", 0.0),
-    ("<think>사 <pad><pad><pad></think>", 0.0), ("<think>three plus <|im_end|> 사</think>", 2 / 3), ("<think>a <b>bold</b> sum</think>", 1.0),
-    ("<think>사<answer>seven is the answer</answer>", 0.0), ("<think>사<think>seven is the answer</think>", 0.0),   # not closed
-    ("<think>사</answer>seven", 0.0), ("<think>four</thi", 1.0), ("<think>사 <|im_e", 0.0),                         # cut off
-    ("<think>is 3 < 4 and 5 > 4 so</think>", 1.0), ("<think>사 <seven and 사 > nine</think>", 0.6)])                # no markup
+    ("<think><pad></think><answer>5</answer>", 0.0), ("<think><pad><eos>", 0.0),
+    ("<think><|im_end|><bos></s>[PAD]</think>", 0.0), ("<think>사 <pad><pad><pad></think>", 0.0),
+    ("<think>three plus <|im_end|> 사</think>", 2 / 3), ("<think>a <b>bold</b> sum</think>", 1.0),
+    ("<think>사<answer>seven is the answer</answer>", 0.0),                         # not closed
+    ("<think>사<think>seven is the answer</think>", 0.0), ("<think>사</answer>seven", 0.0),
+    ("<think>four</thi", 1.0), ("<think>사 <|im_e", 0.0),                           # cut off
+    ("<think>is 3 < 4 and 5 > 4 so</think>", 1.0),                                  # no markup
+    ("<think>사 <seven and 사 > nine</think>", 0.6)])
 def test_markup_is_not_language(said, en):
-    """"<pad>" was an English word, and a policy that samples pad tokens spoke perfect English; so did one that left its reasoning open,
-    with the words of its answer."""
+    """"<pad>" was an English word, and a policy that samples pad tokens spoke perfect English; so
+    did one that left its reasoning open, with the words of its answer."""
     assert language_consistency(["q"], [said], ["en"]) == [pytest.approx(en)]
 
 
 @pytest.mark.parametrize("reasoning, ko, en", [
-    ("x² plus y² is four", 0.0, 1.0), ("½ plus ① is Ⅷ", 0.0, 1.0), ("삼² 더하기 ½ 은 ⅷ", 1.0, 0.0), ("2ⁿ plus 1º", 0.0, 1.0), ("① ² Ⅷ", 0.0, 0.0),
-    ("𝑥 plus ｓｉｘ", 0.0, 1.0), (unicodedata.normalize("NFD", "naïve sum"), 0.0, 1.0), (unicodedata.normalize("NFD", "삼 plus"), 0.5, 0.5),
-    ("हिन्दी plus", 0.0, 0.5)])
+    ("x² plus y² is four", 0.0, 1.0), ("½ plus ① is Ⅷ", 0.0, 1.0), ("삼² 더하기 ½ 은 ⅷ", 1.0, 0.0),
+    ("2ⁿ plus 1º", 0.0, 1.0), ("① ² Ⅷ", 0.0, 0.0), ("𝑥 plus ｓｉｘ", 0.0, 1.0),
+    (unicodedata.normalize("NFD", "naïve sum"), 0.0, 1.0),
+    (unicodedata.normalize("NFD", "삼 plus"), 0.5, 0.5), ("हिन्दी plus", 0.0, 0.5)])
 def test_numerals_are_no_words(reasoning, ko, en):
-    """For Python ², ½, ① and Ⅷ are word characters and no digits: x² was a word of two scripts, and "x² plus y² is four" 0.714 English.
-    Other forms of the same letters are the same letters, and a vowel sign does not end a word."""
-    said = f"<think>{reasoning}</think>"
-    assert language_consistency(["q"] * 2, [said] * 2, ["ko", "en"]) == [pytest.approx(ko), pytest.approx(en)]
+    """For Python ², ½, ① and Ⅷ are word characters and no digits: x² was a word of two scripts, and
+    "x² plus y² is four" 0.714 English. Other forms of the same letters are the same letters, and a
+    vowel sign does not end a word."""
+    said, wanted = f"<think>{reasoning}</think>", [pytest.approx(ko), pytest.approx(en)]
+    assert language_consistency(["q"] * 2, [said] * 2, ["ko", "en"]) == wanted
 
 
 def test_language_consistency_of_what_is_not_whole():
@@ -256,107 +280,10 @@ def test_a_reward_that_does_not_judge_each_completion_is_named(said, came):
             ask()
 
 
-@pytest.mark.parametrize("names", [["a"], ("a",), {"a": 1.0}, iter(["a"]), (name for name in "a")], ids=lambda names: type(names).__name__)
+@pytest.mark.parametrize("names", [["a"], ("a",), {"a": 1.0}, iter(["a"]), (n for n in "a")])
 def test_any_iterable_of_names_will_do(names):
-    """An iterator was used up by the check of the names, and judge said nothing about nothing."""
+    """An iterator was used up by the check of the names, and nothing was judged."""
     assert judge({"a": fixed(1.0), "b": fixed(0.0)}, names, ["p"], ["x"]) == {"a": [1.0]}
-
-
-# called as TRL calls them
-
-def swapped(completions, prompts, **_):
-    return [float(len(completion)) for completion in completions]
-
-
-def completions_alone(completions, **kwargs):
-    return [float(len(completion)) for completion in completions]
-
-
-def keyword_only(*, completion_ids, **kwargs):
-    return [float(len(ids)) for ids in completion_ids]
-
-
-def nothing_else(prompts, completions, completion_ids, answer):
-    return [float(len(completion)) for completion in completions]
-
-
-class Instance:
-    def __call__(self, completions, **_):
-        return completions_alone(completions)
-
-
-@pytest.mark.parametrize("reward", [swapped, completions_alone, keyword_only, nothing_else, Instance(), lambda *args, completions, **_: swapped(completions, [])])
-def test_rewards_are_called_by_keyword(reward):
-    """They were called with prompts and completions in this order: one that takes completions first was asked about the prompts, and
-    paid for the length of the question; one that takes completions alone could not be called."""
-    columns = {"completion_ids": [[1, 2, 3]], "answer": ["5"]}
-    assert judge({"r": reward}, ["r"], ["a long prompt"], ["abc"], **columns) == {"r": [3.0]}
-    assert combine([reward], [2.0])(["a long prompt"], ["abc"], **columns) == [6.0]
-    assert combine([reward], [2.0])(completions=["abc"], prompts=["a long prompt"], **columns) == [6.0]
-
-
-@pytest.mark.parametrize("reward, message", [
-    (lambda p, c, **_: [0.0], "missing a required argument: 'p'"), (lambda completions, solution, **_: [0.0], "'solution'"),
-    (lambda prompts, completions: [0.0], "unexpected keyword argument 'answer'")])
-def test_a_reward_that_does_not_take_the_columns_is_named(reward, message):
-    with pytest.raises(ValueError, match=f"the reward 'r' cannot be called .*{message}.*: its keywords are prompts, completions, answer"):
-        judge({"r": reward}, ["r"], ["p"], ["c"], answer=["5"])
-
-
-def test_a_type_error_inside_a_reward_stays_what_it_is():
-    """A check of the signature that catches the call's own TypeError would blame the signature for it."""
-    with pytest.raises(TypeError, match="can only concatenate"):
-        judge({"r": lambda completions, **_: [completion + 1 for completion in completions]}, ["r"], ["p"], ["c"], answer=["5"])
-
-
-MESSAGES = [[{"role": "assistant", "content": f"<think>a</think>{answer}"}] for answer in ("5", "6")]
-
-
-def trl_format(completions, **kwargs):
-    return [float(completion[0]["content"].startswith("<think>")) for completion in completions]
-
-
-def trl_accuracy(completions, solution, log_extra=None, **kwargs):
-    return [float(completion[0]["content"].endswith(right)) if right else None for completion, right in zip(completions, solution, strict=True)]
-
-
-def trl_overlong(completion_ids, **kwargs):
-    return [-0.5 * (len(ids) > 2) for ids in completion_ids]
-
-
-def trl_repetition(prompts, completions, completion_ids, trainer_state=None, **kwargs):
-    return [float(len(set(ids)) - len(ids)) for ids in completion_ids]
-
-
-@pytest.mark.parametrize("reward, expected", [(trl_format, [1.0, 1.0]), (trl_accuracy, [1.0, None]), (trl_overlong, [0.0, -0.5]), (trl_repetition, [0.0, -1.0])])
-def test_signatures_of_trls_rewards(reward, expected):
-    """Conversations as they are, and texts as conversations: TRL's own read the first message's content, which text has not."""
-    columns = {"completion_ids": [[1, 2], [3, 4, 4]], "solution": ["5", ""]}
-    assert judge({"r": reward}, ["r"], [[{"role": "user", "content": "2+3="}]] * 2, MESSAGES, **columns) == {"r": expected}
-    texts = [text(completion) for completion in MESSAGES]
-    assert judge({"r": conversational(reward)}, ["r"], ["2+3="] * 2, texts, **columns) == {"r": expected}
-    assert judge({"r": conversational(reward)}, ["r"], ["2+3="] * 2, MESSAGES, **columns) == {"r": expected}
-
-
-def test_conversational_rewards_read_prompts_too_and_keep_their_name():
-    def echo(prompts, completions, **_):
-        return [float(prompt[-1] == {"role": "user", "content": completion[0]["content"]}) for prompt, completion in zip(prompts, completions)]
-
-    assert judge({"r": conversational(echo)}, ["r"], ["a", "b"], ["a", "c"]) == {"r": [1.0, 0.0]}
-    with pytest.raises(ValueError, match="the reward 'trl_accuracy' cannot be called .*'solution'"):
-        combine([conversational(trl_accuracy)], [1.0])(["p"], ["c"])
-
-
-def test_trls_own_rewards():
-    rewards = pytest.importorskip("trl.rewards")
-    ours = {"format": rewards.think_format_reward, "overlong": rewards.get_soft_overlong_punishment(max_completion_len=4, soft_punish_cache=2),
-            "repetition": rewards.get_repetition_penalty_reward(ngram_size=1)}
-    columns = {"completion_ids": [[1, 2], [3, 3, 3]], "answer": ["5", "5"]}
-    wanted = {"format": [1.0, 1.0], "overlong": [0.0, -0.5], "repetition": [0.0, pytest.approx(-2 / 3)]}
-    assert judge(ours, ours, [[{"role": "user", "content": "2+3="}]] * 2, MESSAGES, **columns) == wanted
-    texts = {name: conversational(reward) for name, reward in ours.items()}
-    assert judge(texts, texts, ["2+3="] * 2, [text(completion) for completion in MESSAGES], **columns) == wanted
-    assert combine([*ours.values()], [1, 1, 1])(["2+3="] * 2, MESSAGES, **columns) == [1.0, pytest.approx(0.5 - 2 / 3)]
 
 
 def test_judged_are_the_named_rewards_alone():
