@@ -22,6 +22,7 @@ from minirl.lm.precision import compute_dtype
 ASK = {"cpu": 1, "cuda": 8}       # steps between two looks at who has ended: asking a GPU makes it wait
 WORTH_LEAVING = 1 / 32            # of the rows: when so many have ended, others take their places
 REACH = 128                       # recorded steps read the cache in whole multiples of so many slots
+ROUNDING = 5e-7                   # relative error of a sum of float32 probabilities, with room
 
 
 class Choice(NamedTuple):
@@ -227,13 +228,16 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p:
 
 
 def keep_likeliest(logp: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Set all but the top_k likeliest ids, then all but the fewest of probability >= top_p, to -inf, and renormalise. (B, V) -> (B, V)."""
+    """Set all but the top_k likeliest ids, then all but the fewest of probability >= top_p, to -inf,
+    and renormalise. (B, V) -> (B, V). A sum that falls short of top_p by rounding alone reaches it:
+    in float32 0.5 + 0.3 may be 0.79999995."""
     if 0 < top_k < logp.shape[-1]:
         rank = logp.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)                 # 0: the likeliest; ties by id
         logp = logp.masked_fill(rank >= top_k, float("-inf")).log_softmax(-1)
     if top_p < 1.0:
         sorted_logp, order = logp.sort(dim=-1, descending=True, stable=True)
         before = sorted_logp.exp().cumsum(-1) - sorted_logp.exp()                                 # probability of all likelier ids
-        drop = torch.zeros_like(logp, dtype=torch.bool).scatter(1, order, before >= top_p)
+        enough = top_p * (1 - ROUNDING)
+        drop = torch.zeros_like(logp, dtype=torch.bool).scatter(1, order, before >= enough)
         logp = logp.masked_fill(drop, float("-inf")).log_softmax(-1)
     return logp

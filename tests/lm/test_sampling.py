@@ -237,6 +237,39 @@ def test_each_row_is_cut_by_itself():
     assert keep_likeliest(log_p, 0, 0.8).exp().tolist() == [pytest.approx([0, 2 / 9, 7 / 9]), pytest.approx([7 / 9, 0, 2 / 9])]
 
 
+def how_many_are_kept(logits, top_p):
+    return (keep_likeliest(logits.log_softmax(-1), 0, top_p) > -INF).sum(-1).tolist()
+
+
+@pytest.mark.parametrize("p, top_p, kept", [
+    ([0.3, 0.1, 0.1, 0.5], 0.8, 2), ([0.4, 0.3, 0.2, 0.1], 0.7, 2), ([0.4, 0.3, 0.2, 0.1], 0.9, 3),
+    ([0.1] * 10, 0.3, 3), ([0.1] * 10, 0.7, 7), ([0.05] * 20, 0.35, 7), ([1 / 3] * 3, 2 / 3, 2),
+    ([0.3, 0.1, 0.1, 0.5], 0.8001, 3), ([0.1] * 10, 0.3001, 4), ([0.7, 0.3], 1e-9, 1),
+    ([0.5, 0.5], 0.9999, 2)])
+def test_top_p_keeps_the_fewest_ids_that_reach_it(p, top_p, kept):
+    """In float32 0.5 + 0.3 is 0.79999995 after a log-softmax, and a third id was kept for the sake
+    of the last digit. Of twenty ids of 0.05 it was an eighth for 0.35."""
+    for scale in (1.0, 3.0, 1e-3):
+        assert how_many_are_kept((torch.tensor([p]) * scale).log(), top_p) == [kept]
+
+
+def test_top_p_is_that_of_transformers():
+    """Random distributions, from flat to peaked. Where a sum is as near to top_p as 2e-6, rounding
+    decides in theirs: there, and only there, it may keep one more or one less."""
+    warper = pytest.importorskip("transformers").generation.logits_process.TopPLogitsWarper
+    g, decided = generator(), 0
+    for trial in range(300):
+        logits = torch.randn(8, 2 + trial, generator=g) * 5 * torch.rand(1, generator=g)
+        top_p = 0.001 + 0.998 * float(torch.rand(1, generator=g))
+        theirs = (warper(top_p)(None, logits) > -INF).sum(-1).tolist()
+        sums = logits.double().softmax(-1).sort(descending=True).values.cumsum(-1)       # exactly
+        near = ((sums - top_p).abs() < 2e-6).any(-1).tolist()
+        for ours, wanted, undecided in zip(how_many_are_kept(logits, top_p), theirs, near):
+            assert ours == wanted or undecided and abs(ours - wanted) == 1
+            decided += not undecided
+    assert decided > 2300
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_drawn_frequencies_match_the_probabilities(temperature):
     """20,000 draws over 5 ids. Chi-square with 4 degrees of freedom exceeds 33.4 once in a million streams; the seed is fixed."""
