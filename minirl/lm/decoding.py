@@ -228,8 +228,8 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p:
 
 
 def keep_likeliest(logp: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Set all but the top_k likeliest ids, then all but the fewest of probability >= top_p, to -inf,
-    and renormalise. (B, V) -> (B, V). A sum that falls short of top_p by rounding alone reaches it:
+    """Set all but the top_k likeliest ids, then all but the fewest that reach top_p, to -inf, and
+    renormalise. (B, V) -> (B, V). A sum that falls short of top_p by rounding alone reaches it:
     in float32 0.5 + 0.3 may be 0.79999995."""
     if 0 < top_k < logp.shape[-1]:
         rank = logp.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)                 # 0: the likeliest; ties by id
