@@ -1,41 +1,49 @@
-"""Curves of one run or several, on shared axes."""
+"""Curves of one run or several, on shared axes. matplotlib is loaded when something is drawn."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
-
-from minirl.app.rundir import RunDir  # noqa: E402
-from minirl.app.text import wilson_interval  # noqa: E402
-from minirl.lm.tokenizer import read_json  # noqa: E402
+from minirl.app.rundir import RunDir
+from minirl.app.text import shortened, visible, wilson_interval
+from minirl.lm.tokenizer import read_json
 
 AUTO, LOG = "from the data", "from the data; logarithmic where they span much"
-# metric -> title, unit, lower and upper end of the axis
+
+
+class Panel(NamedTuple):
+    """What stands over and beside a metric's axes, and where they end."""
+
+    title: str
+    unit: str
+    low: float | str
+    high: float | str
+    exact: bool = False            # set and not measured: nothing to smooth
+
+
+# metric -> how it is drawn
 PANELS = {
-    "rewards/accuracy/mean": ("Accuracy on sampled training problems", "share right", 0.0, 1.0),
-    "rewards/format_reward/mean": ("Answers in the asked form", "share", 0.0, 1.0),
-    "rewards/language_consistency/mean": ("Reasoning in the language asked for", "share of words", 0.0, 1.0),
-    "rewards/preference/mean": ("Reward model's score of general answers", "score", AUTO, AUTO),
-    "rewards/general/true_reward/mean": ("True reward of general answers: what people want", "true reward", AUTO, AUTO),
-    "rewards/reward_model/mean": ("Reward model's score: what is trained on", "score", AUTO, AUTO),
-    "rewards/true_reward/mean": ("True reward: what people want", "true reward", AUTO, AUTO),
-    "objective/kl": ("KL to the SFT policy", "nats per completion", AUTO, AUTO),
-    "completions/mean_length": ("Mean response length", "tokens", 0.0, AUTO),
-    "kl": ("KL to the reference (k3)", "nats per token", 0.0, AUTO),
-    "entropy": ("Policy entropy", "nats per token", 0.0, AUTO),
-    "value/explained_variance": ("Variance of returns that the value function explains", "share", AUTO, 1.0),
-    "loss": ("Loss", "nats", LOG, AUTO),
-    "accuracy": ("Comparisons that the reward model decides alike", "share", 0.0, 1.0),
-    "margin": ("r(better) - r(worse)", "score", 0.0, AUTO),
-    "rewards/accuracies": ("Comparisons that the implicit reward decides alike", "share", 0.0, 1.0),
-    "rewards/margins": ("Implicit reward, chosen - rejected", "nats x beta", AUTO, AUTO),
-    "learning_rate": ("Learning rate", "", 0.0, AUTO),
+    "rewards/accuracy/mean": Panel("Accuracy on sampled training problems", "share right", 0.0, 1.0),
+    "rewards/format_reward/mean": Panel("Answers in the asked form", "share", 0.0, 1.0),
+    "rewards/language_consistency/mean": Panel("Reasoning in the language asked for", "share of words", 0.0, 1.0),
+    "rewards/preference/mean": Panel("Reward model's score of general answers", "score", AUTO, AUTO),
+    "rewards/general/true_reward/mean": Panel("True reward of general answers: what people want", "true reward", AUTO, AUTO),
+    "rewards/reward_model/mean": Panel("Reward model's score: what is trained on", "score", AUTO, AUTO),
+    "rewards/true_reward/mean": Panel("True reward: what people want", "true reward", AUTO, AUTO),
+    "objective/kl": Panel("KL to the SFT policy", "nats per completion", AUTO, AUTO),
+    "completions/mean_length": Panel("Mean response length", "tokens", 0.0, AUTO),
+    "kl": Panel("KL to the reference (k3)", "nats per token", 0.0, AUTO),
+    "entropy": Panel("Policy entropy", "nats per token", 0.0, AUTO),
+    "value/explained_variance": Panel("Variance of returns that the value function explains", "share", AUTO, 1.0),
+    "loss": Panel("Loss", "nats", LOG, AUTO),
+    "accuracy": Panel("Comparisons that the reward model decides alike", "share", 0.0, 1.0),
+    "margin": Panel("r(better) - r(worse)", "score", 0.0, AUTO),
+    "rewards/accuracies": Panel("Comparisons that the implicit reward decides alike", "share", 0.0, 1.0),
+    "rewards/margins": Panel("Implicit reward, chosen - rejected", "nats x beta", AUTO, AUTO),
+    "learning_rate": Panel("Learning rate", "", 0.0, AUTO, exact=True),
 }
 # command -> which of them, in order
 SHOWN = {
@@ -47,7 +55,13 @@ SHOWN = {
     "ppo": ("rewards/reward_model/mean", "rewards/true_reward/mean", "objective/kl", "completions/mean_length", "entropy", "value/explained_variance"),
     "dpo": ("loss", "rewards/accuracies", "rewards/margins", "learning_rate"),
 }
+HELD_OUT = {"rewards/accuracy/mean": "accuracy", "completions/mean_length": "mean_length", "rewards/true_reward/mean": "true_reward",
+            "rewards/reward_model/mean": "score"}      # metric -> its name in summary.json
 COLOURS = ("#2563a8", "#c8553d", "#3a7d44", "#8b5fa8", "#b8860b", "#4b5563")
+DASHES = (0, (4, 1.5))
+REACH = 3                         # neighbours on either side in a smoothed curve
+FEW = 12                          # points up to which each is marked
+LONGEST_NAME = 36
 
 
 def plot_runs(runs: Sequence[RunDir], out: Path) -> None:
@@ -57,39 +71,79 @@ def plot_runs(runs: Sequence[RunDir], out: Path) -> None:
         if not metrics:
             raise ValueError(f"{run.path} has no metrics yet: let it make a step, or name another run")
     wanted = dict.fromkeys(name for run in runs for name in shown(run))
-    panels = [name for name in wanted if any(name in m for metrics in lines for m in metrics)]
+    panels = [name for name in wanted if any(points(metrics, name) for metrics in lines)]
     if not panels:
         raise ValueError(f"the runs {', '.join(str(run.path) for run in runs)} have none of the metrics {', '.join(PANELS)}")
     columns = 2 if len(panels) > 1 else 1
     rows = -(-len(panels) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(5.2 * columns, 3.0 * rows), squeeze=False, layout="constrained")
+    figure, axes = new_figure(rows, columns, (5.2 * columns, 2.9 * rows))
+    styles = line_styles(len(runs))
     for axis, name in zip(axes.flat, panels):
-        title, unit, low, high = PANELS[name]
-        for run, metrics, colour in zip(runs, lines, COLOURS * len(runs)):
-            points = [(m["step"], m[name]) for m in metrics if name in m]
-            if points:
-                steps, values = zip(*points)
-                # One step is a few hundred samples: show them, and lead the eye with the mean of their neighbours.
-                axis.plot(steps, values, color=colour, alpha=0.28, linewidth=1)
-                axis.plot(steps, smooth(values), color=colour, linewidth=2, label=run.path.name if len(runs) > 1 else "while training")
-        for run, colour in zip(runs, COLOURS * len(runs)):
-            held_out(axis, name, run, colour, labelled=run is runs[-1])
-        axis.set_title(title, fontsize=10, loc="left", fontweight="bold")
-        axis.set_xlabel("step", fontsize=9)
-        axis.set_ylabel(unit, fontsize=9)
-        values = [m[name] for metrics in lines for m in metrics if name in m]
-        if low == LOG and 0 < 10 * min(values) < max(values):
-            axis.set_yscale("log")
-        elif low != LOG:
-            axis.set_ylim(None if low == AUTO else low, None if high == AUTO else high * 1.03)
-        tidy(axis)
+        for run, metrics, style in zip(runs, lines, styles):
+            curve(axis, points(metrics, name), style, exact=PANELS[name].exact)
+            held_out(axis, name, run, style["color"])
+        label_axes(axis, PANELS[name], [y for metrics in lines for _, y in points(metrics, name)])
     for axis in list(axes.flat)[len(panels):]:
         axis.set_visible(False)
-    if len(axes.flat[0].get_legend_handles_labels()[1]) > 1:
-        axes.flat[0].legend(fontsize=8, frameon=False, loc="lower right")
-    figure.suptitle(heading(runs), fontsize=11, x=0.01, ha="left")
-    figure.savefig(out, dpi=130, format="png")
-    plt.close(figure)
+    figure.suptitle(drawable(shortened(heading(runs), round(11 * figure.get_figwidth()))), fontsize=11, x=0.01, ha="left")
+    smoothed = any(not PANELS[name].exact and len(points(lines[0], name)) > 1 for name in panels)
+    legend_below(figure, legend_entries(runs, styles, smoothed=smoothed))
+    save(figure, out)
+
+
+def points(metrics: Sequence[dict], name: str) -> list[tuple[int, float]]:
+    """(step, value) where a run has a finite one."""
+    pairs = [(m["step"], m.get(name)) for m in metrics]
+    return [(step, value) for step, value in pairs if isinstance(value, (int, float)) and math.isfinite(value)]
+
+
+def curve(axis, points: Sequence[tuple[int, float]], style: dict, *, exact: bool = False) -> None:
+    """A line through the points; of measured ones faint, and above it the mean of each and its neighbours.
+
+    One step is a few hundred samples: the points show the noise, and the mean leads the eye.
+    """
+    if not points:
+        return
+    steps, values = zip(*points)
+    marker = {"marker": "o", "markersize": 3.5} if len(points) <= FEW else {}
+    if exact:
+        axis.plot(steps, values, linewidth=2, **style, **marker)
+    else:
+        axis.plot(steps, values, alpha=0.28, linewidth=1, **style, **marker)
+        axis.plot(steps, smooth(values), linewidth=2, **style, **marker if len(points) == 1 else {})
+
+
+def line_styles(n: int) -> list[dict]:
+    """A look for each of n runs: six colours, then dashed; of more than twelve, shades in their order."""
+    if n <= 2 * len(COLOURS):
+        return [{"color": COLOURS[i % len(COLOURS)], "linestyle": "-" if i < len(COLOURS) else DASHES} for i in range(n)]
+    import matplotlib
+    shades = matplotlib.colormaps["viridis"]
+    return [{"color": shades(0.95 * i / (n - 1)), "linestyle": "-"} for i in range(n)]
+
+
+def legend_entries(runs: Sequence[RunDir], styles: Sequence[dict], *, smoothed: bool) -> list:
+    from matplotlib.lines import Line2D
+    if len(runs) == 1:
+        entries = [Line2D([], [], linewidth=1, alpha=0.4, label="each step", **styles[0]),
+                   Line2D([], [], linewidth=2, label=f"mean of up to {2 * REACH + 1} steps", **styles[0])] if smoothed else []
+    else:
+        entries = [Line2D([], [], linewidth=2, label=drawable(name), **style) for name, style in zip(names(runs), styles)]
+    if any(f"{key}_after" in read_json(run.path / "summary.json") for run in runs for key in HELD_OUT.values()):
+        entries.append(Line2D([], [], linestyle="none", label="held-out problems, before and after", **circle(COLOURS[5])))
+    return entries
+
+
+def names(runs: Sequence[RunDir]) -> list[str]:
+    """What tells the runs apart: their folders' names, with as much of what is above as it takes."""
+    parts = [run.path.resolve().parts for run in runs]
+    longest = max(map(len, parts))
+    for depth in range(1, longest + 1):
+        found = ["/".join(p[-depth:]) for p in parts]
+        if len(set(found)) == len(set(parts)):
+            break
+    short = [shortened(name, LONGEST_NAME) for name in found]
+    return short if len(set(short)) == len(set(found)) else found
 
 
 def shown(run: RunDir) -> Sequence[str]:
@@ -99,18 +153,21 @@ def shown(run: RunDir) -> Sequence[str]:
     return SHOWN["r1"] if in_r1 else SHOWN.get(config.get("command"), PANELS)
 
 
-def held_out(axis, name: str, run: RunDir, colour: str, *, labelled: bool) -> None:
+def held_out(axis, name: str, run: RunDir, colour) -> None:
     """Circles for what the summary says of held-out problems, before the first step and after the last."""
     summary = read_json(run.path / "summary.json")
-    keys = {"rewards/accuracy/mean": "accuracy", "completions/mean_length": "mean_length", "rewards/true_reward/mean": "true_reward",
-            "rewards/reward_model/mean": "score"}
-    if name in keys and f"{keys[name]}_after" in summary:
-        values = [summary[f"{keys[name]}_before"], summary[f"{keys[name]}_after"]]
-        axis.plot([0, summary["steps"]], values, "o", color=colour, markersize=6, markerfacecolor="white", markeredgewidth=1.8, zorder=5,
-                  clip_on=False, label="held-out problems, before and after" if labelled else None)
+    key = HELD_OUT.get(name)
+    ends = [(0, summary.get(f"{key}_before")), (summary.get("steps"), summary.get(f"{key}_after"))]
+    ends = [(x, y) for x, y in ends if x is not None and y is not None]
+    if ends:
+        axis.plot(*zip(*ends), linestyle="none", zorder=5, clip_on=False, **circle(colour))
 
 
-def smooth(values: Sequence[float], reach: int = 3) -> list[float]:
+def circle(colour) -> dict:
+    return {"marker": "o", "color": colour, "markersize": 6, "markerfacecolor": "white", "markeredgewidth": 1.8}
+
+
+def smooth(values: Sequence[float], reach: int = REACH) -> list[float]:
     """Mean of each value and its neighbours on either side, fewer at the ends."""
     windows = [values[max(0, i - reach):i + reach + 1] for i in range(len(values))]
     return [sum(window) / len(window) for window in windows]
@@ -129,8 +186,10 @@ def heading(runs: Sequence[RunDir]) -> str:
 
 def plot_calibration(margins: Sequence[float], out: Path, bins: int = 8) -> None:
     """Predicted against observed: of comparisons of which the reward model is p sure, how many were decided its way. `margins`: r(better) - r(worse)."""
+    margins = [m for m in margins if not math.isnan(m)]
     sure = sorted(((1 / (1 + math.exp(-abs(m))), m > 0) for m in margins), key=lambda pair: pair[0])      # equally sure ones stay as they come
-    figure, axis = plt.subplots(figsize=(4.6, 4.2), layout="constrained")
+    figure, axes = new_figure(1, 1, (4.6, 4.2))
+    axis = axes[0, 0]
     axis.plot([0.5, 1], [0.5, 1], color="#9ca3af", linewidth=1, linestyle="--", label="as sure as it is right")
     size = max(1, -(-len(sure) // bins))
     for i, start in enumerate(range(0, len(sure), size)):
@@ -139,72 +198,144 @@ def plot_calibration(margins: Sequence[float], out: Path, bins: int = 8) -> None
         low, high = wilson_interval(right, len(part))
         axis.errorbar([p], [right], yerr=[[right - low], [high - right]], fmt="o", color=COLOURS[0], capsize=2,
                       label=f"{len(sure)} held-out comparisons, in parts of {size} (95 %)" if i == 0 else None)
-    axis.set(xlim=(0.49, 1.01), ylim=(0.3, 1.02), xlabel="how sure the reward model is", ylabel="share in which the labeller agrees")
+    axis.set(xlim=(0.49, 1.01), ylim=(-0.02, 1.02), xlabel="how sure the reward model is", ylabel="share in which the labeller agrees")
     axis.set_title("Calibration of the reward model", fontsize=10, loc="left", fontweight="bold")
     tidy(axis)
-    axis.legend(fontsize=8, frameon=False, loc="lower right")
-    figure.savefig(out, dpi=130, format="png")
-    plt.close(figure)
+    legend_below(figure, axis.get_legend_handles_labels()[0])
+    save(figure, out)
 
 
 def plot_epochs(epochs: Sequence[dict], out: Path) -> None:
     """SFT's checkpoints: validation loss, the reward model's score and the true reward by epoch, with the one that was chosen."""
-    figure, axes = plt.subplots(1, 3, figsize=(10.4, 2.9), layout="constrained")
+    figure, axes = new_figure(1, 3, (10.4, 2.9))
     x = [e["epoch"] for e in epochs]
     chosen = next(e for e in epochs if e["chosen"])
-    for axis, key, title in zip(axes, ("validation_loss", "score", "true_reward"), ("Validation loss", "Reward model's score", "True reward")):
+    for axis, key, title in zip(axes.flat, ("validation_loss", "score", "true_reward"), ("Validation loss", "Reward model's score", "True reward")):
         axis.plot(x, [e[key] for e in epochs], color=COLOURS[0], linewidth=2, marker="o", markersize=3)
         axis.plot([chosen["epoch"]], [chosen[key]], "o", color=COLOURS[1], markersize=8, markerfacecolor="none", markeredgewidth=2,
                   label="best score: chosen")
         axis.set_title(title, fontsize=10, loc="left", fontweight="bold")
         axis.set_xlabel("epochs of demonstrations", fontsize=9)
+        whole_steps(axis)
         tidy(axis)
-    axes[0].legend(fontsize=8, frameon=False)
-    figure.savefig(out, dpi=130, format="png")
-    plt.close(figure)
+    legend_below(figure, axes[0, 0].get_legend_handles_labels()[0])
+    save(figure, out)
 
 
 def plot_stages(stages: Sequence[dict], out: Path) -> None:
     """What each stage of a pipeline is worth: right answers, language, length, and what people think of its general answers."""
-    figure, axes = plt.subplots(2, 2, figsize=(10.4, 6.2), layout="constrained")
-    names, x = [s["stage"] for s in stages], range(len(stages))
+    figure, axes = new_figure(2, 2, (10.4, 6.2))
+    stage_names, x = [drawable(s["stage"]) for s in stages], range(len(stages))
     for key, label, colour in (("easy", "easy", COLOURS[2]), ("hard", "hard", COLOURS[0]), ("majority", "hard, majority of samples", COLOURS[1]), ("pass", "hard, any of the samples", COLOURS[5])):
-        axes[0, 0].plot(x, [s[key] for s in stages], "o-", color=colour, markersize=5, linewidth=1.4, label=label)
-    axes[0, 0].legend(fontsize=8, frameon=False, loc="lower right")
+        axes[0, 0].plot(x, [s[key] for s in stages], "o-", color=colour, markersize=5, linewidth=1.4, label=label, clip_on=False)
     for axis, key, unit in ((axes[0, 1], "language", "share of words"), (axes[1, 0], "length", "tokens"), (axes[1, 1], "win_rate", "share")):
         axis.bar(x, [s[key] for s in stages], color=COLOURS[0], alpha=0.6)
         axis.set_ylabel(unit, fontsize=9)
     axes[1, 1].axhline(0.5, color=COLOURS[5], linewidth=1, linestyle="--")
     for axis, title, top in zip(axes.flat, ("Right answers", "Reasoning in the language asked for", "Response length", "General answers: wins against the sft stage"), (1.03, 1.03, None, 1.0)):
         axis.set_title(title, fontsize=10, loc="left", fontweight="bold")
-        axis.set_xticks(x, names, rotation=20, ha="right")
+        axis.set_xticks(x, stage_names, rotation=20, ha="right")
         axis.set_ylim(0, top)
         tidy(axis)
-    figure.savefig(out, dpi=130, format="png")
-    plt.close(figure)
+    axes[0, 0].set_ylabel("share", fontsize=9)
+    legend_below(figure, axes[0, 0].get_legend_handles_labels()[0], title="Right answers")
+    save(figure, out)
 
 
 def plot_hacking(too_long: RunDir, rounds: Sequence[RunDir], out: Path) -> None:
     """What a reward model says and what people say of general answers: where the preference reward goes on for too long, and where it stops in time, in rounds."""
-    figure, axes = plt.subplots(1, 2, figsize=(10.4, 3.4), layout="constrained")
-    curves = [("one reward model, for too long", COLOURS[1], 0, too_long)]
+    figure, axes = new_figure(1, 2, (10.4, 3.4))
+    curves = [(0, too_long, {"color": COLOURS[1]})]
     for n, run in enumerate(rounds):
-        before = sum(len(earlier.metrics()) for earlier in rounds[:n])
-        curves.append(("the pipeline, a reward model for each round" if n == 0 else None, COLOURS[0], before, run))
-    for axis, name in zip(axes, ("rewards/preference/mean", "rewards/general/true_reward/mean")):
-        for label, colour, before, run in curves:
-            points = [(before + m["step"], m[name]) for m in run.metrics() if name in m]
-            if points:
-                steps, values = zip(*points)
-                axis.plot(steps, values, color=colour, alpha=0.28, linewidth=1)
-                axis.plot(steps, smooth(values), color=colour, linewidth=2, label=label)
-        axis.set_title(PANELS[name][0], fontsize=10, loc="left", fontweight="bold")
-        axis.set_xlabel("step", fontsize=9)
-        axis.set_ylabel(PANELS[name][1], fontsize=9)
-        tidy(axis)
-    axes[0].legend(fontsize=8, frameon=False, loc="lower right")
+        curves.append((sum(len(earlier.metrics()) for earlier in rounds[:n]), run, {"color": COLOURS[0]}))
+    for axis, name in zip(axes.flat, ("rewards/preference/mean", "rewards/general/true_reward/mean")):
+        drawn = []
+        for before, run, style in curves:
+            drawn += (moved := [(before + step, value) for step, value in points(run.metrics(), name)])
+            curve(axis, moved, style)
+        label_axes(axis, PANELS[name], [y for _, y in drawn])
+    from matplotlib.lines import Line2D
+    labels = {COLOURS[1]: "one reward model, for too long", COLOURS[0]: "the pipeline, a reward model for each round"}
+    legend_below(figure, [Line2D([], [], linewidth=2, color=colour, label=label) for colour, label in labels.items()])
+    save(figure, out)
+
+
+# what all figures share
+
+def new_figure(rows: int, columns: int, size: tuple[float, float]):
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def legend_below(figure, entries: Sequence, title: str | None = None) -> None:
+    """One legend for the whole figure, under its axes, in as many columns as its width has room for."""
+    if not entries:
+        return
+    lengths = [len(entry.get_label()) + 7 for entry in entries]
+    for columns in range(len(entries), 0, -1):
+        rows = -(-len(entries) // columns)
+        if sum(max(lengths[i:i + rows]) for i in range(0, len(entries), rows)) <= 13 * figure.get_figwidth():
+            break
+    figure.set_figheight(figure.get_figheight() + 0.2 * (rows + (title is not None)))
+    figure.legend(handles=list(entries), loc="outside lower left", ncols=columns, fontsize=8, frameon=False,
+                  title=title, title_fontsize=8, alignment="left")
+
+
+def label_axes(axis, panel: Panel, values: Sequence[float]) -> None:
+    axis.set_title(panel.title, fontsize=10, loc="left", fontweight="bold")
+    axis.set_xlabel("step", fontsize=9)
+    axis.set_ylabel(panel.unit, fontsize=9)
+    if panel.low == LOG and 0 < 10 * min(values) < max(values):
+        log_scale(axis, max(values) / min(values))
+    elif panel.low != LOG:
+        scale(axis, panel)
+    whole_steps(axis)
+    tidy(axis)
+
+
+def scale(axis, panel: Panel) -> None:
+    """The panel's ends, with room above what is drawn; small numbers as 2e-05."""
+    from matplotlib.ticker import FuncFormatter
+    low, high, most = panel.low, panel.high, axis.dataLim.y1
+    if high != AUTO:
+        axis.set_ylim(top=1.03 * high)
+    elif low != AUTO and most > low:
+        axis.set_ylim(top=low + 1.06 * (most - low))
+    if low != AUTO:
+        axis.set_ylim(bottom=low)
+    if 0 < most < 0.002:
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+
+
+def log_scale(axis, span: float) -> None:
+    """Ticks at 1, 2, 5, 10, ... as plain numbers; over more than three decades at powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if span < 1000 else (1,)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def whole_steps(axis) -> None:
+    """There is no step 1.25. A single step has room on both sides."""
+    from matplotlib.ticker import MaxNLocator
+    low, high = axis.dataLim.intervalx
+    if low == high:
+        axis.set_xlim(low - 1, high + 1)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=9, steps=(1, 2, 5, 10), integer=True, min_n_ticks=1))
+
+
+def drawable(text: str) -> str:
+    """The text as matplotlib draws it letter by letter: no formulas between $, and an escape for what its font lacks."""
+    from matplotlib import font_manager
+    glyphs = font_manager.get_font(font_manager.findfont(font_manager.FontProperties())).get_charmap()
+    text = "".join(c if ord(c) in glyphs else c.encode("ascii", "backslashreplace").decode() for c in visible(text))
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")       # a legend leaves out names in _
+
+
+def save(figure, out: Path) -> None:
     figure.savefig(out, dpi=130, format="png")
-    plt.close(figure)
 
 
 def tidy(axis) -> None:
