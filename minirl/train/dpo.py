@@ -3,8 +3,9 @@
     Paper      DPO, arXiv:2305.18290, section 4, eq. 7
     Objective  minimise  -log sigmoid(beta (h_w - h_l)),  h = log pi(y | x) - log ref(y | x), the mean over pairs
 
-Same as the paper  the loss; beta 0.1; the reference is the policy before the first step. Other losses of pairs (IPO, SimPO, label smoothing) are
-                   functions of equations/preferences.py and are passed as `loss`.
+Same as the paper  the loss; the reference is the policy before the first step; preset "dpo": beta
+                   0.1. Other losses of pairs (label smoothing, IPO, SimPO) are functions of
+                   equations/preferences.py, and are passed as `loss`.
 Different          pairs of one prompt are not shuffled apart: a batch holds whole rankings, with all C(K, 2) pairs each, as the reward model's does;
                    AdamW on a cosine (the paper: RMSprop, linear warm-up over 150 steps, then constant).
 Why                DPO is here to be compared with a reward model and PPO on the same rankings.
@@ -28,10 +29,13 @@ from minirl.equations.schedules import cosine_to_floor
 from minirl.lm.logprobs import token_logprobs
 from minirl.lm.rollouts import TOKEN_BUDGET, completion_batch, micro_batches
 from minirl.tasks.preferences import Ranking
+from minirl.train.checks import check_fields
 from minirl.train.encoding import encode_rankings
-from minirl.train.state import NonFiniteError, Sums, TrainState, check_positive, clip_gradient, derive_seed, freeze, make_optimizer, set_lr
+from minirl.train.state import (NonFiniteError, Sums, TrainState, check_weights, clip_gradient,
+                                derive_seed, freeze, make_optimizer, set_lr)
 
-Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]      # logp_chosen, logp_rejected, ref_chosen, ref_rejected, sums over tokens, (n,) -> (n,)
+# logp_chosen, logp_rejected and, with a reference, ref_chosen, ref_rejected, (n,) each -> (n,)
+Loss = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class DPOConfig:
     token_budget: int = TOKEN_BUDGET   # tokens per micro-batch; a prompt's completions stay together
 
     def __post_init__(self):
-        check_positive(self, "epochs", "batch_size", "token_budget", "lr", "beta", "max_grad_norm")
+        check_fields(self)
 
 
 DPO_PRESETS = {
@@ -61,19 +65,36 @@ DPO_PRESETS = {
 }
 
 
-def train_dpo(model, tokenizer, rankings: Sequence[Ranking], config: DPOConfig, *, loss: Loss | None = None, seed: int = 0,
-              log: Callable[[int, dict], None] | None = None, save: Callable[[TrainState], None] | None = None, resume: dict | None = None):
+def train_dpo(model, tokenizer, rankings: Sequence[Ranking], config: DPOConfig, *,
+              loss: Loss | None = None, reference_free: bool = False, per_token: bool = False,
+              seed: int = 0, log: Callable[[int, dict], None] | None = None,
+              save: Callable[[TrainState], None] | None = None, resume: dict | None = None):
     """Train a policy in place on rankings (of two, where there are pairs), and return it, in eval mode.
 
-    loss: an equation of pairs; left out, dpo_loss with the configuration's beta. log(step, metrics) and save(state) are called after every step; resume is
-    an earlier state's state_dict(). Raises ValueError for no rankings or one that does not fit the context, NonFiniteError if the loss leaves the finite numbers.
+    loss: an equation of pairs; left out, dpo_loss with the configuration's beta. It takes log-probs
+    of completions, sums over their tokens or, with per_token=True, means. With reference_free=True
+    there is no reference, and it takes the policy's two alone. SimPO is loss=simpo_loss with both.
+
+    rewards/* in the metrics are config.beta (log pi - log ref) of what the loss takes, or
+    config.beta log pi without a reference; logps/* are sums over tokens. All are means over
+    comparisons.
+
+    log(step, metrics) and save(state) are called after every step; resume is an earlier state's
+    state_dict(). Raises ValueError for no rankings, one that does not fit the context, or
+    reference_free without a loss, NonFiniteError if loss, gradient or weights leave the finite
+    numbers.
     """
+    if loss is None and reference_free:
+        raise ValueError("reference_free is given without a loss, and DPO's needs a reference: "
+                         "pass a loss that takes two log-probs, such as simpo_loss")
     model.set_dropout(0.0)
     model.eval()
     loss = loss or partial(dpo_loss, beta=config.beta)
     prompts, completions = encode_rankings(tokenizer, rankings, model.config.max_seq_len)
-    reference = freeze(copy.deepcopy(model))
-    state = TrainState(model, make_optimizer(model, lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay), {"reference": reference})
+    reference = None if reference_free else freeze(copy.deepcopy(model))
+    optimizer = make_optimizer(model, lr=config.lr, betas=(config.beta1, config.beta2),
+                               weight_decay=config.weight_decay)
+    state = TrainState(model, optimizer, {} if reference is None else {"reference": reference})
     if resume is not None:
         state.load_state_dict(resume)
     steps_per_epoch = -(-len(rankings) // config.batch_size)
@@ -100,13 +121,18 @@ def train_dpo(model, tokenizer, rankings: Sequence[Ranking], config: DPOConfig, 
             chosen, rejected = compared([len(completions[i]) for i in rows])                             # (n,) each: rows of tokens
             logp = token_logprobs(model, tokens, mask=mask).sum(1)                                       # log pi(y | x), a row each
             with torch.no_grad():
-                ref_logp = token_logprobs(reference, tokens, mask=mask).sum(1)
-            losses = loss(logp[chosen], logp[rejected], ref_logp[chosen], ref_logp[rejected])            # (n,)
+                ref_logp = torch.zeros_like(logp)
+                if reference is not None:
+                    ref_logp = token_logprobs(reference, tokens, mask=mask).sum(1)
+            length = mask.sum(1) if per_token else 1
+            policy, ref = logp / length, ref_logp / length
+            constants = () if reference_free else (ref[chosen], ref[rejected])
+            losses = loss(policy[chosen], policy[rejected], *constants)                     # (n,)
             total = losses.sum() / comparisons
             if not torch.isfinite(total):
                 raise NonFiniteError(f"step {state.step + 1}: the loss is {total.item()} on rankings {rows[:8]}; the first is {rankings[rows[0]]!r}")
             total.backward()
-            rewards = implicit_reward(logp.detach(), ref_logp, beta=config.beta)
+            rewards = implicit_reward(policy.detach(), ref, beta=config.beta)
             sums.add("loss", losses)
             sums.add("rewards/chosen", rewards[chosen])
             sums.add("rewards/rejected", rewards[rejected])
@@ -117,6 +143,7 @@ def train_dpo(model, tokenizer, rankings: Sequence[Ranking], config: DPOConfig, 
         grad_norm = clip_gradient(model, config.max_grad_norm, step=state.step + 1)
         set_lr(state.optimizer, lr)
         state.optimizer.step()
+        check_weights(model, state.step + 1)
         state.optimizer.zero_grad()
         state.step += 1
         state.num_tokens += sum(len(prompts[i]) + len(c) for i in batch.tolist() for c in completions[i])

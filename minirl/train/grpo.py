@@ -35,8 +35,10 @@ from minirl.lm.rollouts import TOKEN_BUDGET, micro_batches
 from minirl.lm.sampling import sample
 from minirl.tasks.problem import columns
 from minirl.tasks.rewards import judge, weighted_sum
-from minirl.train.state import (Sums, TrainState, check_finite, check_judged, clip_gradient, derive_seed, describe, freeze, make_optimizer, mean_judged,
-                                set_lr, to_tensor, watch)
+from minirl.train.checks import ROWS, check_fields
+from minirl.train.state import (Sums, TrainState, check_finite, check_judged, check_weights,
+                                clip_gradient, derive_seed, describe, freeze, make_optimizer,
+                                mean_judged, set_lr, to_tensor, watch)
 
 Advantages = Callable[[Tensor], Tensor]                             # rewards (P, G) -> (P, G)
 Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]      # logp, old_logp, adv, mask, all (b, T) -> (b, T), to be maximised
@@ -48,7 +50,7 @@ class GRPOConfig:
 
     steps: int = 44
     prompts_per_step: int = 16
-    group_size: int = 8                # G
+    group_size: int = 8                # G, at least 2: each is compared with the others
     iterations: int = 1                # mu: passes over one batch of rollouts
     minibatches: int = 1               # optimizer steps per pass
     lr: float = 4e-4
@@ -56,11 +58,11 @@ class GRPOConfig:
     min_lr_ratio: float = 0.1          # half a cosine down to this share of lr; 1 keeps it constant, as the papers do
     kl_coef: float = 0.01              # beta
     clip_low: float = 0.2              # epsilon: PPO, arXiv:1707.06347, section 6.1
-    clip_high: float = 0.2
+    clip_high: float = 0.2             # preset cispo: weights are capped at 1 + clip_high
     aggregate: str = "sequence_mean"   # eq. 3; see reduce.aggregate for the others
     scale: str = "group"               # advantages over the group's std; see advantages.group_advantages
     ddof: int = 1
-    dynamic_sampling: bool = False     # DAPO, arXiv:2503.14476, eq. 11: learn from groups that differ in reward alone
+    dynamic_sampling: bool = False     # DAPO, arXiv:2503.14476, eq. 11: only groups that differ
     overlong_cache: int = 0            # DAPO, eq. 13: over how many of max_new_tokens the punishment of length rises to -1; 0: none
     max_new_tokens: int = 80
     temperature: float = 1.0
@@ -72,26 +74,18 @@ class GRPOConfig:
     token_budget: int = TOKEN_BUDGET   # tokens per micro-batch; changes memory and time, not the result
 
     def __post_init__(self):
-        for name in ("steps", "prompts_per_step", "iterations", "minibatches", "max_new_tokens", "token_budget"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is wanted")
-        if self.group_size < 2:
-            raise ValueError(f"group_size is {self.group_size}: at least 2 is wanted; alone in its group a completion has nothing to be compared with, and "
-                             "every advantage would be 0")
-        if self.minibatches > self.prompts_per_step * self.group_size:
-            raise ValueError(f"minibatches is {self.minibatches}, but a step has {self.prompts_per_step * self.group_size} completions: at most as many are wanted")
-        for name in ("lr", "temperature", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: a positive number is wanted")
-        for name in ("kl_coef", "clip_low", "clip_high", "warmup_steps", "ref_sync_steps", "overlong_cache"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: 0 or more is wanted")
+        check_fields(self)
+        rows = self.prompts_per_step * self.group_size
+        if rows > ROWS:
+            raise ValueError(f"prompts_per_step is {self.prompts_per_step} and group_size "
+                             f"{self.group_size}: at most {ROWS:,} completions a step are wanted")
+        if self.minibatches > rows:
+            raise ValueError(f"minibatches is {self.minibatches}, but a step has {rows} "
+                             "completions: at most as many are wanted")
         if self.overlong_cache > self.max_new_tokens:
-            raise ValueError(f"overlong_cache is {self.overlong_cache} and max_new_tokens {self.max_new_tokens}: at most as many are wanted")
-        if self.weight_decay < 0 or not 0 <= self.min_lr_ratio <= 1 or not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise ValueError(f"weight_decay is {self.weight_decay}, min_lr_ratio {self.min_lr_ratio}, beta1 {self.beta1} and beta2 {self.beta2}: 0 or more, a "
-                             "share in [0, 1], and numbers in [0, 1) are wanted")
-        group_advantages(torch.zeros(1, 2), scale=self.scale, ddof=self.ddof)                # refuses a scale or ddof that it does not know
+            raise ValueError(f"overlong_cache is {self.overlong_cache} and max_new_tokens "
+                             f"{self.max_new_tokens}: at most as many are wanted")
+        group_advantages(torch.zeros(1, 2), scale=self.scale)           # refuses an unknown scale
         if self.aggregate not in AGGREGATIONS:
             raise ValueError(f"aggregate is {self.aggregate!r}: one of {', '.join(AGGREGATIONS)} is wanted")
 
@@ -103,8 +97,13 @@ def train_grpo(model, tokenizer, task, config: GRPOConfig, *, advantages: Advant
 
     advantages and objective are equations; left out, they are GRPO's, with the configuration's scale, ddof and clip. reward_weights None gives
     each of the task's rewards weight 1. log(step, metrics) and save(state) are called after every step; resume is an
-    earlier state's state_dict(). Raises ValueError where a prompt does not fit the context or nothing was judged, NonFiniteError if a loss or
-    gradient leaves the finite numbers.
+    earlier state's state_dict(). Raises ValueError where a prompt does not fit the context or
+    nothing was judged, NonFiniteError if a loss, gradient or weight leaves the finite numbers.
+
+    The metrics `reward`, `reward_std` and `frac_reward_zero_std` are of the task's rewards, at
+    which dynamic sampling looks, too. An overlong penalty is added for the advantages alone, and
+    is logged as rewards/overlong_penalty/mean. Where no group is left, a step changes nothing,
+    and what an update reports (grad_norm, kl, entropy, ...) is not logged.
     """
     model.set_dropout(0.0)                                   # dropout would make the learner another policy than the sampler
     model.eval()
@@ -135,10 +134,14 @@ def train_grpo(model, tokenizer, task, config: GRPOConfig, *, advantages: Advant
         verdicts = judge(task.rewards, weights, prompts, completions, **known)                                      # B numbers (None: no verdict) each
         rewards = to_tensor(weighted_sum(list(verdicts.values()), list(weights.values()))).view(P, G)               # (P, G), NaN: no verdict
         check_judged(rewards)
+        shaped = rewards
         if config.overlong_cache:
             lengths = rollouts.completion_lengths.cpu().view(P, G)
-            rewards = rewards + overlong_penalty(lengths, max_length=config.max_new_tokens, cache=config.overlong_cache)
-        adv = advantages(rewards).view(P * G).to(model.device)                                                      # (B,)
+            penalty = overlong_penalty(lengths, max_length=config.max_new_tokens,
+                                       cache=config.overlong_cache)                     # (P, G)
+            sums.add("rewards/overlong_penalty/mean", penalty)
+            shaped = rewards + penalty
+        adv = advantages(shaped).view(P * G).to(model.device)                           # (B,)
         chosen = dynamic_sampling(rewards).repeat_interleave(G).nonzero().squeeze(1) if config.dynamic_sampling else torch.arange(P * G)
 
         # 3. freeze what the update may not touch
@@ -172,6 +175,7 @@ def train_grpo(model, tokenizer, task, config: GRPOConfig, *, advantages: Advant
                     loss.backward()
                 sums.add("grad_norm", torch.tensor(clip_gradient(model, config.max_grad_norm, step=state.step + 1)))
                 state.optimizer.step()
+                check_weights(model, state.step + 1)
                 state.optimizer.zero_grad()
         state.step += 1
         state.num_tokens += int(rollouts.lengths.sum())

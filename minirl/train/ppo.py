@@ -4,8 +4,9 @@
     Objective  maximise  E[ r(x, y) - beta log(pi / pi_SFT) ] + gamma E_pretrain[ log pi(x) ],  through the clipped surrogate of GAE's advantages
 
 Same as the paper  the KL penalty to the SFT policy is part of every token's reward, and the score stands on the last sampled token; a value function
-                   of its own, started from the reward model, with its own learning rate; no discount; clip 0.2; a warm-up of 10 steps from a tenth,
-                   then constant; the average of the weights is the result; PPO-ptx: pretraining text beside every mini-batch.
+                   of its own, started from the reward model, with its own learning rate; no
+                   discount; clip 0.2; a warm-up from a tenth, then constant; the average of the
+                   weights is the result; PPO-ptx: pretraining text beside every mini-batch.
 Different          an answer that was cut off is not over: the value of its last state stands for what was still to come, in place of its score, and
                    being cut off costs `missing_eos_penalty`; the gradient is clipped in length; the KL coefficient may follow a controller (Ziegler
                    et al., PPO section 4).
@@ -37,8 +38,11 @@ from minirl.lm.rollouts import TOKEN_BUDGET, completion_batch, micro_batches
 from minirl.lm.sampling import sample
 from minirl.tasks.problem import columns
 from minirl.tasks.rewards import judge, weighted_sum
+from minirl.train.checks import check_fields
 from minirl.train.encoding import encode_texts
-from minirl.train.state import (Sums, TrainState, check_finite, check_judged, check_positive, clip_gradient, derive_seed, describe, freeze, make_optimizer,
+from minirl.train.seeding import seeded
+from minirl.train.state import (Sums, TrainState, check_finite, check_judged, check_weights,
+                                clip_gradient, derive_seed, describe, freeze, make_optimizer,
                                 mean_judged, set_lr, to_tensor, watch)
 
 KLControl = Callable[[float, float, int], float]      # kl_coef, KL of a whole completion, completions -> the next step's kl_coef
@@ -79,13 +83,7 @@ class PPOConfig:
     token_budget: int = TOKEN_BUDGET   # tokens per micro-batch; changes memory and time, not the result
 
     def __post_init__(self):
-        check_positive(self, "steps", "episodes", "minibatch_size", "epochs", "ptx_batch_size", "max_new_tokens", "token_budget", "lr", "value_lr", "temperature",
-                       "max_grad_norm", "kl_target", "kl_horizon")
-        for name in ("kl_coef", "clip_low", "clip_high", "value_clip", "value_coef", "entropy_coef", "ptx_coef", "missing_eos_penalty", "warmup_steps"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: 0 or more is wanted")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}: a number in [0, 1) is wanted")
+        check_fields(self)
 
 
 def train_ppo(model, tokenizer, task, config: PPOConfig, *, value_model: ScalarModel | None = None, pretraining: Sequence[str] = (), seed: int = 0,
@@ -95,16 +93,23 @@ def train_ppo(model, tokenizer, task, config: PPOConfig, *, value_model: ScalarM
 
     value_model: what the value function starts from, the reward model (it is copied); left out, the policy with a fresh head. pretraining: texts for the
     second term of eq. 2, wanted where ptx_coef is not 0. kl_control gives the next step's kl_coef; left out, it stays. reward_weights, log, save and
-    resume are as in train_grpo. Raises ValueError where a prompt does not fit the context or nothing was judged, NonFiniteError if a loss or gradient
-    leaves the finite numbers.
+    resume are as in train_grpo. Raises ValueError where a prompt does not fit the context or
+    nothing was judged, NonFiniteError if a loss, gradient or weight leaves the finite numbers.
+
+    The metrics `reward` and `reward_std` are of the task's rewards. What is trained on has TRL's
+    names, each a mean over the completions that were judged: objective/scores stands on the last
+    token, the reward or, of an answer that was cut off, -missing_eos_penalty; objective/kl is
+    log(pi / pi_SFT) of a whole completion; objective/rlhf_reward is objective/scores - kl_coef *
+    objective/kl.
     """
     model.set_dropout(0.0)                                   # dropout would make the learner another policy than the sampler
     model.eval()
     weights = reward_weights or dict.fromkeys(task.rewards, 1.0)
     before, after = encode_texts(tokenizer, pretraining, model.config.max_seq_len) if config.ptx_coef else ([], [])      # each text's first token, and the rest
     reference = freeze(copy.deepcopy(model))
-    torch.manual_seed(derive_seed(seed, "ppo", "head"))
-    value_model = copy.deepcopy(value_model or ScalarModel(model).to(model.device)).eval().requires_grad_(True)
+    with seeded(derive_seed(seed, "ppo", "head"), model.device):
+        value_model = copy.deepcopy(value_model or ScalarModel(model).to(model.device))
+    value_model.eval().requires_grad_(True)
     value_model.set_dropout(0.0)
     average = freeze(copy.deepcopy(model).float())             # in float32, or small steps are lost
     adam = dict(betas=(config.beta1, config.beta2), weight_decay=config.weight_decay)
@@ -185,6 +190,8 @@ def train_ppo(model, tokenizer, task, config: PPOConfig, *, value_model: ScalarM
                 for optimizer in (state.optimizer, value_optimizer):
                     optimizer.step()
                     optimizer.zero_grad()
+                for trained in (model, value_model):
+                    check_weights(trained, state.step + 1)
                 update_ema(average.parameters(), model.parameters(), decay=config.ema_decay)
         state.step += 1
         state.num_tokens += int(rollouts.lengths.sum())
@@ -194,8 +201,11 @@ def train_ppo(model, tokenizer, task, config: PPOConfig, *, value_model: ScalarM
         # 5. report
         if log is not None:
             each = {f"rewards/{name}/mean": mean_judged(found) for name, given in verdicts.items() if not (found := to_tensor(given)).isnan().all()}
-            log(state.step, {**describe(verdict, rollouts), **each, **sums.means(), "objective/kl": float(kl), "objective/rlhf_reward": float(rewards.sum(1).mean()),
-                             "kl_coef": kl_coef, "value/explained_variance": explained, "learning_rate": config.lr * warm, "num_tokens": state.num_tokens,
+            trained_on = {"objective/scores": float(final.mean()), "objective/kl": float(kl),
+                          "objective/rlhf_reward": float(rewards.sum(1).mean())}
+            log(state.step, {**describe(verdict, rollouts), **each, **sums.means(), **trained_on,
+                             "kl_coef": kl_coef, "value/explained_variance": explained,
+                             "learning_rate": config.lr * warm, "num_tokens": state.num_tokens,
                              "step_time": time.perf_counter() - began})
         if save is not None:
             save(state)

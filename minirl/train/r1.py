@@ -39,10 +39,11 @@ from minirl.tasks.mixture import Mixture
 from minirl.tasks.preferences import Ranking
 from minirl.tasks.problem import columns
 from minirl.tasks.rewards import judge
+from minirl.train.checks import check_fields
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.reward_model import RewardModelConfig, as_reward, train_reward_model
 from minirl.train.sft import SFTConfig, train_sft
-from minirl.train.state import check_positive, derive_seed
+from minirl.train.state import derive_seed
 
 Page = Callable[..., object]                               # page(model, log=, save=, resume=) -> the trained model
 Stage = Callable[[str, object, object, Page], object]      # stage(name, the page's configuration, model to start from, page) -> the trained model
@@ -83,14 +84,10 @@ class R1Config:
     max_new_tokens: int = 48           # per completion
 
     def __post_init__(self):
-        check_positive(self, "zero_steps", "reasoning_steps", "kept_problems", "kept_samples", "final_steps", "final_temperature", "rounds", "max_new_tokens")
+        check_fields(self)
         rl_numbers(self.scale)
-        if not self.language_weight >= 0:
-            raise ValueError(f"language_weight is {self.language_weight}: 0 or more is wanted")
         if not self.preference_steps >= self.rounds:
             raise ValueError(f"preference_steps is {self.preference_steps} and rounds {self.rounds}: at least one step in each round is wanted")
-        if not 0 < self.general_share <= 1:
-            raise ValueError(f"general_share is {self.general_share}: a share in (0, 1] is wanted")
 
     def grpo(self, steps: int, **changes) -> GRPOConfig:
         return GRPOConfig(**{**rl_numbers(self.scale), "steps": steps, "max_new_tokens": self.max_new_tokens, **changes})

@@ -27,8 +27,11 @@ from minirl.lm.rollouts import TOKEN_BUDGET, completion_batch, micro_batches
 from minirl.tasks.preferences import Ranking
 from minirl.tasks.problem import RewardFunction
 from minirl.tasks.rewards import text
+from minirl.train.checks import check_fields
 from minirl.train.encoding import encode_rankings
-from minirl.train.state import NonFiniteError, Sums, TrainState, check_positive, clip_gradient, derive_seed, make_optimizer, set_lr
+from minirl.train.seeding import seeded
+from minirl.train.state import (NonFiniteError, Sums, TrainState, check_weights, clip_gradient,
+                                derive_seed, make_optimizer, set_lr)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class RewardModelConfig:
     token_budget: int = TOKEN_BUDGET   # tokens per micro-batch; a prompt's completions stay together
 
     def __post_init__(self):
-        check_positive(self, "epochs", "batch_size", "token_budget", "lr", "max_grad_norm")
+        check_fields(self)
 
 
 REWARD_MODEL_PRESETS = {
@@ -61,12 +64,15 @@ def train_reward_model(model, tokenizer, rankings: Sequence[Ranking], config: Re
     """Train a policy's transformer (which this changes), or a ScalarModel, on rankings, and return the ScalarModel, in eval mode.
 
     demonstrations: (prompt, completion) pairs that shall score 0 on average afterwards. log(step, metrics) and save(state) are called after every
-    step; resume is an earlier state's state_dict(). Raises ValueError for no rankings or one that does not fit the context, NonFiniteError if the loss
-    leaves the finite numbers.
+    step; resume is an earlier state's state_dict(). Raises ValueError for no rankings or one that
+    does not fit the context, NonFiniteError if loss, gradient or weights leave the finite numbers.
+
+    Of the metrics, `loss`, `accuracy` and `margin` are means over prompts, each the mean over its
+    pairs; `mean_reward` is over completions, of scores before the shift.
     """
     if not isinstance(model, ScalarModel):
-        torch.manual_seed(derive_seed(seed, "rm", "head"))
-        model = ScalarModel(model).to(model.device)
+        with seeded(derive_seed(seed, "rm", "head"), model.device):
+            model = ScalarModel(model).to(model.device)
     model.set_dropout(0.0)
     model.train()
     prompts, completions = encode_rankings(tokenizer, rankings, model.config.max_seq_len)
@@ -111,6 +117,7 @@ def train_reward_model(model, tokenizer, rankings: Sequence[Ranking], config: Re
         grad_norm = clip_gradient(model, config.max_grad_norm, step=state.step + 1)
         set_lr(state.optimizer, lr)
         state.optimizer.step()
+        check_weights(model, state.step + 1)
         state.optimizer.zero_grad()
         state.step += 1
         state.num_tokens += sum(len(prompts[i]) + len(c) for i in batch.tolist() for c in completions[i])

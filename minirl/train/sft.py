@@ -3,9 +3,11 @@
     Paper      InstructGPT, arXiv:2203.02155, section 3.5 and appendix C.1
     Objective  maximise  1/N sum over completion tokens of log pi(y_t | x, y_<t),  N = completion tokens of the batch
 
-Same as the paper  cosine schedule to 10 % of the learning rate, no warm-up, residual dropout (preset "instructgpt": 0.2, 16 epochs).
-Different          the default preset is for a model of 0.3 million parameters: one pass over many short sums, no dropout, a large
-                   learning rate.
+Same as the paper  the loss; a cosine; preset "instructgpt": to 10 % of the learning rate, without
+                   a warm-up, residual dropout of 0.2, 16 epochs.
+Different          the default preset is for a model of 0.3 million parameters: one pass over many
+                   short sums, no dropout, a large learning rate, a warm-up and a cosine to 2 %;
+                   the gradient is clipped in length.
 Why                a model trained from nothing needs to see many examples once rather than few often.
 
 The loss is on the completion alone, its EOS included: the mask is made from lengths.
@@ -23,8 +25,11 @@ from minirl.equations.reduce import aggregate
 from minirl.equations.schedules import cosine_to_floor
 from minirl.lm.logprobs import token_logprobs
 from minirl.lm.rollouts import TOKEN_BUDGET, completion_batch, micro_batches
+from minirl.train.checks import check_fields
 from minirl.train.encoding import encode_pairs
-from minirl.train.state import NonFiniteError, Sums, TrainState, clip_gradient, derive_seed, make_optimizer, set_lr
+from minirl.train.seeding import seeded
+from minirl.train.state import (NonFiniteError, Sums, TrainState, check_weights, clip_gradient,
+                                derive_seed, make_optimizer, set_lr)
 
 
 @dataclass(frozen=True)
@@ -44,14 +49,7 @@ class SFTConfig:
     token_budget: int = TOKEN_BUDGET   # tokens per micro-batch
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "token_budget"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: at least 1 is wanted")
-        for name in ("lr", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: a positive number is wanted")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout is {self.dropout}: a share in [0, 1) is wanted")
+        check_fields(self)
 
 
 SFT_PRESETS = {
@@ -65,8 +63,9 @@ def train_sft(model, tokenizer, pairs: Sequence[tuple[str, str]], config: SFTCon
               log: Callable[[int, dict], None] | None = None, save: Callable[[TrainState], None] | None = None, resume: dict | None = None):
     """Train `model` in place on (prompt, completion) texts and return it, in eval mode.
 
-    log(step, metrics) and save(state) are called after every step; resume is an earlier state's state_dict(). Raises ValueError for no
-    pairs, or for one that does not fit the context; NonFiniteError if the loss leaves the finite numbers.
+    log(step, metrics) and save(state) are called after every step; resume is an earlier state's
+    state_dict(). Raises ValueError for no pairs, or for one that does not fit the context;
+    NonFiniteError if loss, gradient or weights leave the finite numbers.
     """
     prompts, completions = encode_pairs(tokenizer, pairs, model.config.max_seq_len)
     model.set_dropout(config.dropout)
@@ -78,7 +77,6 @@ def train_sft(model, tokenizer, pairs: Sequence[tuple[str, str]], config: SFTCon
     steps = config.epochs * steps_per_epoch
     while state.step < steps:
         began, sums = time.perf_counter(), Sums()
-        torch.manual_seed(derive_seed(seed, "sft", state.step, "dropout"))
 
         # 1. sample: the next demonstrations of this epoch's shuffle
         epoch, position = divmod(state.step, steps_per_epoch)
@@ -93,18 +91,23 @@ def train_sft(model, tokenizer, pairs: Sequence[tuple[str, str]], config: SFTCon
         lr = config.lr * cosine_to_floor(state.step, steps, floor=config.min_lr_ratio, warmup=min(config.warmup_steps, steps - 1))
 
         # 4. update
-        for rows in micro_batches(lengths, config.token_budget):
-            picked = batch[rows].tolist()
-            tokens, mask = completion_batch([prompts[i] for i in picked], [completions[i] for i in picked], tokenizer.pad_id, model.device)      # (b, T)
-            logp = token_logprobs(model, tokens, mask=mask)                                                                    # (b, T)
-            loss = -aggregate(logp, mask, "token_mean", total=completion_tokens)
-            if not torch.isfinite(loss):
-                raise NonFiniteError(f"step {state.step + 1}: the loss is {loss.item()} on pairs {picked[:8]}; the first is {pairs[picked[0]]!r}")
-            loss.backward()
-            sums.add("loss", -logp, mask)
+        with seeded(derive_seed(seed, "sft", state.step, "dropout"), model.device):
+            for rows in micro_batches(lengths, config.token_budget):
+                picked = batch[rows].tolist()
+                tokens, mask = completion_batch([prompts[i] for i in picked],
+                                                [completions[i] for i in picked],
+                                                tokenizer.pad_id, model.device)         # (b, T)
+                logp = token_logprobs(model, tokens, mask=mask)                         # (b, T)
+                loss = -aggregate(logp, mask, "token_mean", total=completion_tokens)
+                if not torch.isfinite(loss):
+                    raise NonFiniteError(f"step {state.step + 1}: the loss is {loss.item()} on "
+                                         f"pairs {picked[:8]}; the first is {pairs[picked[0]]!r}")
+                loss.backward()
+                sums.add("loss", -logp, mask)
         grad_norm = clip_gradient(model, config.max_grad_norm, step=state.step + 1)
         set_lr(state.optimizer, lr)
         state.optimizer.step()
+        check_weights(model, state.step + 1)
         state.optimizer.zero_grad()
         state.step += 1
         state.num_tokens += int(lengths.sum())

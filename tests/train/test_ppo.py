@@ -310,7 +310,9 @@ def test_metrics_do_not_depend_on_micro_batches():
 
 
 @pytest.mark.parametrize("bad, message", [(dict(episodes=0), "episodes is 0"), (dict(value_lr=0.0), "value_lr is 0"), (dict(kl_coef=-1.0), "kl_coef is -1"),
-                                          (dict(ema_decay=1.0), "ema_decay is 1"), (dict(lam=2.0), "lam 2"), (dict(temperature=float("nan")), "temperature is nan")])
+                                          (dict(ema_decay=1.0), "ema_decay is 1"),
+                                          (dict(lam=2.0), "lam is 2.0: at most 1"),
+                                          (dict(temperature=float("nan")), "temperature is nan")])
 def test_bad_numbers(bad, message):
     with pytest.raises(ValueError, match=message):
         run(**bad)

@@ -1,0 +1,76 @@
+"""Which values a page's configuration may have: an interval for each number.
+
+A field's name means the same on every page, and so its interval stands here once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from numbers import Integral, Real
+
+ROWS = 2 ** 20                  # completions or texts side by side: memory, needed at once
+COUNT = "[1, 1_000_000_000]"    # steps and the like: at a millisecond each, eleven days
+COUNT_OR_NONE = "[0, 1_000_000_000]"
+SIDE_BY_SIDE = f"[1, {ROWS}]"
+POSITIVE = "(0, inf)"
+NOT_NEGATIVE = "[0, inf)"
+SHARE = "[0, 1]"
+DECAY = "[0, 1)"
+
+INTERVALS = {
+    "steps": COUNT, "epochs": COUNT, "iterations": COUNT, "minibatches": COUNT, "batch_size": COUNT,
+    "minibatch_size": COUNT, "max_new_tokens": COUNT, "token_budget": COUNT, "kl_horizon": COUNT,
+    "zero_steps": COUNT, "reasoning_steps": COUNT, "final_steps": COUNT, "preference_steps": COUNT,
+    "rounds": COUNT,
+    "warmup_steps": COUNT_OR_NONE, "ref_sync_steps": COUNT_OR_NONE, "overlong_cache": COUNT_OR_NONE,
+    "prompts_per_step": SIDE_BY_SIDE, "episodes": SIDE_BY_SIDE, "ptx_batch_size": SIDE_BY_SIDE,
+    "kept_problems": SIDE_BY_SIDE,
+    "kept_samples": f"[1, {ROWS // 512}]",                    # of 512 problems at a time
+    "group_size": f"[2, {ROWS}]",
+    "lr": POSITIVE, "value_lr": POSITIVE, "max_grad_norm": POSITIVE, "temperature": POSITIVE,
+    "final_temperature": POSITIVE, "beta": POSITIVE, "kl_target": POSITIVE, "scale": POSITIVE,
+    "clip_low": NOT_NEGATIVE,                                 # DeepSeek-R1's is 10: no lower bound
+    "clip_high": NOT_NEGATIVE, "value_clip": NOT_NEGATIVE, "kl_coef": NOT_NEGATIVE,
+    "value_coef": NOT_NEGATIVE, "entropy_coef": NOT_NEGATIVE, "ptx_coef": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE, "missing_eos_penalty": NOT_NEGATIVE,
+    "language_weight": NOT_NEGATIVE,
+    "gamma": SHARE, "lam": SHARE, "min_lr_ratio": SHARE, "ddof": SHARE, "general_share": "(0, 1]",
+    "beta1": DECAY, "beta2": DECAY, "ema_decay": DECAY, "dropout": DECAY,
+}
+KINDS = {"int": (Integral, "a whole number"), "float": (Real, "a number"),
+         "bool": (bool, "True or False"), "str": (str, "a text")}
+
+
+def check_fields(config, **intervals: str) -> None:
+    """Raise ValueError for a dataclass's field that is not of its type, or outside its interval.
+
+    Intervals are those above, and those given here by a field's name: "[0, 1)" holds 0, but not 1,
+    and NaN is in none. A number without an interval is an error of the one who calls: KeyError.
+    """
+    intervals = INTERVALS | intervals
+    for field in dataclasses.fields(config):
+        value, (kind, *optional) = getattr(config, field.name), field.type.split(" | ")
+        if value is None and optional:
+            continue
+        wanted, words = KINDS[kind]
+        if not isinstance(value, wanted) or isinstance(value, bool) != (kind == "bool"):
+            came = f"{value!r}, of type {type(value).__name__}"
+            raise ValueError(f"{field.name} is {came}: {words} is wanted")
+        if kind in ("int", "float") and (limit := outside(value, intervals[field.name])):
+            raise ValueError(f"{field.name} is {value}: {limit} is wanted")
+
+
+def outside(value: float, interval: str) -> str | None:
+    """What is wanted in place of a value outside an interval; None for one inside.
+
+    >>> outside(1.0, "[0, 1)"), outside(0.0, "(0, inf)"), outside(0.0, "[0, 1)")
+    ('less than 1', 'a positive number', None)
+    """
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    if not (value > low or value == low and interval[0] == "["):
+        return f"at least {low:,.15g}" if interval[0] == "[" else "a positive number"
+    if value < high or value == high and interval[-1] == "]":
+        return None
+    if high == float("inf"):
+        return "a finite number"
+    return f"at most {high:,.15g}" if interval[-1] == "]" else f"less than {high:,.15g}"
