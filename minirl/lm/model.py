@@ -23,7 +23,7 @@ from minirl.lm.attention import KVCache, Rows
 from minirl.lm.compiled import compiled
 from minirl.lm.kernels import rms_norm
 from minirl.lm.precision import compute_dtype
-from minirl.lm.rope import Rope, rotate
+from minirl.lm.rope import MAX_POSITIONS, Rope, rotate
 
 
 MANY = 1024      # tokens: on a CPU, fewer take no less time when compiled
@@ -62,8 +62,11 @@ class ModelConfig:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
         for name in ("num_heads", "vocab_size", "hidden_size", "num_layers", "num_kv_heads", "head_dim", "intermediate_size", "max_seq_len"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"ModelConfig.{name} is {value!r}: a whole number of at least 1 is wanted")
+        if self.max_seq_len > MAX_POSITIONS:
+            raise ValueError(f"ModelConfig.max_seq_len is {self.max_seq_len}: at most {MAX_POSITIONS} positions are "
+                             "supported, as there is a table of all their angles")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}: "
                              "each key/value head serves the same number of query heads")
@@ -72,6 +75,9 @@ class ModelConfig:
         _check_dropout(self.dropout)
         if self.output_bias and not self.qkv_bias:
             raise ValueError("output_bias without qkv_bias is a model that no family has, and that transformers would load wrongly: set both, or neither")
+        if self.qk_norm and self.qkv_bias != self.output_bias:
+            raise ValueError("qk_norm with qkv_bias and without output_bias is a model that no family has: "
+                             "set both biases, or neither")
 
 
 def _check_dropout(p: float) -> None:
@@ -180,6 +186,10 @@ def after_attention(x: Tensor, attended: Tensor, w: Weights, eps: float, dropout
 _compiled_before, _compiled_after = compiled(before_attention), compiled(after_attention)
 
 
+def _rope(config: ModelConfig) -> Rope:
+    return Rope(config.head_dim, config.max_seq_len, theta=config.rope_theta, scaling=config.rope_scaling)
+
+
 class Transformer(nn.Module):
     """Decoder-only language model. `forward` gives logits (B, T, V); `hidden` stops before them, for logprobs.py and heads.py."""
 
@@ -193,9 +203,18 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        self.rope = Rope(config.head_dim, config.max_seq_len, theta=config.rope_theta, scaling=config.rope_scaling)
+        self.rope = _rope(config)
         self.compiled = False            # whether the blocks run as one compiled piece on either side of attention: see compiled.py
         self.apply(self._initialise)
+
+    @classmethod
+    def without_weights(cls, config: ModelConfig) -> Transformer:
+        """A model for weights that are at hand: load_state_dict(weights, assign=True). Its own are on
+        the device "meta", where they take no memory and no time, and have shapes alone."""
+        with torch.device("meta"):
+            model = cls(config)
+        model.rope = _rope(config)       # no weight, but a table: computed, never loaded
+        return model
 
     def _initialise(self, module: nn.Module) -> None:
         """Normal(0, initializer_range); what a block adds to the stream starts smaller by sqrt(2 * layers), as GPT-2 does."""

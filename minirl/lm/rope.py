@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+MAX_POSITIONS = 2 ** 22      # the tables of so long a context take gigabytes
+
 
 class Rope(nn.Module):
     """Rotary positions: the pair (x_i, x_{i + D/2}) of each head is turned by position * theta^(-2i/D) (arXiv:2104.09864, section 3.2.2).

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+TEMPLATE, TEMPLATES = "chat_template.jinja", "chat_templates"
 
 
 class TokenizerError(ValueError):
@@ -20,22 +23,27 @@ class TokenizerError(ValueError):
 class Tokenizer:
     """A `tokenizers.Tokenizer` with its PAD, BOS and EOS.
 
-    `pad_id` may equal `eos_id` (many published checkpoints have no padding token): nothing in the library reads meaning from a padding id.
-    `bos_id` is None where the model was trained without one (Qwen). `stop_ids` holds every id that ends a completion.
+    `bos_id` is what stands in front of every text; None where nothing does, even if a
+    configuration names a BOS (Qwen, SmolLM2). `pad_id` may equal `eos_id` (many published
+    checkpoints have no padding token): nothing in the library reads meaning from a padding id.
+    `stop_ids` holds every id that ends a completion. `config` holds the fields of
+    tokenizer_config.json, and `templates` the chat templates that stand beside it (file name ->
+    text): save() writes both back.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, *, pad: str | None, bos: str | None, eos: str, stops: Iterable[int] = ()):
+    def __init__(self, backend: tokenizers.Tokenizer, *, pad: str | None, bos: str | None, eos: str,
+                 stops: Iterable[int] = (), config: dict | None = None,
+                 templates: dict[str, str] | None = None):
         self.backend = backend
         self.eos_id = self._id(eos, "EOS")
         self.pad_id = self.eos_id if pad is None else self._id(pad, "PAD")
         self.bos_id = None if bos is None else self._id(bos, "BOS")
         self.stop_ids = sorted({self.eos_id, *stops})
+        self.config = dict(config or {"clean_up_tokenization_spaces": False})
+        self.templates = dict(templates or {})
 
     def _id(self, token: str, role: str) -> int:
-        found = self.backend.token_to_id(token)
-        if found is None:
-            raise TokenizerError(f"the {role} token {token!r} is not in the vocabulary of {self.backend.get_vocab_size()} tokens")
-        return found
+        return _id(self.backend, token, role)
 
     @property
     def vocab_size(self) -> int:
@@ -43,15 +51,58 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids, with nothing added at either end."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        try:
+            return self.backend.encode(text, add_special_tokens=False).ids
+        except TypeError as error:
+            raise TokenizerError(_not_unicode([text])) from error
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """encode() of many texts, several times faster than one by one."""
-        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        texts = list(texts)
+        try:
+            encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        except TypeError as error:
+            raise TokenizerError(_not_unicode(texts)) from error
+        return [encoding.ids for encoding in encodings]
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Text -> ids with BOS in front, where the model knows a BOS."""
-        return ([] if self.bos_id is None else [self.bos_id]) + self.encode(text)
+        """Text -> ids with BOS in front, where the model knows a BOS and the text has none yet.
+
+        These are the ids that transformers' tokenizer gives. There are two exceptions: it puts a
+        second BOS before a text that starts with one (as chat templates do), and, where the file
+        says so, an EOS behind, after which there is nothing to continue.
+        """
+        return self._with_bos(self.encode(text))
+
+    def encode_prompts(self, texts: Iterable[str]) -> list[list[int]]:
+        """encode_prompt() of many texts."""
+        return [self._with_bos(ids) for ids in self.encode_batch(texts)]
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        return ids if self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id, *ids]
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[list[int]], list[list[int]]]:
+        """(prompt, completion) texts -> the ids of the prompts and those of the completions.
+
+        The two are one text: alone, a completion may get a space in front (Llama 2). The prompt's
+        ids are encode_prompt's, as when a policy is asked, and the completion's are what follows
+        them in the ids of the whole. Where they do not stand there, because a token would reach
+        over the boundary, the completion is encoded by itself: both texts are kept, and the
+        prompt is what the policy sees.
+        """
+        prompts = self.encode_prompts(pair[0] for pair in pairs)
+        wholes = self.encode_prompts(pair[0] + pair[1] for pair in pairs)
+        completions = [whole[len(prompt):] if whole[:len(prompt)] == prompt else self._continue(pair[1])
+                       for pair, prompt, whole in zip(pairs, prompts, wholes)]
+        return prompts, completions
+
+    def _continue(self, text: str) -> list[int]:
+        """The ids of a text that continues another: without the space that some put first."""
+        for before in ("\n", "="):
+            front, ids = self.encode(before), self.encode(before + text)
+            if ids[:len(front)] == front and self.decode(ids) == before + text:
+                return ids[len(front):]
+        return self.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text, special tokens written out: decode(encode(text)) == text for any text that UTF-8 can hold."""
@@ -66,13 +117,65 @@ class Tokenizer:
         """How one id reads by itself, for tables and traces."""
         return self.backend.decode([i], skip_special_tokens=False) or repr(self.backend.id_to_token(i))
 
-    def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, as Hugging Face lays them out."""
-        self.backend.save(str(Path(folder) / "tokenizer.json"))
-        names = {role: self.backend.id_to_token(i) for role, i in (("pad_token", self.pad_id), ("bos_token", self.bos_id), ("eos_token", self.eos_id))
-                 if i is not None}
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **names}
-        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    def save(self, folder: str | Path, *, model_type: str | None = None) -> list[str]:
+        """Write tokenizer.json, tokenizer_config.json and the chat templates, as Hugging Face lays
+        them out -> the names of the files. What another tokenizer left in the folder goes.
+
+        transformers' tokenizer then gives the ids that encode_prompt does. It reads the file of a
+        `model_type` "qwen2" as Qwen's own tokenizer, unless the configuration has an `auto_map`.
+        """
+        folder = Path(folder)
+        for name in ("special_tokens_map.json", "added_tokens.json", TEMPLATE,
+                     *(f"{TEMPLATES}/{file.name}" for file in (folder / TEMPLATES).glob("*.jinja"))):
+            (folder / name).unlink(missing_ok=True)
+        processor = self.backend.post_processor
+        if _in_front(self.backend) != ([] if self.bos_id is None else [self.bos_id]):
+            self.backend.post_processor = _puts_in_front(self.backend, self.bos_id)
+        try:
+            self.backend.save(str(folder / "tokenizer.json"))
+        finally:
+            self.backend.post_processor = processor
+        ids = {"pad_token": self.pad_id, "bos_token": self.bos_id, "eos_token": self.eos_id}
+        config = {**self.config, "tokenizer_class": "PreTrainedTokenizerFast",
+                  **{role: self.backend.id_to_token(i) for role, i in ids.items() if i is not None}}
+        if model_type == "qwen2" and not _is_qwen2(self.backend):
+            config["auto_map"] = {"AutoTokenizer": [None, config["tokenizer_class"]]}
+        content = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (folder / "tokenizer_config.json").write_text(content, encoding="utf-8")
+        for name, text in self.templates.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(text.encode())
+        return ["tokenizer.json", "tokenizer_config.json", *self.templates]
+
+
+def _id(backend: tokenizers.Tokenizer, token: str, role: str) -> int:
+    found = backend.token_to_id(token)
+    if found is None:
+        raise TokenizerError(f"the {role} token {token!r} is not in the vocabulary of {backend.get_vocab_size()} tokens")
+    return found
+
+
+def _not_unicode(texts: list) -> str:
+    for text in texts:
+        if not isinstance(text, str):
+            return f"{text!r:.80} is a {type(text).__name__}: a text is wanted"
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            return f"{text[:40]!r} is not Unicode text: it holds half a surrogate pair; read it as UTF-8"
+    return "these texts cannot be encoded"
+
+
+def _in_front(backend: tokenizers.Tokenizer) -> list[int]:
+    """What the tokenizer's post-processor puts in front of a text."""
+    probe = backend.encode("a")
+    return [i for i, _ in takewhile(lambda pair: pair[1], zip(probe.ids, probe.special_tokens_mask))]
+
+
+def _puts_in_front(backend: tokenizers.Tokenizer, bos_id: int | None) -> processors.TemplateProcessing:
+    if bos_id is None:
+        return processors.TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
+    bos = backend.id_to_token(bos_id)
+    return processors.TemplateProcessing(single=[bos, "$A"], pair=[bos, "$A", f"{bos}:1", "$B:1"],
+                                         special_tokens=[(bos, bos_id)])
 
 
 def build_tokenizer(texts: Iterable[str] = (), *, vocab_size: int | None = None, special_tokens: Sequence[str] = TAGS) -> Tokenizer:
@@ -97,47 +200,171 @@ def build_tokenizer(texts: Iterable[str] = (), *, vocab_size: int | None = None,
     trainer = trainers.BpeTrainer(vocab_size=vocab_size or smallest, special_tokens=[AddedToken(s, special=True, normalized=False) for s in special],
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     backend.train_from_iterator(texts, trainer)
+    backend.post_processor = _puts_in_front(backend, backend.token_to_id(BOS))
     return Tokenizer(backend, pad=PAD, bos=BOS, eos=EOS)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read a checkpoint folder's tokenizer.json, and its PAD, BOS and EOS from the configuration files beside it.
+    """Read a checkpoint folder's tokenizer.json, and what the configuration files beside it say.
 
-    Raises TokenizerError if the file is missing or broken, or no file names an EOS. Without a padding token, PAD is EOS.
+    It gives the ids that transformers 5 gives. BOS is what tokenizer.json itself puts in front of
+    a text: `add_bos_token` is ignored, and a BOS that is only named is not added. Truncation and
+    padding that were left on in the file are off. Some classes stand for splitting rules, which
+    count, and not those in the file: see CLASSES. Without a padding token, PAD is EOS.
+
+    Raises TokenizerError if the file is missing or broken, or no file names an EOS.
     """
     folder = Path(path)
     file = folder / "tokenizer.json" if folder.is_dir() else folder
+    folder = file.parent
     if not file.is_file():
         raise TokenizerError(f"no tokenizer at {file}: a folder with a tokenizer.json is wanted, as save_pretrained writes it")
     try:
         backend = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:                                   # the library raises bare Exception
         raise TokenizerError(f"{file} cannot be read as a tokenizer ({error}): it may be cut short; save or download it again") from error
-    config = read_json(file.parent / "tokenizer_config.json")
-    names = {role: _content(config.get(role)) for role in ("pad_token", "bos_token", "eos_token")}
-    stops = []
-    for name in ("config.json", "generation_config.json"):       # some checkpoints end on several ids
-        ids = read_json(file.parent / name).get("eos_token_id")
-        stops += ids if isinstance(ids, list) else [] if ids is None else [ids]
-    if names["eos_token"] is None:
+    config = read_json(folder / "tokenizer_config.json")
+    model = read_json(folder / "config.json")
+    if rules := CLASSES.get(_class_name(config, model, file)):
+        rules(backend, config)
+    names, others = _special_tokens(config, folder)
+    if backend.padding is not None:
+        names.setdefault("pad_token", backend.padding["pad_token"])
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = config.get("split_special_tokens") is True
+    listed = {token.content for token in backend.get_added_tokens_decoder().values()}
+    backend.add_tokens([token for token in others if token.content not in listed])
+    for role in names.keys() & {"pad_token", "bos_token", "eos_token"}:
+        _id(backend, names[role], role[:3].upper())
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False)
+                                for name in names.values() if name not in listed])
+    stops = [*_stop_ids(model, folder / "config.json"),          # some checkpoints end on several ids
+             *_stop_ids(read_json(folder / "generation_config.json"), folder / "generation_config.json")]
+    if "eos_token" not in names:
         if not stops or backend.id_to_token(stops[-1]) is None:
             raise TokenizerError(f"no file beside {file} names the EOS token: add \"eos_token\" to tokenizer_config.json")
         names["eos_token"] = backend.id_to_token(stops[-1])
-    adds_bos = names["bos_token"] is not None and config.get("add_bos_token", True)
-    return Tokenizer(backend, pad=names["pad_token"], bos=names["bos_token"] if adds_bos else None, eos=names["eos_token"], stops=stops)
+    front = _in_front(backend)
+    if len(front) > 1:
+        raise TokenizerError(f"{file} puts {len(front)} tokens in front of a text: one, BOS, or none is wanted")
+    kept = {k: v for k, v in config.items() if k not in REPLACED} | {k: v for k, v in names.items() if k in ROLES}
+    return Tokenizer(backend, pad=names.get("pad_token"), bos=backend.id_to_token(front[0]) if front else None,
+                     eos=names["eos_token"], stops=stops, config=kept, templates=_chat_templates(folder))
 
 
-def _content(entry) -> str | None:
-    return entry.get("content") if isinstance(entry, dict) else entry
+# What save() says anew, or tokenizer.json holds by now.
+REPLACED = {"tokenizer_class", "auto_map", "add_bos_token", "add_eos_token", "added_tokens_decoder",
+            "additional_special_tokens", "extra_special_tokens", "tokenizer_file", "name_or_path"}
+
+
+def _class_name(config: dict, model: dict, file: Path) -> str | None:
+    """The class that transformers' AutoTokenizer takes, as far as the ids depend on it."""
+    name = config.get("tokenizer_class") or model.get("tokenizer_class")
+    name = str(name).removesuffix("Fast") if name else None
+    if model.get("model_type") == "qwen2" and "auto_map" not in config:
+        return "Qwen2Tokenizer"                                  # whatever is named
+    if name is None and model.get("model_type") == "qwen3":
+        return "Qwen2Tokenizer"
+    if name == "LlamaTokenizer" and '"ByteLevel"' in file.read_text(encoding="utf-8"):
+        return None                                              # Llama 3 names Llama 2's class
+    return name
+
+
+def _like_llama(backend: tokenizers.Tokenizer, config: dict) -> None:
+    """Spaces are written as the letter below, and one stands first: once, or (legacy) anew after
+    each special token."""
+    space, prefix = "\u2581", config.get("add_prefix_space") is not False
+    scheme = ("always" if config.get("legacy") else "first") if prefix else "never"
+    backend.normalizer = None
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=space, prepend_scheme=scheme, split=False)
+    backend.decoder = decoders.Sequence([decoders.Replace(space, " "), decoders.ByteFallback(), decoders.Fuse(),
+                                         *([decoders.Strip(" ", 1, 0)] if prefix else [])])
+    backend.model.unk_token, backend.model.fuse_unk, backend.model.byte_fallback = None, True, True
+
+
+def _like_qwen2(backend: tokenizers.Tokenizer, config: dict) -> None:
+    words = tokenizers.Regex(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+    prefix = config.get("add_prefix_space") is True
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(words, behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)])
+    backend.decoder = decoders.ByteLevel()
+
+
+def _like_gpt2(backend: tokenizers.Tokenizer, config: dict) -> None:
+    prefix = config.get("add_prefix_space") is True
+    backend.normalizer = None
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    backend.decoder = decoders.ByteLevel()
+
+
+# tokenizer_class -> what transformers 5 puts in the place of the file's own rules, if this is named.
+CLASSES = {"LlamaTokenizer": _like_llama, "Qwen2Tokenizer": _like_qwen2, "GPT2Tokenizer": _like_gpt2}
+
+
+def _is_qwen2(backend: tokenizers.Tokenizer) -> bool:
+    qwen2 = tokenizers.Tokenizer(models.BPE())
+    _like_qwen2(qwen2, {})
+    parts = [(t.normalizer, t.pre_tokenizer) for t in (backend, qwen2)]
+    return all(a is not None and a.__getstate__() == b.__getstate__() for a, b in zip(*parts))
+
+
+def _special_tokens(config: dict, folder: Path) -> tuple[dict[str, str], list[AddedToken]]:
+    """What configuration files name: tokens by role, and others that are one id each."""
+    where = folder / "tokenizer_config.json"
+    listed = config.get("added_tokens_decoder")
+    if listed is None:                                           # older files name them here
+        config = {**config, **read_json(folder / "special_tokens_map.json")}
+    names = {role: token.content for role, token in
+             ((role, _token(config[role], f"{where}: {role}")) for role in ROLES if config.get(role) is not None)}
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    listed = {} if listed is None else listed
+    if not isinstance(listed, dict) or not isinstance(extra, (dict, list)):
+        raise TokenizerError(f"{where}: added_tokens_decoder is an object and extra_special_tokens a list, "
+                             f"not {type(listed).__name__} and {type(extra).__name__}")
+    extra = list(extra.values()) if isinstance(extra, dict) else extra
+    return names, [*(_token(entry, f"{where}: added_tokens_decoder") for entry in listed.values()),
+                   *(_token(entry, f"{where}: extra_special_tokens") for entry in extra)]
+
+
+def _token(entry, where: str) -> AddedToken:
+    if isinstance(entry, str):
+        return AddedToken(entry, special=True, normalized=False)
+    if isinstance(entry, dict) and isinstance(entry.get("content"), str):
+        flags = {k: v for k, v in entry.items() if k in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+        if all(isinstance(flag, bool) for flag in flags.values()):
+            return AddedToken(entry["content"], **flags)
+    raise TokenizerError(f"{where} is {entry!r:.80}: a token's text, or an object with its \"content\", is wanted")
+
+
+def _stop_ids(config: dict, file: Path) -> list[int]:
+    ids = config.get("eos_token_id")
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if not all(type(i) is int and i >= 0 for i in ids):
+        raise TokenizerError(f"{file}: eos_token_id is {config['eos_token_id']!r:.80}: an id, a list of ids or null is wanted")
+    return ids
+
+
+def _chat_templates(folder: Path) -> dict[str, str]:
+    files = [folder / TEMPLATE, *sorted((folder / TEMPLATES).glob("*.jinja"))]
+    try:
+        return {str(file.relative_to(folder)): file.read_bytes().decode() for file in files if file.is_file()}
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"a chat template in {folder} is not UTF-8 text ({error}): save or download it again") from error
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object from a file; {} where there is none. Raises ValueError, naming the file, where it is broken."""
+    """A JSON object from a file; {} where there is none. Raises ValueError, naming the file, where
+    it is broken, nested too deeply, or holds a number too long to read."""
     if not path.is_file():
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:                # of the decoder, of UTF-8, of int()
         raise ValueError(f"{path} is not valid JSON ({error}): it may be cut short; restore it") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}: a JSON object is wanted")

@@ -16,8 +16,9 @@ VOCAB = {"vocab_size": TOKENIZER.vocab_size}
 
 @pytest.fixture
 def folder(make_model, tmp_path):
-    """A sound checkpoint, for the tests to damage."""
+    """A sound checkpoint, for the tests to damage: as from elsewhere, without digests."""
     save_pretrained(make_model("untied", **VOCAB), TOKENIZER, tmp_path / "sound")
+    (tmp_path / "sound" / "SHA256SUMS").unlink()
     return tmp_path / "sound"
 
 
@@ -136,6 +137,7 @@ def test_a_tied_head_saved_twice_is_read(make_model, tmp_path):
     tensors = load_file(tmp_path / "model.safetensors")
     assert "lm_head.weight" not in tensors
     save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, tmp_path / "model.safetensors")
+    (tmp_path / "SHA256SUMS").unlink()
     loaded = load_pretrained(tmp_path)[0]
     assert same_weights(loaded, model) and loaded.lm_head.weight is loaded.embed_tokens.weight
 
@@ -176,6 +178,8 @@ def test_a_folder_without_config_raises(folder):
                                            (b"\xff", "not valid")], ids=str)
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json"])
 def test_broken_json_raises(folder, file, content, says):
+    if file == "model.safetensors.index.json":
+        (folder / "model.safetensors").unlink()                            # beside it, no index is read
     (folder / file).write_bytes(content)
     with pytest.raises(ValueError, match=f"{file} .*{says}|{file} {says}"):
         load_pretrained(folder)
@@ -244,7 +248,7 @@ def test_pickled_weights_are_never_read(folder):
     ({"num_hidden_layers": 1}, "0 missing .*9 unknown"),
     ({"model_type": "gpt2"}, "type 'gpt2': llama, qwen2, qwen3"),
     ({"model_type": ...}, "type None"),
-    ({"use_sliding_window": True, "sliding_window": 16}, "sliding-window"),
+    ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}, "sliding-window"),
     ({"hidden_act": "gelu"}, "'gelu'"),
     ({"mlp_bias": True}, "mlp_bias True"),
     ({"hidden_size": ...}, "config.json lacks 'hidden_size'"),
@@ -322,6 +326,7 @@ def test_policies_and_reward_models_are_not_taken_for_each_other(reward_model, t
 def test_a_head_that_does_not_fit_or_was_cut_short_is_named(reward_model, tmp_path):
     model, tokenizer = reward_model
     save_pretrained(model, tokenizer, tmp_path)
+    (tmp_path / "SHA256SUMS").unlink()
     head = tmp_path / "score.safetensors"
     whole = head.read_bytes()
     head.write_bytes(whole[:-4])

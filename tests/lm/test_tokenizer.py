@@ -139,15 +139,33 @@ def test_without_a_padding_token_padding_is_eos_and_stays_so(tmp_path):
     assert load_tokenizer(tmp_path).pad_id == tokenizer.eos_id
 
 
+def test_a_model_without_bos_gets_none(tmp_path):
+    """Qwen was trained without one, and some of its configurations name one all the same: what
+    tokenizer.json puts in front of a text is what counts."""
+    tokenizer = build_tokenizer()
+    tokenizer.bos_id = None
+    (tmp_path / "a").mkdir()
+    tokenizer.save(tmp_path / "a")
+    assert '"<bos>"' not in (tmp_path / "a" / "tokenizer_config.json").read_text()
+    for options in ({}, {"bos_token": BOS}, {"bos_token": BOS, "add_bos_token": True}):
+        config = json.loads((tmp_path / "a" / "tokenizer_config.json").read_text())
+        (tmp_path / "a" / "tokenizer_config.json").write_text(json.dumps({**config, **options}))
+        loaded = load_tokenizer(tmp_path / "a")
+        assert loaded.bos_id is None and loaded.encode_prompt("ab") == loaded.encode("ab")
+        loaded.save(tmp_path)
+        assert load_tokenizer(tmp_path).bos_id is None
+        assert loaded.config.get("bos_token") == options.get("bos_token")      # a chat template may name it
+
+
 @pytest.mark.parametrize("options", [{"drop": ["bos_token"]}, {"tokenizer_config": {"bos_token": None}},
                                      {"tokenizer_config": {"add_bos_token": False}}], ids=str)
-def test_a_model_without_bos_gets_none(tmp_path, options):
-    """Qwen was trained without one, and some of its configurations name one all the same."""
-    save(tmp_path, **options)
+def test_bos_stays_where_the_file_adds_it(tmp_path, options):
+    """transformers 5 reads `add_bos_token` no more where there is a tokenizer.json."""
+    tokenizer = save(tmp_path, **options)
     loaded = load_tokenizer(tmp_path)
-    assert loaded.bos_id is None and loaded.encode_prompt("ab") == loaded.encode("ab")
+    assert loaded.encode_prompt("ab") == [tokenizer.bos_id, *loaded.encode("ab")]
     loaded.save(tmp_path)
-    assert load_tokenizer(tmp_path).bos_id is None
+    assert load_tokenizer(tmp_path).bos_id == tokenizer.bos_id
 
 
 def test_tokens_may_be_written_as_objects(tmp_path):
