@@ -1,8 +1,13 @@
-"""Texts to ids for the pages that learn from texts: BOS in front of a prompt, EOS behind a completion, and nothing cut off."""
+"""Texts to ids for the pages that learn from texts: BOS in front of a prompt, EOS behind a completion, and nothing cut off.
+
+A prompt's ids are those that a policy is asked with, and a completion is tokenised as what follows
+it: see Tokenizer.encode_pairs. No text gets a second BOS or EOS.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 from minirl.tasks.preferences import Demonstration, Ranking
 
@@ -11,8 +16,8 @@ def encode_pairs(tokenizer, pairs: Sequence[tuple[str, str] | Demonstration], ma
     """Texts -> prompt ids (BOS in front) and completion ids (EOS behind). Raises ValueError for none, or for a pair that does not fit."""
     if not pairs:
         raise ValueError("there is nothing to learn from: at least one (prompt, completion) pair is wanted")
-    prompts = [_with_bos(tokenizer, ids) for ids in tokenizer.encode_batch([pair[0] for pair in pairs])]
-    completions = [ids + [tokenizer.eos_id] for ids in tokenizer.encode_batch([pair[1] for pair in pairs])]
+    prompts, completions = tokenizer.encode_pairs(pairs)
+    completions = [with_eos(tokenizer, ids) for ids in completions]
     for i, (prompt, completion) in enumerate(zip(prompts, completions)):
         _check_fits(getattr(pairs[i], "source", "") or f"pair {i}", prompt, completion, max_seq_len)
     return prompts, completions
@@ -22,7 +27,7 @@ def encode_texts(tokenizer, texts: Sequence[str], max_seq_len: int) -> tuple[lis
     """Texts without a prompt, as encode_pairs gives pairs. What comes first is given: BOS, or the first token where the tokenizer knows no BOS."""
     if not texts:
         raise ValueError("there is nothing to read: at least one text is wanted")
-    rows = [_with_bos(tokenizer, ids) + [tokenizer.eos_id] for ids in tokenizer.encode_batch(list(texts))]
+    rows = [with_eos(tokenizer, ids) for ids in tokenizer.encode_prompts(texts)]
     prompts, completions = [row[:1] for row in rows], [row[1:] for row in rows]
     for i, (prompt, completion) in enumerate(zip(prompts, completions)):
         _check_fits(f"text {i}", prompt, completion, max_seq_len)
@@ -30,18 +35,33 @@ def encode_texts(tokenizer, texts: Sequence[str], max_seq_len: int) -> tuple[lis
 
 
 def encode_rankings(tokenizer, rankings: Sequence[Ranking], max_seq_len: int) -> tuple[list[list[int]], list[list[list[int]]]]:
-    """Prompt ids (BOS in front) and, for each completion, ids with EOS behind. Raises ValueError for none, or for a completion that would lose its end."""
+    """Prompt ids (BOS in front) and, for each completion, ids with EOS behind.
+
+    Raises ValueError for none, for a completion that would lose its end, and for two whose ids are
+    equal, as a tokenizer makes them of one text in two Unicode spellings: comparing them, the loss
+    is log 2 whatever is learnt.
+    """
     if not rankings:
         raise ValueError("there is nothing to learn from: at least one ranking is wanted")
-    prompts = [tokenizer.encode_prompt(ranking.prompt) for ranking in rankings]
-    completions = [[ids + [tokenizer.eos_id] for ids in tokenizer.encode_batch(ranking.completions)] for ranking in rankings]
-    for ranking, prompt, ranked in zip(rankings, prompts, completions):
-        _check_fits(ranking.source or f"the ranking for {ranking.prompt[:40]!r}", prompt, max(ranked, key=len), max_seq_len)
+    prompts, completions = [], []
+    for ranking in rankings:
+        where = ranking.source or f"the ranking for {ranking.prompt[:40]!r}"
+        pairs = [(ranking.prompt, completion) for completion in ranking.completions]
+        encoded, ranked = tokenizer.encode_pairs(pairs)
+        ranked = [with_eos(tokenizer, ids) for ids in ranked]
+        for i, j in combinations(range(len(ranked)), 2):
+            if ranked[i] == ranked[j]:
+                raise ValueError(f"{where}: completions {i + 1} and {j + 1} are the same {len(ranked[i])} tokens: "
+                                 "nothing can be learnt from comparing them; leave one out")
+        _check_fits(where, encoded[0], max(ranked, key=len), max_seq_len)
+        prompts.append(encoded[0])
+        completions.append(ranked)
     return prompts, completions
 
 
-def _with_bos(tokenizer, ids: list[int]) -> list[int]:
-    return ids if tokenizer.bos_id is None else [tokenizer.bos_id, *ids]
+def with_eos(tokenizer, ids: list[int]) -> list[int]:
+    """A completion's ids, ended: by EOS, or by the stop token that its text ends in."""
+    return ids if ids and ids[-1] in tokenizer.stop_ids else [*ids, tokenizer.eos_id]
 
 
 def _check_fits(where: str, prompt: list[int], completion: list[int], max_seq_len: int) -> None:
