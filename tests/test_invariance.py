@@ -32,6 +32,7 @@ TABLE = [
     (advantages, "gae", "C C M bootstrap=c", {}),
     (advantages, "group_advantages", "G", *({"scale": scale} for scale in ("group", "batch", "none"))),
     (advantages, "leave_one_out_advantages maxrl_advantages dynamic_sampling zero_spread", "G", {}),
+    (advantages, "batch_mean_advantages", "G", {}),
     (advantages, "optimal_baseline opo_advantages", "G N", {}),
     (advantages, "remax_advantages", "G c", {}),
     (advantages, "process_advantages", "S", {}),
@@ -65,12 +66,14 @@ TABLE = [
     (rewards, "reward_bias reward_gain_and_bias", "w", {}),
 ]
 EXEMPT = {
+    "reduce.within_rounding": "a comparison",
     "reduce.normaliser": "a count of the mask", "kl.adaptive_kl_coef": "a rule on numbers", "kl.AdaptiveKLController": "a rule on numbers",
     "objectives.ptx_objective": "two scalars, already aggregated",
 }
 ANY_SHAPE = {"entropy", "zero_spread", "truncated_weights", "masked_weights", "effective_sample_size", "sft_coefficient", "ppo_coefficient",
              "overlong_penalty"}
-BATCH = {reduce.masked_whiten, advantages.reinforce_plus_plus_advantages}
+BATCH = {reduce.masked_whiten, advantages.reinforce_plus_plus_advantages,
+         advantages.batch_mean_advantages}
 
 ROWS = {}
 for _module, _names, _arguments, *_options in TABLE:
@@ -165,6 +168,30 @@ def test_what_stands_under_a_zero_mask_never_matters(name, junk):
             assert torch.equal(a[MASK], b[MASK]) and (a[~MASK] == 0).all()
             if any(kind == "M" for _, kind in arguments) or junk == 1e30:
                 assert (b[~MASK] == 0).all()
+
+
+@rows(lambda kinds: "L" in kinds and "C" in kinds)
+@pytest.mark.parametrize("junk", [NAN, INF, -INF])
+def test_a_constant_under_a_zero_mask_reaches_no_gradient(name, junk):
+    """Advantages or old log-probs that are NaN on padding left the loss as it was and made NaN of
+    every weight: the aggregate's gradient there is 0, and 0 * NaN is NaN."""
+    inputs, kinds = example(name), [kind for _, kind in ROWS[name][1]]
+    _, gradients = call(name, inputs)
+    for i, kind in enumerate(kinds):
+        if kind == "C":
+            spoilt = [x.masked_fill(~MASK, junk) if j == i else x for j, x in enumerate(inputs)]
+            for plain, gradient in zip(gradients, call(name, spoilt)[1]):
+                assert plain is None or torch.equal(gradient, plain)
+
+
+@rows(lambda kinds: "L" in kinds and "C" in kinds)
+def test_a_constant_that_is_no_number_shows(name):
+    """It gets no gradient, so the value must tell: no NaN may pass for a small loss."""
+    inputs, kinds = example(name), [kind for _, kind in ROWS[name][1]]
+    for i, kind in enumerate(kinds):
+        if kind == "C":
+            spoilt = [x.masked_fill(MASK, NAN) if j == i else x for j, x in enumerate(inputs)]
+            assert apply(name, spoilt)[0].isnan().any()
 
 
 @rows(lambda kinds: kinds & (TOKENS | GROUPS))

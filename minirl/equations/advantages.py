@@ -3,7 +3,8 @@
     with a value function    gae (and discounted_returns, what a value function learns)
     with a group             group_advantages (GRPO, Dr. GRPO), leave_one_out_advantages (RLOO), maxrl_advantages, opo_advantages,
                              process_advantages (rewards per step)
-    with neither             reinforce_plus_plus_advantages (the batch), remax_advantages (one greedy answer)
+    with neither             batch_mean_advantages (the batch's mean), reinforce_plus_plus_advantages
+                             (its tokens' mean and spread), remax_advantages (one greedy answer)
 
 Groups are the last dimension: (P, G). Returns and values are per token: (B, T). Nothing here has a gradient.
 """
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minirl.equations.kl import kl_shaped_rewards
-from minirl.equations.reduce import masked_whiten
+from minirl.equations.reduce import masked_whiten, within_rounding
 
 
 def discounted_returns(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0) -> Tensor:
@@ -65,7 +66,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float = 1.0, la
         if x is not None and (x.requires_grad or not bool((x if name == "bootstrap" else x[mask]).isfinite().all())):
             raise ValueError(f"{name}: requires_grad {x.requires_grad}, or a number under the mask that is not finite: finite constants are wanted; detach them")
     adv = torch.zeros_like(values)
-    next_adv = torch.zeros_like(values[:, 0])                                                # (B,)
+    next_adv = values.new_zeros(len(values))                                                 # (B,)
     next_value = torch.zeros_like(next_adv) if bootstrap is None else bootstrap.to(values.dtype)
     for t in reversed(range(values.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
@@ -89,7 +90,9 @@ def group_advantages(rewards: Tensor, *, scale: str = "group", ddof: int = 1, ep
     See        objectives.clipped_surrogate takes them, one per token of the completion.
 
     A NaN reward means "no verdict": it is left out of mean and std, and its advantage is 0. Where all rewards of a group are equal, every
-    advantage is exactly 0 (tested as max == min: the float32 mean of eight 0.7 is not 0.7, and 6e-8 / 1e-8 would be an advantage of 6).
+    advantage is exactly 0 (asked of max and min: the float32 mean of eight 0.7 is not 0.7, and
+    6e-8 / 1e-8 would be an advantage of 6). Rewards that differ by rounding alone, such as 0.1 + 0.2
+    and 0.3, count as equal: see zero_spread.
 
     >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))                     # mean 1/4, std 1/2
     tensor([[ 1.4997, -0.4999, -0.4999, -0.4999]])
@@ -101,16 +104,36 @@ def group_advantages(rewards: Tensor, *, scale: str = "group", ddof: int = 1, ep
         raise ValueError(f"scale is {scale!r}: one of group, batch, none is wanted")
     if ddof not in (0, 1):
         raise ValueError(f"ddof is {ddof}: 0 (divide by n) or 1 (by n - 1) is wanted")
-    judged = ~rewards.isnan()                                                                # (P, G)
-    count = judged.sum(-1, keepdim=True)                                                     # (P, 1)
-    known = torch.where(judged, rewards, 0)
+    count = (~rewards.isnan()).sum(-1, keepdim=True)                                         # (P, 1)
     centred = _centred(rewards)
     if scale == "group":
         centred = centred / (_std(centred, count, ddof) + eps)
     elif scale == "batch":
-        everyone = torch.where(judged, rewards - known.sum() / count.sum().clamp(min=1), 0)
-        centred = centred / (_std(everyone.flatten(), count.sum()[None], ddof) + eps)
-    return torch.where(zero_spread(rewards), 0, centred)
+        everyone = _centred(rewards.flatten()[None])                                         # (1, P * G)
+        centred = centred / (_std(everyone, count.sum(), ddof) + eps)
+    return torch.where(zero_spread(rewards), 0, centred).to(rewards.dtype)
+
+
+def batch_mean_advantages(rewards: Tensor) -> Tensor:
+    r"""REINFORCE with a baseline that needs no groups: each reward against the mean of the batch.
+
+    Equation   A_i = r_i - mean(all rewards)
+    Paper      Williams 1992 (REINFORCE), section 4 ("reinforcement baseline").
+    Shapes     rewards (P, G) -> (P, G)
+    Gradient   none. Each of the N = P G samples is in its own baseline, so that the expectation is
+               (N - 1)/N of the policy gradient.
+    Raises     ValueError as group_advantages.
+    See        group_advantages with scale="none", where the mean is that of the prompt's samples.
+
+    NaN, "no verdict", is left out and gets 0. Where all rewards are equal, every advantage is 0.
+
+    >>> batch_mean_advantages(torch.tensor([[1.0, 0.0], [0.0, float("nan")]]))           # mean 1/3
+    tensor([[ 0.6667, -0.3333],
+            [-0.3333,  0.0000]])
+    """
+    rewards = _grouped(rewards)
+    everyone = rewards.flatten()[None]                                                       # (1, P * G)
+    return torch.where(zero_spread(everyone), 0, _centred(everyone)).view_as(rewards).to(rewards.dtype)
 
 
 def leave_one_out_advantages(rewards: Tensor) -> Tensor:
@@ -129,7 +152,8 @@ def leave_one_out_advantages(rewards: Tensor) -> Tensor:
     """
     rewards = _grouped(rewards)
     count = (~rewards.isnan()).sum(-1, keepdim=True)
-    return torch.where(zero_spread(rewards), 0, _centred(rewards) * count / (count - 1).clamp(min=1))
+    scaled = _centred(rewards) * count / (count - 1).clamp(min=1)
+    return torch.where(zero_spread(rewards), 0, scaled).to(rewards.dtype)
 
 
 def maxrl_advantages(rewards: Tensor) -> Tensor:
@@ -149,9 +173,9 @@ def maxrl_advantages(rewards: Tensor) -> Tensor:
     rewards = _grouped(rewards)
     if bool((rewards < 0).any()):
         raise ValueError(f"a reward is {float(rewards.nan_to_num().min())}: rewards of at least 0 are wanted, as they stand for a chance of being right")
-    judged = ~rewards.isnan()
-    mean = torch.where(judged, rewards, 0).sum(-1, keepdim=True) / judged.sum(-1, keepdim=True).clamp(min=1)         # (P, 1)
-    return torch.where(zero_spread(rewards), 0, _centred(rewards) / torch.where(mean > 0, mean, 1))
+    mean = _mean(rewards)                                                                    # (P, 1)
+    scaled = _centred(rewards) / torch.where(mean > 0, mean, 1)
+    return torch.where(zero_spread(rewards), 0, scaled).to(rewards.dtype)
 
 
 def optimal_baseline(rewards: Tensor, weights: Tensor) -> Tensor:
@@ -172,9 +196,11 @@ def optimal_baseline(rewards: Tensor, weights: Tensor) -> Tensor:
     if weights.shape != rewards.shape or weights.requires_grad or not bool(((weights >= 0) & (weights < float("inf"))).all()):
         raise ValueError(f"weights {tuple(weights.shape)} beside rewards {tuple(rewards.shape)}, requires_grad {weights.requires_grad}: finite constants of the "
                          "same shape, none of them negative, are wanted")
-    weights = torch.where(rewards.isnan(), 0, weights.to(rewards.dtype))
+    wide = torch.promote_types(rewards.dtype, torch.float32)                                 # bfloat16 counts to 256
+    weights = torch.where(rewards.isnan(), 0, weights.to(wide))
     total = weights.sum(-1, keepdim=True)
-    return (weights * rewards.nan_to_num(nan=0.0)).sum(-1, keepdim=True) / torch.where(total > 0, total, 1)
+    weighted = (weights * rewards.nan_to_num(nan=0.0)).sum(-1, keepdim=True)
+    return (weighted / torch.where(total > 0, total, 1)).to(rewards.dtype)
 
 
 def opo_advantages(rewards: Tensor, lengths: Tensor) -> Tensor:
@@ -271,13 +297,16 @@ def dynamic_sampling(rewards: Tensor) -> Tensor:
 def zero_spread(rewards: Tensor) -> Tensor:
     r"""Groups in which nothing can be compared: all judged rewards equal, or none judged. (P, G) -> (P, 1) bool.
 
+    Equal but for rounding: a weighted sum of several rewards may come out as 0.1 + 0.2 for one
+    sample and as 0.3 for another, and that is no difference to learn from.
+
     >>> zero_spread(torch.tensor([[0.7, 0.7, 0.7], [0.0, 1.0, float("nan")]]))
     tensor([[ True],
             [False]])
     """
     high = rewards.nan_to_num(nan=-torch.inf).amax(-1, keepdim=True)
     low = rewards.nan_to_num(nan=torch.inf).amin(-1, keepdim=True)
-    return high <= low
+    return within_rounding(low, high)
 
 
 def _grouped(rewards: Tensor) -> Tensor:
@@ -289,13 +318,17 @@ def _grouped(rewards: Tensor) -> Tensor:
 
 
 def _centred(rewards: Tensor) -> Tensor:
-    """Rewards minus their group's mean; 0 where there is no verdict. (P, G)"""
+    """Rewards minus their group's mean; 0 where there is no verdict. (P, G), in float32 at least."""
+    return torch.where(rewards.isnan(), 0, rewards - _mean(rewards))
+
+
+def _mean(rewards: Tensor) -> Tensor:
+    """The mean of each group's verdicts. (P, 1), in float32 at least: float16 ends at 65,504."""
     judged = ~rewards.isnan()
-    mean = torch.where(judged, rewards, 0).sum(-1, keepdim=True) / judged.sum(-1, keepdim=True).clamp(min=1)
-    return torch.where(judged, rewards - mean, 0)
+    wide = torch.where(judged, rewards, 0).to(torch.promote_types(rewards.dtype, torch.float32))
+    return wide.sum(-1, keepdim=True) / judged.sum(-1, keepdim=True).clamp(min=1)
 
 
 def _std(centred: Tensor, count: Tensor, ddof: int) -> Tensor:
     """Standard deviation along the last dimension from already centred values; 0 of fewer than two."""
-    wide = centred.to(torch.promote_types(centred.dtype, torch.float32))                     # the square of 300 is too much for float16
-    return (wide.square().sum(-1, keepdim=True) / (count - ddof).clamp(min=1)).sqrt().to(centred.dtype)
+    return (centred.square().sum(-1, keepdim=True) / (count - ddof).clamp(min=1)).sqrt()

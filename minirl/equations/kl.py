@@ -36,8 +36,7 @@ def k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
     >>> k1(torch.tensor([0.5]).log(), torch.tensor([0.25]).log())            # log 2
     tensor([0.6931])
     """
-    _check(logp, ref_logp)
-    return logp - ref_logp
+    return _checked(logp, ref_logp) - ref_logp
 
 
 def k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
@@ -52,8 +51,7 @@ def k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
     >>> k2(torch.tensor([0.5]).log(), torch.tensor([0.25]).log())            # 0.6931^2 / 2
     tensor([0.2402])
     """
-    _check(logp, ref_logp)
-    return 0.5 * (logp - ref_logp).square()
+    return 0.5 * (_checked(logp, ref_logp) - ref_logp).square()
 
 
 def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
@@ -69,8 +67,7 @@ def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
     >>> k3(torch.tensor([0.5]).log(), torch.tensor([0.25]).log())            # 1/2 + log 2 - 1
     tensor([0.1931])
     """
-    _check(logp, ref_logp)
-    log_ratio = (ref_logp - logp).clamp(max=MAX_LOG_RATIO)
+    log_ratio = (ref_logp - _checked(logp, ref_logp)).clamp(max=MAX_LOG_RATIO)
     return torch.expm1(log_ratio) - log_ratio
 
 
@@ -87,7 +84,7 @@ def corrected_k3(logp: Tensor, old_logp: Tensor, ref_logp: Tensor) -> Tensor:
     >>> corrected_k3(half, quarter, quarter)                                 # ratio 2, k3 0.1931
     tensor([0.3863])
     """
-    _check(logp, old_logp)
+    logp = _checked(_checked(logp, old_logp), ref_logp)
     return (logp - old_logp).clamp(max=MAX_LOG_RATIO).exp() * k3(logp, ref_logp)
 
 
@@ -196,3 +193,10 @@ def _check(logp: Tensor, ref_logp: Tensor) -> None:
         raise ValueError(f"policy {tuple(logp.shape)} and reference {tuple(ref_logp.shape)}: the same shape is wanted")
     if ref_logp.requires_grad:
         raise ValueError("the reference requires grad: it is a constant here; compute it under torch.no_grad(), or detach it")
+
+
+def _checked(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """logp, without a gradient where the reference is not finite. Under a zero mask that may be, and
+    there the gradient of the aggregate, 0, times NaN would be NaN."""
+    _check(logp, ref_logp)
+    return torch.where(ref_logp.isfinite(), logp, logp.detach())

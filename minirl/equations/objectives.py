@@ -31,7 +31,7 @@ def policy_gradient(logp: Tensor, adv: Tensor) -> Tensor:
     >>> policy_gradient(torch.tensor([[-0.5, -2.0]]), torch.tensor([[1.0, -1.0]]))
     tensor([[-0.5000,  2.0000]])
     """
-    _check(logp, adv=adv)
+    logp = _checked(logp, adv=adv)
     return adv * logp
 
 
@@ -55,7 +55,7 @@ def clipped_surrogate(logp: Tensor, old_logp: Tensor, adv: Tensor, *, clip_low: 
     >>> clipped_surrogate(rho.log(), zero, -one)         # pessimistic: min, never max
     tensor([[-0.8000, -1.0000, -1.5000]])
     """
-    _check(logp, old_logp=old_logp, adv=adv)
+    logp = _checked(logp, old_logp=old_logp, adv=adv)
     _check_clip(clip_low, clip_high)
     ratio = _ratio(logp, old_logp)                                                           # (B, T)
     return torch.minimum(ratio * adv, ratio.clamp(1 - clip_low, 1 + clip_high) * adv)
@@ -96,7 +96,7 @@ def kl_penalised_surrogate(logp: Tensor, old_logp: Tensor, adv: Tensor, kl: Tens
     >>> kl_penalised_surrogate(torch.tensor([[2.0]]).log(), zero, one, torch.tensor([[0.5]]), 1.0)          # 2 * 1 - 0.5
     tensor([[1.5000]])
     """
-    _check(logp, old_logp=old_logp, adv=adv)
+    logp = _checked(logp, old_logp=old_logp, adv=adv)
     if kl.shape != logp.shape:
         raise ValueError(f"kl is {tuple(kl.shape)} beside logp {tuple(logp.shape)}: the same shape is wanted")
     return _ratio(logp, old_logp) * adv - kl_coef * kl
@@ -115,7 +115,7 @@ def sequence_ratio(logp: Tensor, old_logp: Tensor, mask: Tensor, *, length_norma
     >>> sequence_ratio(d, zero, mask, length_normalised=True), sequence_ratio(d, zero, mask, length_normalised=False)      # e^0.05, e^0.2
     (tensor([1.0513]), tensor([1.2214]))
     """
-    _check(logp, old_logp=old_logp)
+    logp = _checked(logp, old_logp=old_logp)
     if mask.shape != logp.shape or logp.dim() != 2:
         raise ValueError(f"mask {tuple(mask.shape)} beside logp {tuple(logp.shape)}: twice (B, T) is wanted")
     log_ratio = torch.where(mask.bool(), logp - old_logp, 0).sum(1)                          # (B,)
@@ -162,7 +162,7 @@ def gspo_token(logp: Tensor, old_logp: Tensor, adv: Tensor, mask: Tensor, *, cli
     >>> gspo_token(d, torch.zeros(1, 2), torch.ones(1, 2), torch.ones(1, 2))                 # e^0.0001 for both tokens
     tensor([[1.0001, 1.0001]])
     """
-    _check(logp, old_logp=old_logp, adv=adv)
+    logp = _checked(logp, old_logp=old_logp, adv=adv)
     _check_clip(clip_low, clip_high)
     sequence = sequence_ratio(logp.detach(), old_logp, mask, length_normalised=True)[:, None]        # (B, 1)
     sampled = torch.where(mask.bool() & (sequence < sequence.new_tensor(MAX_LOG_RATIO).exp()), logp, 0)     # a ratio that is held has no gradient
@@ -183,7 +183,7 @@ def cispo(logp: Tensor, old_logp: Tensor, adv: Tensor, *, cap: float) -> Tensor:
     >>> cispo(torch.tensor([[-1.0, -1.0]]), torch.tensor([[-1.0, -3.0]]), torch.ones(1, 2), cap=5.0)     # ratios 1 and e^2 = 7.4, cut to 5
     tensor([[-1., -5.]])
     """
-    _check(logp, old_logp=old_logp, adv=adv)
+    logp = _checked(logp, old_logp=old_logp, adv=adv)
     if not cap > 0:
         raise ValueError(f"cap is {cap}: the largest weight, a positive number, is wanted")
     return _ratio(logp.detach(), old_logp).clamp(max=cap) * adv * logp
@@ -202,7 +202,7 @@ def sapo(logp: Tensor, old_logp: Tensor, adv: Tensor, *, temp_pos: float = 1.0, 
     >>> sapo(rho.log(), torch.zeros(1, 3), torch.ones(1, 3))
     tensor([[1.5102, 2.0000, 2.4898]])
     """
-    _check(logp, old_logp=old_logp, adv=adv)
+    logp = _checked(logp, old_logp=old_logp, adv=adv)
     if not (temp_pos > 0 and temp_neg > 0):
         raise ValueError(f"temp_pos is {temp_pos}, temp_neg {temp_neg}: positive numbers are wanted")
     temperature = torch.where(adv > 0, adv.new_tensor(temp_pos), adv.new_tensor(temp_neg))
@@ -273,7 +273,7 @@ def value_loss(values: Tensor, returns: Tensor) -> Tensor:
     >>> value_loss(torch.tensor([[1.0]]), torch.tensor([[3.0]]))
     tensor([[2.]])
     """
-    _check(values, returns=returns)
+    values = _checked(values, returns=returns)
     return 0.5 * (values - returns).square()
 
 
@@ -289,7 +289,7 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, c
     >>> clipped_value_loss(torch.tensor([[1.0]]), torch.tensor([[0.0]]), torch.tensor([[1.0]]))      # clipped to 0.2: 1/2 0.8^2
     tensor([[0.3200]])
     """
-    _check(values, old_values=old_values, returns=returns)
+    values = _checked(values, old_values=old_values, returns=returns)
     if not clip >= 0:
         raise ValueError(f"clip is {clip}: a distance, not negative, is wanted")
     near = torch.maximum(torch.minimum(values, old_values + clip), old_values - clip)
@@ -300,14 +300,20 @@ def _ratio(logp: Tensor, old_logp: Tensor) -> Tensor:
     return (logp - old_logp).clamp(max=MAX_LOG_RATIO).exp()
 
 
-def _check(x: Tensor, **constants: Tensor) -> None:
-    """The same shape for all, and no gradient through what the update takes as given."""
+def _checked(x: Tensor, **constants: Tensor) -> Tensor:
+    """The same shape for all, and no gradient through what the update takes as given.
+
+    Where a constant is not finite, x has no gradient. Under a zero mask that may be: the gradient of
+    the aggregate is 0 there, but 0 times NaN would be NaN. Elsewhere the value shows it.
+    """
     for name, constant in constants.items():
         if constant.shape != x.shape:
             raise ValueError(f"{name} is {tuple(constant.shape)} beside {tuple(x.shape)}: the same shape is wanted; spread one number per sequence over its "
                              "tokens with x[:, None].expand_as(logp)")
         if constant.requires_grad:
             raise ValueError(f"{name} requires grad: it is a constant of the update; detach it")
+        x = torch.where(constant.isfinite(), x, x.detach())
+    return x
 
 
 def _check_clip(clip_low: float, clip_high: float) -> None:

@@ -21,13 +21,13 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, *, margin: Tensor | Non
     Paper      Stiennon et al., arXiv:2009.01325, section 3.4; Bradley and Terry 1952; margin: Llama 2, arXiv:2307.09288, eq. 2.
     Shapes     chosen, rejected, margin (N,) -> (N,)
     Gradient   through both scores: -+ (1 - probability of the observed order).
-    Raises     ValueError if shapes differ.
+    Raises     ValueError if shapes differ or are not (N,).
     See        ranking_loss, for K answers to one prompt.
 
     >>> bradley_terry_loss(torch.tensor([1.0986123]), torch.tensor([0.0]))                # odds 3 : 1, -log 3/4
     tensor([0.2877])
     """
-    _same_shapes(chosen=chosen, rejected=rejected, **({} if margin is None else {"margin": margin}))
+    _one_per_pair(chosen=chosen, rejected=rejected, **({} if margin is None else {"margin": margin}))
     return -F.logsigmoid(chosen - rejected - (0 if margin is None else margin))
 
 
@@ -74,7 +74,8 @@ def dpo_loss(logp_chosen: Tensor, logp_rejected: Tensor, ref_chosen: Tensor, ref
     Paper      DPO, arXiv:2305.18290, section 4, eq. 7.
     Shapes     four times (N,), each the sum over a completion's tokens -> (N,)
     Gradient   through the policy's log-probs: -+ beta sigmoid(beta (h_l - h_w)) (eq. 8). log 2 at pi = ref.
-    Raises     ValueError if shapes differ, if a reference requires grad, or if beta is not positive.
+    Raises     ValueError if shapes differ or are not (N,), if a reference requires grad, or if beta is
+               not positive.
     See        coefficients.dpo_coefficient, the weight of eq. 8; label_smoothed_dpo_loss.
 
     >>> zero = torch.zeros(1)
@@ -129,12 +130,12 @@ def simpo_loss(mean_logp_chosen: Tensor, mean_logp_rejected: Tensor, *, beta: fl
     Erratum    The margin is given as gamma here, as gamma / beta there: TRL's simpo_gamma is gamma, this argument the ratio, as in the authors' code.
     Shapes     twice (N,), each the mean over a completion's tokens -> (N,)
     Gradient   through both.
-    Raises     ValueError if shapes differ, or if beta is not positive.
+    Raises     ValueError if shapes differ or are not (N,), or if beta is not positive.
 
     >>> simpo_loss(torch.tensor([-1.0]), torch.tensor([-1.5]))                            # 2 (0.5 - 0.5) = 0: log 2
     tensor([0.6931])
     """
-    _same_shapes(mean_logp_chosen=mean_logp_chosen, mean_logp_rejected=mean_logp_rejected)
+    _one_per_pair(mean_logp_chosen=mean_logp_chosen, mean_logp_rejected=mean_logp_rejected)
     _check_positive(beta=beta)
     return -F.logsigmoid(beta * (mean_logp_chosen - mean_logp_rejected - gamma_over_beta))
 
@@ -147,12 +148,16 @@ def kto_loss(logp: Tensor, ref_logp: Tensor, desirable: Tensor, *, kl: float | T
     Paper      KTO, arXiv:2402.01306, section 4.1, eq. 8. z is estimated from completions paired with other prompts, and has no gradient.
     Shapes     logp, ref_logp (N,), sums over tokens, desirable (N,) bool, kl scalar -> (N,)
     Gradient   through logp.
-    Raises     ValueError if shapes differ, if ref_logp requires grad, or if beta is not positive.
+    Raises     ValueError if shapes differ or are not (N,), if ref_logp requires grad, if beta is not
+               positive, or if desirable holds something else than yes and no (1 and 0).
 
     >>> kto_loss(torch.tensor([0.0, 0.0]), torch.tensor([0.0, 0.0]), torch.tensor([True, False]), kl=0.0)
     tensor([0.5000, 0.5000])
     """
-    _same_shapes(logp=logp, ref_logp=ref_logp, desirable=desirable)
+    _one_per_pair(logp=logp, ref_logp=ref_logp, desirable=desirable)
+    if not bool(((desirable == 0) | (desirable == 1)).all()):
+        raise ValueError(f"desirable holds {desirable.unique().tolist()[:4]}: True for good and False for bad are "
+                         "wanted; of labels 1 and -1 make them with labels > 0")
     _check_positive(beta=beta)
     _check_constants(ref_logp=ref_logp)
     z = torch.as_tensor(kl, dtype=logp.dtype, device=logp.device).detach().clamp(min=0)
@@ -164,7 +169,7 @@ def kto_loss(logp: Tensor, ref_logp: Tensor, desirable: Tensor, *, kl: float | T
 
 def _difference(logp_chosen: Tensor, logp_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float) -> Tensor:
     """h_w - h_l, checked."""
-    _same_shapes(logp_chosen=logp_chosen, logp_rejected=logp_rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected)
+    _one_per_pair(logp_chosen=logp_chosen, logp_rejected=logp_rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected)
     _check_constants(ref_chosen=ref_chosen, ref_rejected=ref_rejected)
     _check_positive(beta=beta)
     return (logp_chosen - ref_chosen) - (logp_rejected - ref_rejected)
@@ -173,6 +178,15 @@ def _difference(logp_chosen: Tensor, logp_rejected: Tensor, ref_chosen: Tensor, 
 def _same_shapes(**tensors: Tensor) -> None:
     if len({x.shape for x in tensors.values()}) > 1:
         raise ValueError(", ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items()) + ": the same shape is wanted")
+
+
+def _one_per_pair(**tensors: Tensor) -> None:
+    """The same shape, (N,). Log-probs of tokens, (B, T), would give a loss for each token."""
+    _same_shapes(**tensors)
+    name, x = next(iter(tensors.items()))
+    if x.dim() != 1:
+        raise ValueError(f"{name} is {tuple(x.shape)}: one number per completion, (N,), is wanted; add up a "
+                         "completion's tokens first, (token_logprobs * mask).sum(1)")
 
 
 def _check_constants(**tensors: Tensor) -> None:

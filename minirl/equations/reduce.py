@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 AGGREGATIONS = ("sequence_mean", "token_mean", "sequence_sum", "constant")
+SUMMED = 64      # advantages and returns are sums over the tokens behind them, so many roundings may stand in one
 
 
 def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
@@ -33,17 +34,19 @@ def masked_whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, ddof: int
     Raises     ValueError if shapes differ.
 
     Equal values, or fewer than two, have no spread: they give 0 (or their mean), and not rounding errors blown up by 1 / sqrt(eps).
+    Values that differ by no more than the rounding of SUMMED additions are equal here.
 
     >>> masked_whiten(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[1, 1, 0]]))        # mean 2, var (1 + 1) / 1
     tensor([[-0.7071,  0.7071,  0.0000]])
     """
-    dtype = x.dtype
+    dtype = x.dtype if x.is_floating_point() else torch.float32
+    low, high = _range(x, mask)
     x, mask = _visible(x.to(torch.promote_types(dtype, torch.float32)), mask)              # the square of 300 is too much for float16
     mean = masked_mean(x, mask)
     centred = torch.where(mask.bool(), x - mean, 0)
-    high, low = x.masked_fill(~mask.bool(), -torch.inf).max(), x.masked_fill(~mask.bool(), torch.inf).min()
     var = centred.square().sum() / (mask.sum() - ddof).clamp(min=1)
-    white = torch.where(high > low, centred * torch.rsqrt(var + eps), 0)
+    flat = within_rounding(low, high, operations=SUMMED)
+    white = torch.where(flat, 0, centred * torch.rsqrt(var + eps))
     return (white if shift_mean else torch.where(mask.bool(), white + mean, 0)).to(dtype)
 
 
@@ -56,20 +59,46 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     Gradient   none: a metric.
     Raises     ValueError if shapes differ.
 
-    A constant offset of the values is forgiven, as it is in an advantage that is whitened.
+    A constant offset of the values is forgiven, as it is in an advantage that is whitened. Returns
+    that differ by no more than the rounding of SUMMED additions have no spread.
 
     >>> returns = torch.tensor([[1.0, 2.0, 3.0]])
     >>> explained_variance(torch.tensor([[1.0, 2.0, 2.0]]), returns, torch.ones(1, 3))        # variances 2/9 of 6/9
     tensor(0.6667)
     """
-    values, _ = _visible(values.detach(), mask)
-    returns, _ = _visible(returns.detach(), mask)
+    low, high = _range(returns.detach(), mask)
+    dtype = returns.dtype if returns.is_floating_point() else torch.float32
+    wide = torch.promote_types(dtype, torch.float32)
+    values, _ = _visible(values.detach().to(wide), mask)
+    returns, mask = _visible(returns.detach().to(wide), mask)
 
     def variance(x: Tensor) -> Tensor:
         return masked_mean((x - masked_mean(x, mask)).square(), mask)
 
-    total = variance(returns)
-    return torch.where(total > 0, 1 - variance(returns - values) / torch.where(total > 0, total, 1), 0)
+    flat = within_rounding(low, high, operations=SUMMED)
+    explained = 1 - variance(returns - values) / torch.where(flat, 1, variance(returns))
+    return torch.where(flat, 0, explained).to(dtype)
+
+
+def within_rounding(low: Tensor, high: Tensor, *, operations: int = 0) -> Tensor:
+    r"""Whether two numbers, low <= high, may be one number that was rounded differently.
+
+    It is what "no spread" means wherever a spread is divided by: over a standard deviation of 6e-8,
+    the last digit of a float32 would be an advantage of 1. Neighbouring numbers are equal, as 0.3
+    and 0.1 + 0.2 are. Where either is the result of many `operations`, each may have added its own
+    rounding (in float32 at least, as narrower types are computed with in float32).
+
+    >>> within_rounding(torch.tensor(0.3).double(), torch.tensor(0.1).double() + 0.2)
+    tensor(True)
+    >>> within_rounding(torch.tensor([0.0, 1.0]), torch.tensor([1e-30, 1.000001]))
+    tensor([False, False])
+    >>> within_rounding(torch.tensor([0.0, 1.0]), torch.tensor([1e-30, 1.000001]), operations=64)
+    tensor([False,  True])
+    """
+    wide = torch.promote_types(low.dtype, torch.float32)
+    tolerance = torch.finfo(low.dtype).eps + operations * torch.finfo(wide).eps
+    low, high = low.to(wide), high.to(wide)
+    return (high <= low) | (high - low < tolerance * torch.maximum(low.abs(), high.abs()))
 
 
 def aggregate(x: Tensor, mask: Tensor, how: str, *, total: float | Tensor | None = None) -> Tensor:
@@ -107,8 +136,8 @@ def aggregate(x: Tensor, mask: Tensor, how: str, *, total: float | Tensor | None
         if bool(mask.any()):
             raise ValueError(f"total is {total}: the positive number of sequences, tokens or slots of the whole batch is wanted")
         return x.sum()                                   # nothing to average: 0, still attached to the graph
-    rows = masked_mean(x, mask, dim=1) if how == "sequence_mean" else x.sum(1)             # (B,)
-    return rows.sum() / total
+    rows = masked_mean(x, mask, dim=1) if how == "sequence_mean" else x.sum(1, dtype=mask.dtype)     # (B,)
+    return (rows.sum(dtype=mask.dtype) / total).to(x.dtype)
 
 
 def normaliser(mask: Tensor, how: str, *, max_length: int | None = None) -> float:
@@ -133,8 +162,18 @@ def _check_aggregation(how: str) -> None:
 
 def _visible(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """x with 0 wherever mask is 0 (also over NaN, in value and gradient), and the mask as numbers that can be counted: in float16 a sum of
-    ones overflows at 65,504, in bfloat16 it stops at 256."""
+    ones overflows at 65,504, in bfloat16 it stops at 256. Whole numbers become float32, as their mean need not be whole."""
     if x.shape != mask.shape:
         raise ValueError(f"x is {tuple(x.shape)} and mask {tuple(mask.shape)}: the same shape is wanted")
-    mask = mask.bool()
+    mask, x = mask.bool(), x if x.is_floating_point() else x.float()
     return torch.where(mask, x, 0), mask.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _range(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest of what the mask shows: inf and -inf where it shows nothing."""
+    if x.shape != mask.shape:
+        raise ValueError(f"x is {tuple(x.shape)} and mask {tuple(mask.shape)}: the same shape is wanted")
+    mask, x = mask.bool().flatten(), (x if x.is_floating_point() else x.float()).flatten()
+    none = x.new_tensor([torch.inf])
+    return (torch.cat([x.masked_fill(~mask, torch.inf), none]).min(),
+            torch.cat([x.masked_fill(~mask, -torch.inf), -none]).max())

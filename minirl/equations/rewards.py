@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minirl.equations.reduce import within_rounding
+
 
 def overlong_penalty(lengths: Tensor, *, max_length: int = 20_480, cache: int = 4_096) -> Tensor:
     r"""DAPO's soft punishment of long answers: none, then on a straight line to -1, where the answer is cut off. To be added to the reward.
@@ -45,7 +47,8 @@ def reward_gain_and_bias(scores: Tensor, *, mean: float = 0.0, std: float = 1.0)
     Equation   g = std / std(r),   b = mean - g mean(r) ;   use g r + b
     Paper      Ziegler et al., arXiv:1909.08593, section 2.1: mean 0 and variance 1 under samples of the reference policy.
     Shapes     scores (N,) -> two scalars
-    Raises     ValueError for a score that is not finite, scores that are all equal, or a std that is not positive.
+    Raises     ValueError for a score that is not finite, scores that are all equal (but for their
+               rounding: see reduce.within_rounding), or a std that is not positive.
 
     >>> gain, bias = reward_gain_and_bias(torch.tensor([1.0, 3.0]))                      # mean 2, std (of the population) 1
     >>> gain, bias
@@ -55,7 +58,7 @@ def reward_gain_and_bias(scores: Tensor, *, mean: float = 0.0, std: float = 1.0)
     spread = scores.std(correction=0)
     if not std > 0:
         raise ValueError(f"std is {std}: a positive number is wanted")
-    if not scores.max() > scores.min():
+    if bool(within_rounding(scores.min(), scores.max())):
         raise ValueError(f"{scores.numel()} scores without any spread: no gain can give them a standard deviation of {std}; is the reward model untrained?")
     gain = std / spread
     return gain, mean - gain * scores.mean()
