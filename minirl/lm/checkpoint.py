@@ -102,7 +102,7 @@ def load_reward_model(path: str | Path, *, dtype: torch.dtype | None = None, dev
     entries = read_entries([folder / SCORE])
     if {name: e.shape for name, e in entries.items()} != {name: tuple(x.shape) for name, x in model.head.state_dict().items()}:
         raise CheckpointError(f"{folder / SCORE} does not fit the model beside it, which is {backbone.config.hidden_size} wide: the two are of different models")
-    model.head.load_state_dict({name: read_tensor(name, e) for name, e in entries.items()})
+    model.head.load_state_dict({name: read_tensor(e) for name, e in entries.items()})
     return model.to(device).eval(), tokenizer
 
 
@@ -121,7 +121,7 @@ def _load(folder: Path, dtype: torch.dtype | None, device) -> tuple[Transformer,
     config = replace(config, tie_embeddings=is_tied(config, entries, folder))
     check_shapes(config, entries, folder)
     model = Transformer.without_weights(config)
-    state = {name: read_tensor(key, entries[key], device=device, dtype=dtype or entries[EMBEDDING].dtype)
+    state = {name: read_tensor(entries[key], device=device, dtype=dtype or entries[EMBEDDING].dtype)
              for name in model.state_dict() if (key := hf_name(name)) in entries}
     if config.tie_embeddings:
         state["lm_head.weight"] = state["embed_tokens.weight"]
@@ -199,6 +199,7 @@ class Entry(NamedTuple):
     """What a header says of one weight."""
 
     file: Path
+    name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
 
@@ -220,18 +221,18 @@ def read_entries(files: Iterable[Path]) -> dict[str, Entry]:
                                               "choose a checkpoint that is not quantised")
                     if name in entries:
                         raise CheckpointError(f"{name} stands in {entries[name].file} and in {file}: one of the two is wanted")
-                    entries[name] = Entry(file, shape, DTYPES[kind])
+                    entries[name] = Entry(file, name, shape, DTYPES[kind])
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} cannot be read ({error}): it may be cut short; save or download it again") from error
     return entries
 
 
-def read_tensor(name: str, entry: Entry, *, device="cpu", dtype: torch.dtype | None = None) -> torch.Tensor:
+def read_tensor(entry: Entry, *, device="cpu", dtype: torch.dtype | None = None) -> torch.Tensor:
     """One weight, in memory of its own. The file is opened for each, as closing it gives back the
     pages that were read: else the weights would be held twice."""
     try:
         with safe_open(entry.file, framework="pt") as f:
-            return f.get_tensor(name).to(device=device, dtype=dtype or entry.dtype, copy=True)
+            return f.get_tensor(entry.name).to(device=device, dtype=dtype or entry.dtype, copy=True)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{entry.file} cannot be read ({error}): it may be cut short; save or download it again") from error
 
@@ -245,7 +246,7 @@ def is_tied(config: ModelConfig, entries: dict[str, Entry], folder: Path) -> boo
         if EMBEDDING not in entries:
             entries[EMBEDDING] = entries[HEAD]
             return True
-        return torch.equal(read_tensor(EMBEDDING, entries[EMBEDDING]), read_tensor(HEAD, entries[HEAD]))
+        return torch.equal(read_tensor(entries[EMBEDDING]), read_tensor(entries[HEAD]))
     if HEAD not in entries and EMBEDDING in entries:
         raise CheckpointError(f"{folder / 'config.json'}: tie_word_embeddings is false, but the weights hold no {HEAD}: set it to true if "
                               "the model's head is its embedding, or download the weights again")

@@ -1,0 +1,164 @@
+"""What a config.json says is read as transformers 5 reads it: the same logits, or a clear error.
+
+Each case writes a checkpoint with transformers, changes its config.json or its weights by hand,
+and lets both libraries load the result.
+"""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from minirl.lm.checkpoint import CheckpointError, load_pretrained
+from minirl.lm.tokenizer import build_tokenizer
+
+transformers = pytest.importorskip("transformers")
+
+TOKENIZER = build_tokenizer()
+SIZES = {"vocab_size": TOKENIZER.vocab_size, "hidden_size": 32, "intermediate_size": 48,
+         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+         "max_position_embeddings": 48, "initializer_range": 0.3, "tie_word_embeddings": False}
+CLASSES = {"llama": "LlamaConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config"}
+LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 16}
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """One checkpoint of each family, written by transformers."""
+    folders = {}
+    for kind, name in CLASSES.items():
+        folders[kind] = tmp_path_factory.mktemp(kind)
+        torch.manual_seed(0)
+        config = getattr(transformers, name)(**SIZES)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for p in model.parameters():
+                if p.dim() == 1:
+                    p.add_(0.3 * torch.randn(p.shape))
+        model.save_pretrained(folders[kind])
+        TOKENIZER.save(folders[kind])
+    return folders
+
+
+def changed(source, target, weights=None, **changes):
+    """A copy, with some entries of config.json changed (... drops one), and some weights."""
+    shutil.copytree(source, target)
+    config = json.loads((target / "config.json").read_text()) | changes
+    (target / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+    if weights is not None:
+        tensors = load_file(target / "model.safetensors")
+        tensors = {k: v for k, v in {**tensors, **weights(tensors)}.items() if v is not ...}
+        save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+@torch.no_grad()
+def logits(folder):
+    tokens = torch.randint(TOKENIZER.vocab_size, (2, 40), generator=torch.Generator().manual_seed(0))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    ours = load_pretrained(folder)[0]
+    assert ours.dtype == theirs.dtype
+    if ours.dtype == torch.bfloat16:                     # whose rounding differs: compare the weights
+        ours, theirs = ours.float(), theirs.float()
+    return ours(tokens), theirs(tokens).logits
+
+
+def rotated(tensors):
+    """The first Llama models hold the angles' frequencies, for each layer."""
+    return {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(2)}
+
+
+def two_that_differ(tensors):
+    return {HEAD: tensors[HEAD].flip(0).contiguous()}
+
+
+def one_twice(tensors):
+    return {HEAD: tensors[EMBEDDING].clone()}
+
+
+def the_head_alone(tensors):
+    return {EMBEDDING: ...}
+
+
+SAME = [
+    ("llama", {"rope_parameters": ..., "rope_theta": 77}),
+    ("llama", {"rope_parameters": ...}),
+    ("llama", {"rope_parameters": ..., "rope_scaling": {"type": "default", "rope_theta": 77.0}}),
+    ("llama", {"rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}, "rope_theta": 77.0}),
+    ("llama", {"rope_parameters": {"rope_theta": 500.0}, "rope_scaling": {"rope_type": "default"}}),
+    ("llama", {"rope_parameters": ..., "rope_scaling": {**LLAMA3, "rope_theta": 77.0}}),
+    ("llama", {"rope_parameters": {k: v for k, v in LLAMA3.items() if not k.startswith("original")}}),
+    ("llama", {"rope_parameters": LLAMA3, "original_max_position_embeddings": 24}),
+    ("llama", {"rms_norm_eps": ..., "tie_word_embeddings": ..., "head_dim": ..., "mlp_bias": ...}),
+    ("llama", {"rms_norm_eps": 0.1, "head_dim": None}),
+    ("llama", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}),
+    ("llama", {"weights": rotated}),
+    ("llama", {"tie_word_embeddings": True, "weights": two_that_differ}),
+    ("qwen2", {"tie_word_embeddings": True, "weights": two_that_differ}),
+    ("qwen3", {"tie_word_embeddings": True, "weights": one_twice}),
+    ("qwen3", {"tie_word_embeddings": True, "weights": the_head_alone}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2, "layer_types": ...}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": ..., "layer_types": ...}),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0,
+               "layer_types": ["full_attention"] * 2}),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 48, "max_window_layers": 1, "layer_types": ...}),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0, "layer_types": ...}),
+    ("qwen3", {"use_sliding_window": False, "sliding_window": 4, "max_window_layers": 0, "layer_types": ...}),
+    ("qwen3", {"dtype": ..., "weights": lambda x: {k: v.bfloat16() for k, v in x.items()}}),
+    ("llama", {"dtype": ..., "torch_dtype": "float64"}),
+]
+
+
+@pytest.mark.parametrize("kind, changes", SAME, ids=str)
+def test_the_logits_are_theirs(written, tmp_path, kind, changes):
+    """A tied flag beside another head dropped that head (logits off by 6.5); theta inside
+    rope_scaling was read as 10,000; a QwQ whose window reaches no layer was refused."""
+    ours, theirs = logits(changed(written[kind], tmp_path / "changed", **changes))
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+SLIDING = [
+    {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1, "layer_types": ...},
+    {"use_sliding_window": True, "sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"]},
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", SLIDING, ids=str)
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_layers_with_a_window_are_refused(written, tmp_path, kind, changes):
+    """They were loaded as layers that see everything: transformers' logits are others."""
+    folder = changed(written[kind], tmp_path / "changed", **changes)
+    with pytest.raises(CheckpointError, match="config.json.*layer_types ask for sliding_attention"):
+        load_pretrained(folder)
+    tokens = torch.arange(40)[None]
+    theirs = [transformers.AutoModelForCausalLM.from_pretrained(path).eval()(tokens).logits
+              for path in (folder, written[kind])]
+    assert (theirs[0] - theirs[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_where_single_file_and_index_both_stand_the_single_file_counts(written, tmp_path, kind):
+    """A sharded checkpoint that was trained on and saved in its own folder came back untrained."""
+    folder = changed(written[kind], tmp_path / "changed")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({k: torch.zeros_like(v) for k, v in tensors.items()}, folder / "model-00001-of-00001.safetensors")
+    index = {"metadata": {}, "weight_map": {k: "model-00001-of-00001.safetensors" for k in tensors}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    ours, theirs = logits(folder)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert ours.abs().max() > 0.1
+
+
+def test_theta_by_type_of_layer(written, tmp_path):
+    """Models with several types of layers write one inner object for each. Qwen's code in
+    transformers reads none; the layers here are all of the first type."""
+    rope = {"full_attention": {"rope_theta": 77.0, "rope_type": "default"},
+            "sliding_attention": {"rope_theta": 5.0, "rope_type": "linear", "factor": 2.0}}
+    folder = changed(written["qwen3"], tmp_path / "changed", rope_parameters=rope)
+    config = load_pretrained(folder)[0].config
+    assert config.rope_theta == 77.0 and config.rope_scaling is None
