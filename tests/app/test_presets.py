@@ -10,7 +10,7 @@ import torch
 
 from minirl.app.cli import main
 from minirl.app.evaluate import evaluate
-from minirl.app.presets import GRPO_PRESETS
+from minirl.app.presets import GRPO_PRESETS, IDLE, PPO_PRESETS, check_flags
 from minirl.app.training import BaseConfig, make_base
 from minirl.equations.advantages import group_advantages
 from minirl.equations.objectives import clipped_surrogate
@@ -19,7 +19,9 @@ from minirl.lm.tokenizer import build_tokenizer
 from minirl.tasks.arithmetic import Arithmetic, demonstrations
 from minirl.tasks.problem import Problem
 from minirl.train.grpo import GRPOConfig, train_grpo
+from minirl.train.ppo import PPOConfig, train_ppo
 from minirl.train.sft import SFTConfig, train_sft
+from tests.train import small
 
 STATED = {
     "dr_grpo": dict(scale="none", aggregate="constant", kl_coef=0.0), "dapo": dict(clip_low=0.2, clip_high=0.28, aggregate="token_mean", kl_coef=0.0),
@@ -83,6 +85,125 @@ def test_the_command_line_hands_the_functions_on(name, advantage, ratio_of_four,
     one = torch.ones(1, 1)
     assert advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))[0, 0].item() == pytest.approx(advantage, abs=1e-4)
     assert objective((4 * one).log(), 0 * one, one, one).item() == pytest.approx(ratio_of_four, abs=1e-4)
+
+
+OTHER = {"clip_low": 0.05, "clip_high": 0.07, "scale": "batch", "ddof": 0}     # than any preset's
+
+
+@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize("preset", GRPO_PRESETS)
+def test_a_preset_reads_what_it_says_and_nothing_else(preset, name):
+    """--clip-high with sapo, --scale with reinforce, --ddof with rloo: experiments that changed
+    nothing, and said so nowhere. Each field is changed, and the preset's functions are asked at
+    ratios from 0.1 to 10, at either sign, and at uneven rewards."""
+    found = GRPO_PRESETS[preset]
+    config = GRPOConfig(**found.numbers | {"scale": "group"})
+    logp = torch.linspace(-3.3, 1.0, 20).view(4, 5)
+    adv, mask = torch.tensor([[1.0], [-1.0], [2.0], [-2.0]]).expand(4, 5), torch.ones(4, 5)
+    rewards = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [3.0, 1.0, 0.0]])
+
+    def results(config):
+        functions = found.functions(config)
+        old_logp = logp - torch.linspace(-2.3, 2.3, 20).view(4, 5)
+        return functions["objective"](logp, old_logp, adv, mask), functions["advantages"](rewards)
+
+    same = map(torch.equal, results(config), results(replace(config, **{name: OTHER[name]})))
+    assert all(same) == (name not in found.reads)
+
+
+def test_the_presets_of_which_something_is_not_read():
+    """By the papers, and not by our own table: which of these have a clip, and which a scale."""
+    unread = {name: set(OTHER) - preset.reads for name, preset in GRPO_PRESETS.items()}
+    scales, clips = {"scale", "ddof"}, {"clip_low", "clip_high"}
+    assert {name: fields for name, fields in unread.items() if fields} == {
+        "cispo": {"clip_low"}, "sapo": clips, "rloo": scales, "reinforce": scales | clips,
+        "maxrl": scales | clips}
+    assert {name: preset.reads for name, preset in PPO_PRESETS.items() if preset.reads} == {
+        "ziegler": {"kl_target", "kl_horizon"}, "adaptive-kl": {"kl_target"}}
+
+
+@pytest.mark.parametrize("preset, field, message", [
+    ("sapo", "clip_high", r"--clip-high is not read by preset sapo: .*\(grpo, dr_grpo, dapo,"),
+    ("cispo", "clip_low", "--clip-low is not read by preset cispo"),
+    ("reinforce", "scale", "--scale is not read by preset reinforce"),
+    ("rloo", "ddof", "--ddof is not read by preset rloo"),
+    ("ppo", "kl_target", r"--kl-target is not read by preset ppo: .*\(ziegler, adaptive-kl\)"),
+    ("adaptive-kl", "kl_horizon", r"--kl-horizon is not read by preset adaptive-kl: .*\(ziegler\)")
+])
+def test_a_flag_for_what_a_preset_does_not_read_is_refused_by_name(preset, field, message):
+    with pytest.raises(ValueError, match=message):
+        check_flags(preset, ["lr", field])
+
+
+@pytest.mark.parametrize("preset, fields", [
+    ("grpo", ["clip_low", "clip_high", "scale", "ddof", "lr"]), ("cispo", ["clip_high"]),
+    ("ziegler", ["kl_target", "kl_horizon", "clip_low"]), ("toy", ["lr", "beta"]),
+    ("instructgpt", ["batch_size", "dropout"]), ("reinforce", ["minibatches", "kl_coef"])])
+def test_what_is_read_is_let_through(preset, fields):
+    check_flags(preset, fields)
+
+
+IDLE_CASES = {"ref_sync_steps": (1, GRPOConfig(kl_coef=0.0)), "ddof": (0, GRPOConfig(scale="none")),
+              "ptx_batch_size": (3, PPOConfig(ptx_coef=0.0))}
+
+
+@pytest.mark.parametrize("field", IDLE)
+def test_what_other_numbers_leave_unread_is_refused_and_is_really_unread(field):
+    """With the other number as it is, a run is the same to the bit; with another, it is not, and
+    the flag is let through."""
+    (other, value), (changed, config) = IDLE[field], IDLE_CASES[field]
+    reading = replace(config, **{other: {"kl_coef": 0.1, "scale": "group", "ptx_coef": 0.5}[other]})
+    preset = "ppo" if isinstance(config, PPOConfig) else "grpo"
+    with pytest.raises(ValueError, match=f"is not read where {other} is {value}: leave it out"):
+        check_flags(preset, [field], config)
+    check_flags(preset, [field], reading)
+    assert torch.equal(learnt(config), learnt(replace(config, **{field: changed})))
+    assert not torch.equal(learnt(reading), learnt(replace(reading, **{field: changed})))
+
+
+def learnt(config):
+    """The weights after three steps of a tiny model."""
+    model, task = small.tiny(), small.Digits(small.length)
+    config = replace(config, steps=3, lr=1e-2, warmup_steps=0, max_new_tokens=4)
+    if isinstance(config, PPOConfig):
+        texts = ["it rains", "we read"]
+        train_ppo(model, small.TOKENIZER, task, replace(config, episodes=4), pretraining=texts)
+    else:
+        train_grpo(model, small.TOKENIZER, task, replace(config, prompts_per_step=2))
+    return small.weights(model)
+
+
+@pytest.mark.parametrize("preset", ["ziegler", "adaptive-kl"])
+def test_a_controller_has_something_to_multiply(preset):
+    """--preset adaptive-kl --kl-coef 0 trained a reward model and a policy before it stopped."""
+    with pytest.raises(ValueError, match="kl_coef is 0 and would stay 0"):
+        check_flags(preset, ["kl_coef"], PPOConfig(kl_coef=0.0))
+    check_flags("ppo", ["kl_coef"], PPOConfig(kl_coef=0.0))
+    assert PPO_PRESETS["ppo"].kl_control(PPOConfig(kl_coef=0.0)) is None
+
+
+def test_a_page_without_functions_is_preset_grpo():
+    """The page's own functions and the table's are written twice, and must be the same."""
+    config = GRPOConfig(steps=2, prompts_per_step=2, iterations=3, max_new_tokens=4, lr=1e-1,
+                        clip_low=0.1, ddof=0)
+    functions = GRPO_PRESETS["grpo"].functions(config)
+    weights = []
+    for given in ({}, functions):
+        model = small.tiny()
+        train_grpo(model, small.TOKENIZER, small.Digits(small.length), config, **given)
+        weights.append(small.weights(model))
+    assert torch.equal(*weights)
+
+
+def test_reinforce_with_a_missing_verdict_trains():
+    """A completion without a verdict had NaN for its advantage, and the run stopped there."""
+    verdicts, preset = iter([None, 1.0, 0.0, 1.0] * 100), GRPO_PRESETS["reinforce"]
+    config = GRPOConfig(**preset.numbers, steps=2, prompts_per_step=2, max_new_tokens=4)
+    model = small.tiny()
+    train_grpo(model, small.TOKENIZER, small.Digits(lambda c: next(verdicts)), config,
+               **preset.functions(config))
+    after = small.weights(model)
+    assert bool(after.isfinite().all()) and not torch.equal(after, small.weights(small.tiny()))
 
 
 @pytest.fixture(scope="module", params=[0, 1, 2])
