@@ -132,6 +132,8 @@ def batch_mean_advantages(rewards: Tensor) -> Tensor:
             [-0.3333,  0.0000]])
     """
     rewards = _grouped(rewards)
+    if len(rewards) == 0:
+        return rewards
     everyone = rewards.flatten()[None]                                                       # (1, P * G)
     return torch.where(zero_spread(everyone), 0, _centred(everyone)).view_as(rewards).to(rewards.dtype)
 

@@ -5,8 +5,11 @@ import itertools
 import pytest
 import torch
 
-from minirl.equations.advantages import (discounted_returns, dynamic_sampling, gae, group_advantages, leave_one_out_advantages, maxrl_advantages,
-                                         opo_advantages, optimal_baseline, process_advantages, reinforce_plus_plus_advantages, remax_advantages,
+from minirl.equations.advantages import (batch_mean_advantages, discounted_returns,
+                                         dynamic_sampling, gae, group_advantages,
+                                         leave_one_out_advantages, maxrl_advantages, opo_advantages,
+                                         optimal_baseline, process_advantages,
+                                         reinforce_plus_plus_advantages, remax_advantages,
                                          zero_spread)
 
 NAN, INF = float("nan"), float("inf")
@@ -429,3 +432,75 @@ def test_group_advantages_in_float16():
     """300 squared is more than float16 holds: the std was infinite, and every advantage 0."""
     adv = group_advantages(torch.tensor([[300.0, 0.0, 0.0, 0.0]]).half(), eps=0.0)                 # mean 75, std 150
     assert adv.dtype == torch.float16 and adv.tolist() == [[1.5, -0.5, -0.5, -0.5]]
+
+
+SUMS = [0.3, 0.1 + 0.2, 0.3]                            # the second is 0.30000000000000004
+
+
+@pytest.mark.parametrize("advantages", [
+    group_advantages, lambda r: group_advantages(r, scale="batch", eps=0.0),
+    lambda r: group_advantages(r, eps=0.0), leave_one_out_advantages, maxrl_advantages,
+    batch_mean_advantages, lambda r: opo_advantages(r, torch.tensor([[1, 2, 3]])),
+    lambda r: process_advantages(r[None], eps=0.0)[0]])
+@pytest.mark.parametrize("rewards", [
+    torch.tensor([SUMS], dtype=torch.float64), torch.tensor([[1e6, 1e6 + 0.0625, 1e6]]),
+    torch.tensor([[0.7, 0.703, 0.7]]).bfloat16(), torch.tensor([[1.0, 1 - 2 ** -24, NAN]])])
+def test_rewards_that_differ_by_rounding_alone_are_equal(advantages, rewards):
+    """Weighted sums of the same rewards, added up in two orders: nothing to learn, and yet one
+    sample had an advantage of 1.15 without eps, and its group was counted as one that learns."""
+    assert rewards[0, 0] != rewards[0, 1]
+    assert zero_spread(rewards).item() and not dynamic_sampling(rewards).item()
+    assert (advantages(rewards) == 0).all()
+
+
+@pytest.mark.parametrize("rewards, expected", [
+    # mean of all 3/5: what the prompt's other samples got does not matter
+    ([[1.0, 1.0], [1.0, 0.0], [0.0, NAN]], [[0.4, 0.4], [0.4, -0.6], [-0.6, 0.0]]),
+    ([[2.0], [4.0], [NAN]], [[-1.0], [1.0], [0.0]]),
+    ([[0.7] * 4] * 2, [[0.0] * 4] * 2), ([[NAN, NAN]], [[0.0, 0.0]]), ([[5.0]], [[0.0]]),
+])
+def test_batch_mean_hand_numbers(rewards, expected):
+    """rewards - rewards.nanmean() handed a NaN on to every weight, and gave eight 0.7 an advantage
+    of 6e-8 each."""
+    close(batch_mean_advantages(torch.tensor(rewards)), expected, 1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_batch_mean_by_enumeration(size):
+    """All tosses of `size` coins of p = 0.3: the sample is in its own baseline, so the expected
+    gradient is (N - 1) / N of p (1 - p)."""
+    rewards = torch.tensor(list(itertools.product([0.0, 1.0], repeat=size)), dtype=torch.float64)
+    chance = (0.3 ** rewards * 0.7 ** (1 - rewards)).prod(1)
+    adv = torch.stack([batch_mean_advantages(row[:, None])[:, 0] for row in rewards])
+    expected = (chance * (adv * (rewards - 0.3)).mean(1)).sum().item()
+    assert expected == pytest.approx((size - 1) / size * 0.3 * 0.7, abs=1e-12)
+
+
+@pytest.mark.parametrize("advantages", [
+    leave_one_out_advantages, batch_mean_advantages, maxrl_advantages, group_advantages,
+    lambda r: group_advantages(r, scale="batch"),
+    lambda r: opo_advantages(r, torch.full(r.shape, 1000))])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_means_of_large_groups_in_narrow_types(advantages, dtype):
+    """The sum of 512 rewards around 300 is more than float16 holds, and so is that of 512 lengths:
+    the mean was infinite, and the advantages NaN."""
+    rewards = torch.tensor([[304.0] * 256 + [296.0] * 256]).to(dtype)
+    wanted = advantages(rewards.double())
+    assert advantages(rewards).dtype == dtype
+    torch.testing.assert_close(advantages(rewards).double(), wanted, rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.parametrize("advantages", [
+    group_advantages, lambda r: group_advantages(r, scale="batch"), leave_one_out_advantages,
+    maxrl_advantages, batch_mean_advantages, lambda r: opo_advantages(r, r)])
+def test_no_prompts(advantages):
+    assert advantages(torch.zeros(0, 4)).shape == (0, 4)
+    with pytest.raises(ValueError, match="wanted"):
+        advantages(torch.zeros(4, 0))
+
+
+def test_no_tokens():
+    """Rows of width 0, as of a batch whose completions are all empty, were an IndexError."""
+    none = torch.zeros(2, 0)
+    assert [x.shape for x in gae(none, none, none)] == [(2, 0)] * 2
+    assert discounted_returns(none, none).shape == (2, 0)

@@ -131,3 +131,10 @@ def test_bias_of_the_gradient_by_enumeration():
 def test_bad_arguments_raise(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.zeros(2, 2))
+
+
+def test_effective_sample_size_in_float16():
+    """Of a thousand equal weights: 1000 squared is more than float16 holds, and it was infinite."""
+    size = effective_sample_size(torch.ones(1000).half())
+    assert size.dtype == torch.float16 and size.item() == 1000
+    assert effective_sample_size(torch.ones(0)).item() == 0

@@ -203,3 +203,27 @@ def test_no_pairs():
     none = torch.zeros(0)
     assert all(loss(none, none, none, none).shape == (0,) for loss in PAIR_LOSSES.values())
     assert bradley_terry_loss(none, none).shape == simpo_loss(none, none).shape == ranking_loss(torch.zeros(0, 4)).shape == (0,)
+
+
+@pytest.mark.parametrize("shape", [(), (2, 2), (2, 1)])
+def test_a_loss_is_of_one_number_per_completion(shape):
+    """Log-probs of tokens, (B, T), went through, and so did a column: a loss for each token where
+    that of the completion's sum was meant."""
+    x = torch.zeros(shape)
+    pairs = [partial(loss, x, x, x, x) for loss in PAIR_LOSSES.values()]
+    for call in (*pairs, partial(bradley_terry_loss, x, x), partial(simpo_loss, x, x),
+                 partial(bradley_terry_loss, x, x, margin=x),
+                 partial(kto_loss, x, x, x.bool(), kl=0.0)):
+        with pytest.raises(ValueError, match=r"\(N,\), is wanted; add up"):
+            call()
+
+
+@pytest.mark.parametrize("labels", [[1, -1], [1.0, 0.5], [1.0, NAN], [2, 0]])
+def test_labels_of_kto_are_yes_or_no(labels):
+    """-1 for a bad completion is not 0, so that it was a good one: every label was."""
+    zero = torch.zeros(2)
+    with pytest.raises(ValueError, match="True for good and False for bad .* labels > 0"):
+        kto_loss(zero, zero, torch.tensor(labels), kl=0.0)
+    for labels in (torch.tensor([1, 0]), torch.tensor([1.0, 0.0]), torch.tensor([True, False])):
+        loss = kto_loss(zero, zero, labels, kl=0.0, undesirable_weight=3.0)
+        assert loss.tolist() == [0.5, 1.5]

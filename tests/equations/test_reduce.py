@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from minirl.equations.reduce import AGGREGATIONS, aggregate, explained_variance, masked_mean, masked_whiten, normaliser
+from minirl.equations.advantages import gae
+from minirl.equations.reduce import (AGGREGATIONS, aggregate, explained_variance, masked_mean,
+                                     masked_whiten, normaliser, within_rounding)
 
 NAN, INF = float("nan"), float("inf")
 HOWS = ("sequence_mean", "token_mean", "sequence_sum", "constant")
@@ -266,3 +268,93 @@ def test_whitening_in_float16():
     white = masked_whiten(torch.tensor([[300.0, -300.0, 0.0, 0.0]]).half(), torch.ones(1, 4))
     assert white.dtype == torch.float16                      # variance (2 * 300^2) / 3, so 300 becomes sqrt(3 / 2)
     torch.testing.assert_close(white.float(), torch.tensor([[1.2247, -1.2247, 0.0, 0.0]]), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("returns", [
+    torch.full((1, 10), 0.7), torch.full((1, 10), 1e4), 0.7 + torch.tensor([[0.0, 6e-8] * 5]),
+    torch.full((1, 10), 0.7).double(), torch.full((1, 10), -3.3), torch.full((1, 10), 7),
+    torch.full((1, 10), 0.7).bfloat16(), torch.zeros(1, 10)])
+def test_returns_without_spread_are_explained_by_nothing(returns):
+    """The float32 mean of ten 0.7 is not 0.7. Its variance of 1e-14 was divided by: -2.9e13 in the
+    log, and a plot of nothing else."""
+    values, ones = torch.linspace(0, 1, 10)[None], torch.ones(1, 10)
+    assert float(explained_variance(values, returns, ones)) == 0.0
+
+
+@pytest.mark.parametrize("tokens", [5, 50, 500])
+def test_returns_that_are_sums_of_many_tokens_may_be_equal(tokens):
+    """A reward of 0.7 at the end, lambda 1: every return is 0.7. But each is put together of as
+    many differences of values as there are tokens behind it, and rounded as often."""
+    values = torch.randn(16, tokens, generator=torch.Generator().manual_seed(0))
+    rewards, ones = torch.zeros(16, tokens), torch.ones(16, tokens)
+    rewards[:, -1] = 0.7
+    returns = gae(rewards, values, ones, lam=1.0)[1]
+    assert returns.unique().numel() > 1
+    assert float(explained_variance(values, returns, ones)) == 0.0
+    assert float(explained_variance(returns, returns + 0.01 * values, ones)) != 0.0
+
+
+def test_a_small_spread_is_a_spread():
+    returns = 1000 + torch.tensor([[0.0, 0.25, 0.5, 0.75]])
+    assert float(explained_variance(returns - 1000, returns, torch.ones(1, 4))) == 1.0
+    values = torch.tensor([[1.0, 1.0 + 2 ** -12, 1.0]])
+    assert float(explained_variance(values.double() - 1, values.double(), torch.ones(1, 3))) == 1.0
+
+
+@pytest.mark.parametrize("dtype, size", [(torch.float32, 1e4), (torch.float32, 1e8),
+                                         (torch.float64, 1e12), (torch.bfloat16, 1.0),
+                                         (torch.float16, 500.0)])
+def test_whitening_of_what_differs_by_rounding_alone(dtype, size):
+    """eps 1e-8 is no help where numbers are large: neighbours of 10,000 are 1e-3 apart, and came
+    out as -0.58 and 1.15."""
+    x = torch.tensor([[size] * 3], dtype=torch.float64).to(dtype)
+    x[0, 2] = torch.nextafter(x[0, 2], x.new_tensor(torch.inf))
+    ones = torch.ones(1, 3)
+    assert x[0, 2] != x[0, 0] and masked_whiten(x, ones).tolist() == [[0.0] * 3]
+    torch.testing.assert_close(masked_whiten(x, ones, shift_mean=False), x)
+
+
+def test_neighbours_are_within_rounding_and_the_next_but_one_is_not():
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        for size in (1.0, 1.5, 0.3, 3e4, -1.0, -0.7):
+            low = torch.tensor(size, dtype=dtype)
+            high = torch.nextafter(low, low.new_tensor(torch.inf))
+            assert bool(within_rounding(low, high)) and bool(within_rounding(low, low))
+            far = low + 3 * torch.finfo(dtype).eps * low.abs()
+            assert not bool(within_rounding(low, far))
+    for low, high in ((0.0, 1e-38), (-1e-9, 1e-9), (0.0, INF), (-INF, INF), (-65_504.0, 65_504.0)):
+        assert not bool(within_rounding(torch.tensor(low), torch.tensor(high), operations=64))
+    assert not bool(within_rounding(torch.tensor(-65_504.0).half(), torch.tensor(65_504.0).half()))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool])
+def test_whole_numbers_have_means_that_are_not_whole(dtype):
+    """The mean of 0 and 1 was 0: it was cut down to the type of what came in."""
+    x, ones = torch.tensor([[0, 1]], dtype=dtype), torch.ones(1, 2)
+    assert masked_mean(x, ones).item() == 0.5 and masked_mean(x, ones, 1).tolist() == [0.5]
+    for how, mean in (("sequence_mean", 0.5), ("token_mean", 0.5), ("sequence_sum", 1.0)):
+        assert aggregate(x, ones, how).item() == mean
+    torch.testing.assert_close(masked_whiten(x, ones), torch.tensor([[-0.5, 0.5]]) * 2 ** 0.5)
+    explained = explained_variance(x, torch.tensor([[1, 3]]), ones)          # 1 - 0, 3 - 1
+    assert explained.item() == 0.75                                          # 1/4 of 1 is left
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_are_wider_than_what_is_added_up(dtype):
+    """400 tokens of 300 in float16 are 120,000, which it does not hold: their mean was infinite."""
+    x, mask = torch.full((2, 400), 300.0).to(dtype), torch.ones(2, 400)
+    for how, total in (("sequence_mean", None), ("token_mean", None), ("constant", 800)):
+        value = aggregate(x, mask, how, total=total)
+        assert value.dtype == dtype and value.item() == 300.0
+    assert explained_variance(x * torch.arange(2).to(dtype)[:, None], x, mask).item() == 0.0
+    spread = x * torch.tensor([[0.0], [1.0]]).to(dtype)
+    assert explained_variance(spread, spread, mask).item() == 1.0
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_nothing_at_all(shape):
+    """The largest of no numbers was a RuntimeError in masked_whiten."""
+    none = torch.zeros(shape)
+    assert masked_whiten(none, none).shape == shape and masked_mean(none, none).item() == 0
+    assert explained_variance(none, none, none).item() == 0
+    assert all(aggregate(none, none, how, total=5).item() == 0 for how in HOWS)

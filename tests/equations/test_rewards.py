@@ -82,3 +82,10 @@ def test_bad_scores_raise(function, scores, message):
 def test_one_score_has_no_spread():
     with pytest.raises(ValueError, match="1 scores without any spread"):
         reward_gain_and_bias(torch.tensor([1.0]))
+
+
+def test_scores_that_differ_by_rounding_alone_have_no_spread():
+    """0.3 and 0.1 + 0.2: a gain of 1.8e16 would make rewards of what the last digit says."""
+    for scores in ([0.3, 0.1 + 0.2], [1.0, 1 - 2 ** -53]):
+        with pytest.raises(ValueError, match="2 scores without any spread"):
+            reward_gain_and_bias(torch.tensor(scores, dtype=torch.float64))
