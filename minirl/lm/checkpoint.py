@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -299,7 +300,7 @@ class Fields:
             return None
         number = kind in (int, float)
         if type(value) is kind or kind is float and type(value) is int:
-            if not number or low <= value <= high and abs(value) < math.inf:
+            if not number or low <= value <= high and abs(value) <= sys.float_info.max:
                 return kind(value)
         limits = [f"{word} {limit}" for word, limit in (("from", low), ("to", high)) if number and math.isfinite(limit)]
         raise CheckpointError(f"{self.where}: {name} is {json.dumps(value):.60}: {' '.join([self.WANTED[kind], *limits])} is wanted")

@@ -10,6 +10,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from minirl.lm.digests import verify
+
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -219,6 +221,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     folder = file.parent
     if not file.is_file():
         raise TokenizerError(f"no tokenizer at {file}: a folder with a tokenizer.json is wanted, as save_pretrained writes it")
+    templates = _chat_templates(folder)
+    verify(folder, file.name, "tokenizer_config.json", *templates)
     try:
         backend = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:                                   # the library raises bare Exception
@@ -250,7 +254,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise TokenizerError(f"{file} puts {len(front)} tokens in front of a text: one, BOS, or none is wanted")
     kept = {k: v for k, v in config.items() if k not in REPLACED} | {k: v for k, v in names.items() if k in ROLES}
     return Tokenizer(backend, pad=names.get("pad_token"), bos=backend.id_to_token(front[0]) if front else None,
-                     eos=names["eos_token"], stops=stops, config=kept, templates=_chat_templates(folder))
+                     eos=names["eos_token"], stops=stops, config=kept, templates=templates)
 
 
 # What save() says anew, or tokenizer.json holds by now.

@@ -1,6 +1,11 @@
 """Hugging Face layout: what is saved comes back bit for bit, and what is broken is named."""
 
+import fnmatch
 import json
+import os
+import shutil
+import stat
+import time
 
 import pytest
 import torch
@@ -77,6 +82,99 @@ def test_saving_changes_no_weight_and_overwrites(make_model, tmp_path):
     assert same_weights(load_pretrained(tmp_path)[0], model)
 
 
+def test_what_was_saved_is_what_is_loaded(make_model, tmp_path):
+    """A sharded checkpoint was trained on and saved in its own folder, and the old weights came
+    back: its index was still there, and was read first."""
+    save_pretrained(make_model("untied", **VOCAB), TOKENIZER, tmp_path)
+    shard(tmp_path)
+    stale = ("generation_config.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json")
+    (tmp_path / "chat_templates").mkdir()
+    for name in (*stale, "chat_templates/tool_use.jinja"):
+        (tmp_path / name).write_text('{"eos_token_id": 7}')
+    (tmp_path / "notes.txt").write_text("mine")
+    model = make_model("grouped", seed=1, **VOCAB)
+    save_pretrained(model, TOKENIZER, tmp_path)
+    loaded, tokenizer = load_pretrained(tmp_path)
+    assert same_weights(loaded, model) and tokenizer.stop_ids == TOKENIZER.stop_ids
+    assert sorted(file.name for file in tmp_path.rglob("*") if file.is_file()) == [
+        "SHA256SUMS", "config.json", "model.safetensors", "notes.txt", "tokenizer.json", "tokenizer_config.json"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_all_files_have_the_mode_that_the_umask_leaves(make_model, tmp_path, umask):
+    """The weights were for their owner alone, so that a colleague could read all but them."""
+    before = os.umask(umask)
+    try:
+        save_pretrained(ScalarModel(make_model(**VOCAB)), TOKENIZER, tmp_path / "saved")
+    finally:
+        os.umask(before)
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "saved").iterdir()}
+    assert len(modes) == 6 and set(modes.values()) == {0o666 & ~umask}, modes
+
+
+def test_reading_draws_no_random_numbers(folder):
+    """Weights were drawn, only to be overwritten: half of the time that loading took."""
+    before = torch.get_rng_state()
+    load_pretrained(folder)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_old_weights_stay_as_they_are_when_their_file_is_overwritten(make_model, tmp_path):
+    """What is loaded is no view into a file: a reference model must not change with its file."""
+    save_pretrained(make_model(**VOCAB), TOKENIZER, tmp_path)
+    loaded = load_pretrained(tmp_path)[0]
+    before = {name: x.clone() for name, x in loaded.state_dict().items()}
+    size = (tmp_path / "model.safetensors").stat().st_size
+    with open(tmp_path / "model.safetensors", "r+b") as file:
+        file.write(b"\xff" * size)
+    assert all(torch.equal(x, before[name]) for name, x in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["embed_tokens.weight", "layers.1.mlp.up_proj.weight", "norm.weight"])
+def test_weights_that_are_not_finite_are_not_saved(make_model, tmp_path, bad, name):
+    """With a learning rate of 1e39, all of 320,704 weights were NaN, and `final/` was written over
+    the last sound checkpoint with exit code 0."""
+    sound, model = make_model(**VOCAB), make_model(**VOCAB)
+    save_pretrained(sound, TOKENIZER, tmp_path)
+    with torch.no_grad():
+        model.state_dict()[name].view(-1)[3:5] = bad
+    for broken in (model, model.to(torch.bfloat16), ScalarModel(model)):
+        with pytest.raises(CheckpointError, match=rf"2 of \d+ weights of model.{name} are not finite"):
+            save_pretrained(broken, TOKENIZER, tmp_path)
+        with pytest.raises(CheckpointError, match="nothing was saved"):
+            save_pretrained(broken, TOKENIZER, tmp_path / "new")
+    assert same_weights(load_pretrained(tmp_path)[0], sound) and not (tmp_path / "new").exists()
+
+
+def test_a_head_that_is_not_finite_is_not_saved(reward_model, tmp_path):
+    model, tokenizer = reward_model
+    model.shift(torch.tensor(float("inf")))
+    with pytest.raises(CheckpointError, match="weights of linear.bias are not finite"):
+        save_pretrained(model, tokenizer, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_one_flipped_bit_is_found_in_every_file(reward_model, tmp_path):
+    """Of 20 bits flipped in weights, all were loaded without a word, and 4 changed the samples."""
+    model, tokenizer = reward_model
+    tokenizer.templates["chat_template.jinja"] = "{{ messages }}"
+    save_pretrained(model, tokenizer, tmp_path)
+    names = sorted(file.name for file in tmp_path.iterdir() if file.name != "SHA256SUMS")
+    assert len(names) == 6
+    load_reward_model(tmp_path)
+    for name in names:
+        whole = (tmp_path / name).read_bytes()
+        for place in (0, len(whole) // 2, len(whole) - 1):
+            flipped = bytearray(whole)
+            flipped[place] ^= 1
+            (tmp_path / name).write_bytes(flipped)
+            with pytest.raises(ValueError, match=f"{name} is not what was saved"):
+                load_reward_model(tmp_path)
+        (tmp_path / name).write_bytes(whole)
+    load_reward_model(tmp_path)
+
+
 def test_all_stop_ids_survive_a_round_trip(make_model, tmp_path):
     """A chat model that ends on several ids, trained and saved, must still end on all of them when the result is loaded."""
     tokenizer = Tokenizer(TOKENIZER.backend, pad=None, bos=None, eos=EOS, stops=[5, 6])
@@ -144,11 +242,52 @@ def test_a_tied_head_saved_twice_is_read(make_model, tmp_path):
 
 # ---------------------------------------------------------------- the hub
 
-def test_a_hub_id_is_downloaded(folder, monkeypatch):
+@pytest.fixture
+def hub(folder, monkeypatch, tmp_path):
+    """A hub whose repository is `folder`: what is asked for is copied, as huggingface_hub does."""
     asked = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: asked.append((name, options["allow_patterns"])) or str(folder))
+
+    def snapshot_download(name, *, allow_patterns):
+        asked.append(allow_patterns)
+        for file in folder.iterdir():
+            if any(fnmatch.fnmatch(file.name, pattern) for pattern in allow_patterns):
+                (tmp_path / "cache").mkdir(exist_ok=True)
+                shutil.copy(file, tmp_path / "cache")
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return asked
+
+
+def fetched(folder):
+    return sorted(file.name for file in (folder.parent / "cache").iterdir())
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_hub_id_is_downloaded(folder, hub, sharded):
+    """Only what is read: a repository of Mistral's came with its weights twice, and adapters."""
+    weights = ["model.safetensors"]
+    if sharded:
+        shard(folder)
+        weights = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+    for name in ("consolidated.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "notes.json"):
+        (folder / name).write_bytes(b"")
     assert load_pretrained("nobody/nothing-here")[0].dtype == torch.float32
-    assert asked[0][0] == "nobody/nothing-here" and not any("bin" in pattern or pattern == "*" for pattern in asked[0][1])
+    assert fetched(folder) == ["config.json", *weights, "tokenizer.json", "tokenizer_config.json"]
+    assert hub[0] == ["config.json"]
+
+
+def test_a_model_that_cannot_be_read_is_not_downloaded(folder, hub):
+    edit(folder / "config.json", model_type="mistral")
+    with pytest.raises(CheckpointError, match="type 'mistral'"):
+        load_pretrained("nobody/nothing-here")
+    assert hub == [["config.json"]]
+
+
+def test_a_repository_without_config_is_named(folder, hub):
+    (folder / "config.json").rename(folder / "params.json")
+    with pytest.raises(CheckpointError, match="nobody/nothing-here holds no config.json on the hub"):
+        load_pretrained("nobody/nothing-here")
 
 
 def test_a_failed_download_says_what_to_do(monkeypatch):
@@ -291,6 +430,137 @@ def test_a_missing_tokenizer_raises(folder):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match="no tokenizer"):
         load_pretrained(folder)
+
+
+WRONG = [
+    ("config.json", {"rope_theta": None}, "rope_theta is null: a finite number from 1 is wanted"),
+    ("config.json", {"rope_theta": "1"}, 'rope_theta is "1"'),
+    ("config.json", {"rope_theta": 10 ** 400}, "rope_theta is 1000"),
+    ("config.json", {"rope_theta": float("nan")}, "rope_theta is NaN"),
+    ("config.json", {"rope_scaling": "x"}, 'rope_scaling is "x": an object'),
+    ("config.json", {"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling is of the type 'yarn'"),
+    ("config.json", {"rope_scaling": {"type": []}}, "rope_scaling: type is"),
+    ("config.json", {"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling lacks 'factor'"),
+    ("config.json", {"rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}},
+     "low_freq_factor is not below high_freq_factor"),
+    ("config.json", {"rope_parameters": {"rope_theta": None}}, "rope_parameters: rope_theta is null"),
+    ("config.json", {"rope_parameters": {"full_attention": 3}}, "full_attention is 3"),
+    ("config.json", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is not 1"),
+    ("config.json", {"rms_norm_eps": None}, "rms_norm_eps is null"),
+    ("config.json", {"rms_norm_eps": "a"}, 'rms_norm_eps is "a"'),
+    ("config.json", {"initializer_range": -1}, "initializer_range is -1: a finite number from 0 is wanted"),
+    ("config.json", {"model_type": []}, r"model_type is \[\]: a text is wanted"),
+    ("config.json", {"hidden_act": 5}, "hidden_act is 5"),
+    ("config.json", {"vocab_size": True}, "vocab_size is true: a whole number from 1 is wanted"),
+    ("config.json", {"vocab_size": 10 ** 30}, "config.json asks for weights that no memory holds"),
+    ("config.json", {"hidden_size": 2 ** 40}, "config.json asks for"),
+    ("config.json", {"num_hidden_layers": 10 ** 9}, "asks for 1000000000 layers, but the files hold"),
+    ("config.json", {"num_attention_heads": 0}, "num_attention_heads is 0"),
+    ("config.json", {"head_dim": 7}, "config.json: head_dim 7 is odd"),
+    ("config.json", {"max_position_embeddings": 4 * 10 ** 7}, "max_position_embeddings is 40000000: a whole number from 1 to 4194304"),
+    ("config.json", {"tie_word_embeddings": "no"}, 'tie_word_embeddings is "no": true or false'),
+    ("config.json", {"dtype": "int8"}, "names the dtype 'int8': one of float64, float32, float16, bfloat16"),
+    ("config.json", {"dtype": ..., "torch_dtype": "int32"}, "names the dtype 'int32'"),
+    ("config.json", {"dtype": 16}, "dtype is 16: a text"),
+    ("config.json", {"model_type": "qwen2", "layer_types": [1]}, "layer_types lists 1 layers, num_hidden_layers is 2"),
+    ("config.json", {"model_type": "qwen3", "layer_types": ["linear_attention"] * 2}, "ask for linear_attention"),
+    ("config.json", {"model_type": "qwen2", "use_sliding_window": 1}, "use_sliding_window is 1"),
+    ("config.json", {"eos_token_id": "2"}, "config.json: eos_token_id is '2'"),
+    ("config.json", {"eos_token_id": [2, None]}, "config.json: eos_token_id is"),
+    ("generation_config.json", {"eos_token_id": True}, "generation_config.json: eos_token_id is True"),
+    ("tokenizer_config.json", {"eos_token": 5}, "tokenizer_config.json: eos_token is 5"),
+    ("tokenizer_config.json", {"pad_token": {"content": None}}, "tokenizer_config.json: pad_token is"),
+    ("tokenizer_config.json", {"added_tokens_decoder": []}, "added_tokens_decoder is an object"),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"3": 3}}, "added_tokens_decoder is 3"),
+    ("tokenizer_config.json", {"extra_special_tokens": 3}, "extra_special_tokens a list, not dict and int"),
+    ("model.safetensors.index.json", {"weight_map": None}, "index.json: weight_map is null: an object"),
+    ("model.safetensors.index.json", {"weight_map": ...}, "index.json lacks 'weight_map'"),
+    ("model.safetensors.index.json", {"weight_map": {}}, "weight_map names no files"),
+    ("model.safetensors.index.json", {"weight_map": {"a": 3}}, "weight_map names no files"),
+]
+
+
+@pytest.mark.parametrize("file, changes, says", WRONG, ids=lambda x: ascii(x)[:60])
+def test_a_field_of_the_wrong_kind_is_one_line_with_its_file_and_name(folder, file, changes, says):
+    """70 of 318 damaged files ended in a traceback, 6 of them for want of memory."""
+    if file == "model.safetensors.index.json":
+        shard(folder)
+    elif not (folder / file).exists():
+        (folder / file).write_text("{}")
+    edit(folder / file, **changes)
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match=says) as raised:
+        load_pretrained(folder)
+    assert "\n" not in str(raised.value) and str(folder) in str(raised.value)
+    assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, '{"vocab_size": ' + "9" * 5000 + "}"], ids=["list", "object", "number"])
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"])
+def test_json_too_deep_or_too_long_is_named(folder, file, content):
+    (folder / file).write_text(content)
+    edit(folder / "tokenizer_config.json") if file != "tokenizer_config.json" else None
+    with pytest.raises(ValueError, match=f"{file} is not valid JSON"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("cast", [torch.int8, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.complex64], ids=str)
+def test_weights_that_are_no_floating_point_numbers_are_refused(folder, cast):
+    """Quantised weights were cast to float: another model, without a word."""
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file({**tensors, name: tensors[name].to(cast)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"{name} is of type .*not quantised"):
+        load_pretrained(folder)
+
+
+def test_a_weight_in_two_files_raises(folder):
+    shard(folder)
+    second = folder / "model-00002-of-00002.safetensors"
+    first = load_file(folder / "model-00001-of-00002.safetensors")
+    save_file({**load_file(second), **first}, second)
+    with pytest.raises(CheckpointError, match="stands in .*00001-of-00002.safetensors and in .*00002-of-00002"):
+        load_pretrained(folder)
+
+
+def test_the_type_is_judged_before_the_weights(folder):
+    """A Mistral folder with .bin files asked to convert them, and then said that it is Mistral."""
+    (folder / "model.safetensors").unlink()
+    edit(folder / "config.json", model_type="mistral")
+    with pytest.raises(CheckpointError, match="type 'mistral'"):
+        load_pretrained(folder)
+
+
+def test_an_untied_model_without_a_head_raises(folder):
+    """The head was tied without a word: transformers draws one at random."""
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="config.json: tie_word_embeddings is false"):
+        load_pretrained(folder)
+
+
+# paths that a person types
+
+@pytest.mark.parametrize("kept, hint", [(["checkpoint-8", "checkpoint-12", "final"], "final"),
+                                        (["checkpoint-8", "checkpoint-12"], "checkpoint-12")])
+@pytest.mark.parametrize("content", [None, '{"run": {"lr": 1}}'])
+def test_a_run_names_its_checkpoint(make_model, tmp_path, kept, hint, content):
+    """`--init runs/grpo` said that model.safetensors is lacking, and to convert .bin files."""
+    for name in kept:
+        save_pretrained(make_model(**VOCAB), TOKENIZER, tmp_path / "grpo" / name)
+    if content:
+        (tmp_path / "grpo" / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=f"did you mean .*grpo/{hint}\\?"):
+        load_pretrained(tmp_path / "grpo")
+
+
+@pytest.mark.parametrize("path", ["", " "])
+def test_an_empty_path_raises(folder, monkeypatch, path):
+    """The empty path is the current folder: a base model was trained, or another was read."""
+    monkeypatch.chdir(folder)
+    with pytest.raises(CheckpointError, match="the path of the checkpoint is empty"):
+        load_pretrained(path)
 
 
 # a reward model is a checkpoint with a head beside it
