@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from math import log
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import torch._dynamo
 from common import commit, heading, in_turn, processor, row, seconds, table_head

@@ -26,36 +26,41 @@ def show_samples(model, tokenizer, prompts: list[str], *, n: int, temperature: f
                  colour: bool | None = None) -> str:
     """n completions of each prompt: their text, with marks where the policy was unsure of it.
 
-    numbers: the log-prob of every token, too. colour: marks are colours, else a line below the text;
-    None: colours on a terminal.
+    numbers: with the log-prob of every token. colour: the marks are colours, else they stand below
+    the text; None: colours on a terminal.
     """
     colour = terminal_has_colours() if colour is None else colour
     ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
     generator = torch.Generator(model.device).manual_seed(seed)
-    with compute_in(dtype, model.device), Progress("sampling", n * len(ids), unit="completion") as progress:
-        rollouts = sample(model, ids, group=n, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+    rows = n * len(ids)
+    with compute_in(dtype, model.device), Progress("sampling", rows, unit="completion") as progress:
+        rollouts = sample(model, ids, group=n, max_new_tokens=max_new_tokens,
+                          temperature=temperature, top_k=top_k, top_p=top_p,
                           eos_id=tokenizer.stop_ids, pad_id=tokenizer.pad_id, generator=generator)
-        progress.update(n * len(ids))
+        progress.update(rows)
     lines, sure = [], True
     for row, completion in enumerate(rollouts.completion_ids()):
         if row % n == 0:
-            lines += [""] * bool(lines) + picture(cells_of(prompts[row // n]), colour=colour, width=WIDTH)
+            lines += [""] * bool(lines)
+            lines += picture(cells_of(prompts[row // n]), colour=colour, width=WIDTH)
         logp = rollouts.behavior_logp[row][rollouts.mask[row]].tolist()
         cells = completion_cells(tokenizer, completion, logp)
         sure = sure and not any(cell.mark for cell in cells)
         first, *rest = picture(cells, colour=colour, width=WIDTH - INDENT)
         lines.append(f"{row % n + 1:3}. {first}".rstrip())
         lines += [f"{'':{INDENT}}{line}".rstrip() for line in rest]
-        lines += logprob_lines(tokenizer, completion, logp, cut=bool(rollouts.truncated[row]), numbers=numbers)
+        lines += logprob_lines(tokenizer, completion, logp, cut=bool(rollouts.truncated[row]),
+                               numbers=numbers)
     if not sure:
-        marks = (f"{STYLES['~']}like this{PLAIN}", f"{STYLES['^']}like this{PLAIN}") if colour else ("~", "^")
-        lines += ["", f"marks: {marks[0]} a token's probability was below {RATHER_SURE}; {marks[1]} below {UNSURE}"]
+        marks = [f"{STYLES[mark]}marked{PLAIN}" if colour else mark for mark in "~^"]
+        lines += ["", f"{marks[0]}: the token's probability was below {RATHER_SURE}; "
+                      f"{marks[1]}: below {UNSURE}"]
     return "\n".join(lines)
 
 
 # a picture of how sure a policy was of its text
 
-STYLES, PLAIN = {"~": "\x1b[33m", "^": "\x1b[4;31m"}, "\x1b[0m"       # yellow; red, underlined
+STYLES, PLAIN = {"~": "\x1b[33m", "^": "\x1b[4;31m"}, "\x1b[0m"      # yellow; red, underlined
 
 
 @dataclass(frozen=True)
@@ -72,23 +77,27 @@ class Cell:
 
 def cells_of(text: str, probabilities: Sequence[float] | None = None) -> list[Cell]:
     probabilities = [1.0] * len(text) if probabilities is None else probabilities
-    return [Cell(c if c == "\n" else visible(c), p) for c, p in zip(text, probabilities, strict=True)]
+    shown = [c if c == "\n" else visible(c) for c in text]
+    return [Cell(c, p) for c, p in zip(shown, probabilities, strict=True)]
 
 
 def completion_cells(tokenizer, ids: Sequence[int], logp: Sequence[float]) -> list[Cell]:
-    """A completion's characters. A character of several tokens is as unsure as the worst of them."""
+    """A completion's characters. One of several tokens is as unsure as the worst of them."""
     text = tokenizer.decode_completion(ids)
-    probabilities, pending = [], 1.0                      # pending: of a character that has begun
-    for k, p in enumerate(map(math.exp, logp[:len(ids)])):
-        before, so_far = len(probabilities), tokenizer.decode(ids[:k + 1])
-        while len(probabilities) < min(len(text), len(so_far)) and text[len(probabilities)] == so_far[len(probabilities)]:
-            probabilities.append(p)
-        if len(probabilities) == before:
+    stops = len(ids) > 0 and ids[-1] in tokenizer.stop_ids
+    known, pending = [], 1.0             # of whole characters; of one that has begun
+    for k, p in enumerate(map(math.exp, logp[:len(ids) - stops])):
+        so_far, before = tokenizer.decode(ids[:k + 1]), len(known)
+        while text[len(known):len(known) + 1] == so_far[len(known):len(known) + 1] != "":
+            known.append(p)
+        if len(known) == before:
             pending = min(pending, p)
+            if before and before == len(text):       # of the last one, which was cut off
+                known[-1] = min(known[-1], p)
         else:
-            probabilities[before] = min(pending, p)
-            pending = p if len(so_far) > len(probabilities) else 1.0
-    return cells_of(text, probabilities + [pending] * (len(text) - len(probabilities)))
+            known[before] = min(pending, p)
+            pending = p if len(so_far) > len(known) else 1.0
+    return cells_of(text, known + [pending] * (len(text) - len(known)))
 
 
 def picture(cells: Sequence[Cell], *, colour: bool, width: int) -> list[str]:
@@ -130,8 +139,9 @@ def wrapped_cells(cells: Sequence[Cell], width: int) -> list[list[Cell]]:
     return lines
 
 
-def logprob_lines(tokenizer, ids: Sequence[int], logp: Sequence[float], *, cut: bool, numbers: bool) -> list[str]:
-    """The sum of the log-probs, then those of all tokens, or the probabilities of the least sure."""
+def logprob_lines(tokenizer, ids: Sequence[int], logp: Sequence[float], *, cut: bool,
+                  numbers: bool) -> list[str]:
+    """The sum of the log-probs, then each token's, or the probabilities of the least sure ones."""
     head = f"log-prob {sum(logp):.3f}, {len(ids)} tokens{', cut off' if cut else ''}"
     tokens = [visible(tokenizer.token(i)) for i in ids]
     if numbers:
@@ -140,8 +150,9 @@ def logprob_lines(tokenizer, ids: Sequence[int], logp: Sequence[float], *, cut: 
     listed = sorted(sorted(unsure, key=lambda i: logp[i])[:MOST_UNSURE])
     if not unsure:
         return filled([head])
-    words = [f"{head}; {len(unsure)} unsure:", *(f'"{tokens[i]}" {math.exp(logp[i]):.2g},' for i in listed)]
-    words[-1] = words[-1][:-1] + (", ..." if len(unsure) > len(listed) else "")
+    words = [f"{head}; {len(unsure)} unsure:"]
+    words += [f'"{tokens[i]}" {math.exp(logp[i]):.2g},' for i in listed]
+    words[-1] = words[-1] + " ..." if len(unsure) > len(listed) else words[-1].removesuffix(",")
     return filled(words)
 
 
@@ -158,29 +169,37 @@ def filled(words: Sequence[str]) -> list[str]:
 
 def terminal_has_colours() -> bool:
     """See https://no-color.org for NO_COLOR."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stdout.isatty() and not plain
 
 
-def show_evaluation(model, tokenizer, task, *, problems: int, samples: int, ks: list[int], temperature: float, max_new_tokens: int, seed: int, dtype: str) -> str:
+def show_evaluation(model, tokenizer, task, *, problems: int, samples: int, ks: list[int],
+                    temperature: float, max_new_tokens: int, seed: int, dtype: str) -> str:
     """Accuracy and unbiased pass@k on held-out problems, each with its 95 % interval."""
     for k in ks:
         if not 1 <= k <= samples:
-            raise ValueError(f"pass@{k} needs at least {k} samples per problem, and k at least 1; --samples is {samples}")
-    with compute_in(dtype, model.device), Progress("measuring", problems * samples, unit="completion") as progress:
-        result = evaluate(model, tokenizer, task, n=problems, samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
-                          progress=progress)
+            raise ValueError(f"pass@{k} needs at least {k} samples per problem, and k at least 1; "
+                             f"--samples is {samples}")
+    with compute_in(dtype, model.device), \
+            Progress("measuring", problems * samples, unit="completion") as progress:
+        result = evaluate(model, tokenizer, task, n=problems, samples=samples, seed=seed,
+                          max_new_tokens=max_new_tokens, temperature=temperature, progress=progress)
     n = len(result.problems)
-    titles = [f"{n} distinct held-out problems, {samples} samples each, temperature {temperature:g}"]
+    titles = [f"{n} distinct held-out problems, {samples} samples each, "
+              f"temperature {temperature:g}"]
     if n < problems:
-        titles.append(f"({problems} were asked for, and the task has no more)")
+        titles.append(f"({problems} were asked for, and the task seems to have no more)")
     rows = [("", "mean", "95 % interval")]
-    for name, mean in {"accuracy": result.accuracy, **{f"pass@{k}": result.pass_at(k) for k in ks}}.items():
+    means = {"accuracy": result.accuracy, **{f"pass@{k}": result.pass_at(k) for k in ks}}
+    for name, mean in means.items():
         low, high = wilson_interval(mean, result.judged_problems)
         rows.append((name, number(mean), f"{low:.3f} to {high:.3f}"))
     if result.judged_problems < n:
         rows.append(("problems with a verdict", str(result.judged_problems), ""))
-    rows += [(name, number(mean), "") for name, mean in result.rewards.items() if name != "accuracy"]
-    rows += [("response length, tokens", f"{result.mean_length:.1f}", ""), ("cut off", f"{result.truncated:.3f}", "")]
+    rows += [(f"{name}, mean", number(mean), "") for name, mean in result.rewards.items()
+             if name != "accuracy"]
+    rows += [("response length, tokens", f"{result.mean_length:.1f}", ""),
+             ("cut off", f"{result.truncated:.3f}", "")]
     return "\n".join([*titles, table(rows)])
 
 

@@ -50,7 +50,8 @@ def completed(model, tokenizer, n: int, *, group: int = 1, seed: int, split: str
     drawn with replacement, as in training. `progress` is told how many problems are done.
     """
     rng = random.Random(derive_seed(seed, "problems"))
-    problems = distinct_problems(TASK, n, rng) if split == "test" else TASK.sample(n, rng, split=split)
+    held_out = split == "test"
+    problems = distinct_problems(TASK, n, rng) if held_out else TASK.sample(n, rng, split=split)
     generator = torch.Generator(model.device).manual_seed(derive_seed(seed, "sample"))
     size = max(1, rows // group)
     for part in (problems[i:i + size] for i in range(0, len(problems), size)):
@@ -106,11 +107,12 @@ def comparison(found: dict[str, Measured]) -> str:
                      "" if m.kl is None else f"{m.kl:.2f}", f"{mean(m.lengths):.1f}"))
     lines = [title, table(rows), ""]
     ends = [list(found.items())[i] for i in (0, -1)]
+    width = max(len(name) for name, _ in ends)
     for i, problem in enumerate(policies[0].problems[:SHOWN]):
         lines += hanging("", problem.prompt)
         for name, m in ends:
             verdict = "right" if m.right[i] else "wrong"
-            lines += hanging(f"  {name:{max(len(name) for name, _ in ends)}}  {verdict}  ", m.completions[i])
+            lines += hanging(f"  {name:{width}}  {verdict}  ", m.completions[i])
     return "\n".join(lines)
 
 
