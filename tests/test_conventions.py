@@ -10,7 +10,9 @@ import math
 import pytest
 import torch
 
-from minirl.equations.advantages import (dynamic_sampling, gae, group_advantages, leave_one_out_advantages, maxrl_advantages, opo_advantages)
+from minirl.equations.advantages import (batch_mean_advantages, dynamic_sampling, gae,
+                                         group_advantages, leave_one_out_advantages,
+                                         maxrl_advantages, opo_advantages)
 from minirl.equations.coefficients import grpo_coefficient
 from minirl.equations.kl import corrected_k3, k1, k2, k3, kl_shaped_rewards
 from minirl.equations.objectives import (cispo, clipped_surrogate, clipped_value_loss, dual_clipped_surrogate, policy_gradient,
@@ -232,6 +234,9 @@ TABLE = [
     # D21. Mean 1/4; the others' mean 0 for the right answer, 1/3 for a wrong one.
     ("D21 advantage", "REINFORCE, no baseline", lambda: first(REWARDS), [1.0, 0.0]),
     ("D21 advantage", "Dr. GRPO, nanochat, oat", lambda: first(group_advantages(REWARDS, scale="none")), [0.75, -0.25]),
+    # mean of all 3.8 / 8
+    ("D21 advantage", "REINFORCE, the batch's mean",
+     lambda: first(batch_mean_advantages(REWARDS)), [0.525, -0.475]),
     ("D21 advantage", "RLOO, 4/3 of Dr. GRPO's", lambda: first(leave_one_out_advantages(REWARDS)), [1.0, -0.333333]),
     ("D21 advantage", "GRPO", lambda: first(group_advantages(REWARDS)), [1.499700, -0.499900]),
     # mean of all 3.8 / 8 = 0.475; squares around it 0.275625 + 3 * 0.225625 + 4 * 0.050625 = 1.155; / 7 = 0.165, sqrt 0.406202; 0.75 / 0.406302

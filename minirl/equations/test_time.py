@@ -31,14 +31,15 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def majority_vote(answers: Sequence[Hashable | None]) -> Hashable | None:
-    r"""Self-consistency: the answer that most samples give; None ("no answer found") has no vote.
+    r"""Self-consistency: the answer that most samples give; None and NaN (no answer) have no vote.
 
     Equation   argmax_a sum_i 1{a_i = a}
     Paper      Wang et al., arXiv:2203.11171, section 2.
     Raises     ValueError for no answers.
     See        majority_accuracy, which predicts it.
 
-    A tie goes to the answer that came first. None if nobody answered.
+    A tie goes to the answer that came first. None if nobody answered. Answers that are equal but
+    spelt differently (62, 062) are different here: tasks.rewards.answer_of spells them alike.
 
     >>> majority_vote(["12", "13", None, "13"])
     '13'
@@ -53,19 +54,20 @@ def weighted_vote(answers: Sequence[Hashable | None], scores: Sequence[float]) -
     Paper      Math-Shepherd, arXiv:2312.08935, section 3.4; Li et al., arXiv:2206.02336.
     Raises     ValueError for no answers, not one score per answer, or a score that is not a number.
 
-    A tie goes to the answer that came first. None has no vote. With negative scores a common answer loses by being common: use probabilities.
+    A tie goes to the answer that came first. None and NaN have no vote. With negative scores a
+    common answer loses by being common: use probabilities.
 
     >>> weighted_vote(["12", "13", "12"], [0.3, 0.5, 0.3])                       # 0.6 against 0.5
     '12'
     """
     if not len(answers) or len(answers) != len(scores):
         raise ValueError(f"{len(answers)} answers and {len(scores)} scores: at least one answer, and a score for each, are wanted")
-    if any(float(score) != float(score) for score in scores):
-        raise ValueError("a score is NaN: numbers are wanted")
+    if any(score is None or float(score) != float(score) for score in scores):
+        raise ValueError("a score is None or NaN: numbers are wanted")
     totals: dict = {}
     for answer, score in zip(answers, scores):
         answer = answer.item() if isinstance(answer, Tensor) else answer                     # tensors are equal to themselves alone, as keys
-        if answer is not None:
+        if answer is not None and answer == answer:                      # NaN does not equal NaN
             totals[answer] = totals.get(answer, 0.0) + float(score)
     return max(totals, key=totals.get) if totals else None
 
@@ -81,7 +83,7 @@ def best_of_n(scores: Sequence[float] | Tensor) -> int:
     >>> best_of_n([0.1, 0.9, 0.9])
     1
     """
-    scores = [float(score) for score in scores]
+    scores = [math.nan if score is None else float(score) for score in scores]
     if not scores or any(score != score for score in scores):
         raise ValueError(f"scores are {scores[:8]}: at least one, and none of them NaN, are wanted")
     return scores.index(max(scores))

@@ -22,7 +22,8 @@ FORMAT = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTAL
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 # Reasoning ends at the next tag, at one that was cut off, or at the end.
 REASONING = re.compile(r"<think>(.*?)(?:</?(?:think|answer)>|<[^\s<>]*\Z|\Z)", re.DOTALL)
-MARKUP = re.compile(r"<[^\s<>]+>|\[/?[A-Z_]{2,}\]")             # <pad>, <|im_end|>, </s>, [PAD]
+# <pad>, <|im_end|>, </s>, <b>, [PAD], [/INST]
+MARKUP = re.compile(r"<[^\s<>]+>|\[/?(?:PAD|UNK|BOS|EOS|CLS|SEP|MASK|INST)\]")
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")             # letters of any script; a number is a word of no language
 SCRIPTS = {"ko": re.compile("[\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff]"), "en": re.compile("[A-Za-z\u00c0-\u024f]")}
 NUMBER = re.compile(r"([+-]?)(?=\.?[0-9])([0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)(?:\.([0-9]*))?")

@@ -224,3 +224,18 @@ def test_tensors_vote_by_their_number():
     """As keys of a dictionary two tensors are never the same, so that the first answer always won."""
     assert majority_vote(torch.tensor([1, 2, 2])) == 2
     assert weighted_vote(torch.tensor([1, 2, 2]), [0.5, 0.2, 0.2]) == 1
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), torch.tensor(float("nan"))])
+def test_no_answer_has_no_vote(nothing):
+    """NaN is not equal to itself: it was a vote for each, and with one vote the winner of a tie."""
+    assert majority_vote([nothing, 12.0, nothing]) == 12.0
+    assert majority_vote([nothing]) is None and weighted_vote([nothing, 5], [9.0, 0.1]) == 5
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan")])
+def test_no_score_is_no_number(nothing):
+    with pytest.raises(ValueError, match="a score is None or NaN: numbers are wanted"):
+        weighted_vote(["a", "b"], [1.0, nothing])
+    with pytest.raises(ValueError, match="none of them NaN"):
+        best_of_n([1.0, nothing])

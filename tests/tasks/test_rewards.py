@@ -239,7 +239,8 @@ def test_language_consistency_by_hand(reasoning, ko, en):
     ("<think>사<answer>seven is the answer</answer>", 0.0),                         # not closed
     ("<think>사<think>seven is the answer</think>", 0.0), ("<think>사</answer>seven", 0.0),
     ("<think>four</thi", 1.0), ("<think>사 <|im_e", 0.0),                           # cut off
-    ("<think>is 3 < 4 and 5 > 4 so</think>", 1.0),                                  # no markup
+    ("<think>사 [INST] [SUM]</think>", 0.5),                                        # no markup
+    ("<think>is 3 < 4 and 5 > 4 so</think>", 1.0),
     ("<think>사 <seven and 사 > nine</think>", 0.6)])
 def test_markup_is_not_language(said, en):
     """"<pad>" was an English word, and a policy that samples pad tokens spoke perfect English; so
