@@ -18,15 +18,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from minirl.app.evaluate import Evaluation, evaluate
 from minirl.app.instruct import label
 from minirl.app.measure import TASK as GENERAL
 from minirl.app.measure import mean
 from minirl.app.plots import plot_hacking, plot_stages
+from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir, RunLog
-from minirl.app.text import table, wilson_interval
+from minirl.app.text import columns_of, hanging, padded, table, wilson_interval
 from minirl.app.training import BaseConfig, CommonConfig, finish, load_policy, make_base, supervised, worth_compiling
 from minirl.equations.test_time import majority_vote
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
@@ -41,7 +41,7 @@ from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.r1 import RULES, General, R1Config, distill, train_r1, watched
 from minirl.train.reward_model import RewardModelConfig, as_reward
 from minirl.train.sft import SFTConfig
-from minirl.train.state import check_positive, derive_seed
+from minirl.train.state import derive_seed
 
 # What the base models read: so much is reasoned at length and so much briefly, half of it in both languages at once; half of the hasty ones slip; some have no tags.
 READS = dict(worked_share=0.5, brief_share=0.25, mixed_share=0.5, slip_share=0.5, bare_share=0.2)
@@ -74,13 +74,8 @@ class R1RunConfig(CommonConfig):
         super().__post_init__()
         if self.language not in (*LANGUAGES, "prompt"):
             raise ValueError(f"language is {self.language!r}: {', '.join(LANGUAGES)} or prompt is wanted")
-        check_positive(self, "examples", "general_examples", "cold_start_examples", "demonstrations", "ranked_prompts", "samples")
-        if not 1 <= self.number_length <= 5:
-            raise ValueError(f"number_length is {self.number_length}: 1 to 5 digits are wanted")
-        if self.small < 0 or self.small % HEAD_SIZE:
+        if self.small % HEAD_SIZE:
             raise ValueError(f"small is {self.small}: a multiple of {HEAD_SIZE}, the size of an attention head, is wanted, or 0")
-        if not self.labeller_noise > 0 or self.too_long < 0:
-            raise ValueError(f"labeller_noise is {self.labeller_noise} and too_long {self.too_long}: a positive number, and 0 or more, are wanted")
 
     @property
     def task(self) -> Bilingual:
@@ -225,12 +220,17 @@ def overdo(stages: Stages) -> None:
 def worth(name: str, model, tokenizer, config: R1Config, common: R1RunConfig) -> dict:
     """What a policy does on held-out problems: easy and hard ones, `samples` times each, and general ones."""
     kinds = {"easy": (common.of_length(common.task.digits[0]), common.samples), "hard": (common.of_length(common.number_length), common.samples), "general": (GENERAL, 1)}
-    easy, hard, general = (evaluate(model, tokenizer, task, n=common.eval_problems, samples=samples, max_new_tokens=config.max_new_tokens, batch=2048,
-                                    seed=derive_seed(common.seed, "r1", "evaluate", kind))
-                           for kind, (task, samples) in tqdm(kinds.items(), desc=f"measuring {name}", unit="kind", leave=False, disable=None, dynamic_ncols=True))
+    rows = common.eval_problems * sum(samples for _, samples in kinds.values())
+    with Progress(f"measuring {name}", rows, unit="completion") as progress:
+        found = {kind: evaluate(model, tokenizer, task, n=common.eval_problems, samples=samples,
+                                max_new_tokens=config.max_new_tokens, progress=progress,
+                                seed=derive_seed(common.seed, "r1", "evaluate", kind))
+                 for kind, (task, samples) in kinds.items()}
+    easy, hard, general = found.values()
     liked = GENERAL.rewards["true_reward"]([], [completion for completion, in general.completions], answer=[p.answer for p in general.problems])
     return {"easy": easy.accuracy, "hard": hard.accuracy, "majority": majority(hard), "pass": hard.pass_at(common.samples), "format": hard.rewards["format_reward"],
             "language": hard.rewards["language_consistency"], "length": hard.mean_length, "general": liked,
+            "problems": {kind: len(result.problems) for kind, result in found.items()},
             "problem": hard.problems[0].prompt, "example": hard.completions[0][0]}
 
 
@@ -250,12 +250,21 @@ def majority(found: Evaluation) -> float:
 
 
 def stages_table(measured: Sequence[dict], common: R1RunConfig) -> str:
-    """A row per policy: those on the way to the final model, then the others; and what each says to one hard problem."""
+    """A row per policy, those on the way to the final model first; what each says to one problem."""
     k = common.samples
-    rows = [(f"{common.eval_problems} held-out problems of each kind", "easy", "hard", "95 %", f"maj@{k}", f"pass@{k}", "format", "language", "tokens", "win rate", "seconds")]
+    counts = measured[0].get("problems", {"hard": common.eval_problems})
+    right = [("right answers", "easy", "hard", "95 %", f"maj@{k}", f"pass@{k}")]
+    rest = [("how they are said", "format", "language", "tokens", "win rate", "seconds")]
     for s in sorted(measured, key=lambda s: s["stage"] in SIDE):
-        low, high = wilson_interval(s["hard"], common.eval_problems)
-        rows.append((s["stage"], f"{s['easy']:.3f}", f"{s['hard']:.3f}", f"{low:.2f} to {high:.2f}", f"{s['majority']:.3f}", f"{s['pass']:.3f}", f"{s['format']:.3f}",
-                     f"{s['language']:.3f}", f"{s['length']:.1f}", f"{s['win_rate']:.3f}", f"{s['seconds']:.0f}"))
-    width = max(len(s["stage"]) for s in measured)
-    return "\n".join([table(rows), "", measured[0]["problem"], *(f"  {s['stage'].ljust(width)}  {s['example']}" for s in measured)])
+        low, high = wilson_interval(s["hard"], counts["hard"])
+        right.append((s["stage"], f"{s['easy']:.3f}", f"{s['hard']:.3f}",
+                      f"{low:.2f} to {high:.2f}", f"{s['majority']:.3f}", f"{s['pass']:.3f}"))
+        rest.append((s["stage"], f"{s['format']:.3f}", f"{s['language']:.3f}", f"{s['length']:.1f}",
+                     f"{s['win_rate']:.3f}", f"{s['seconds']:.0f}"))
+    kinds = ", ".join(f"{n} {kind}" for kind, n in counts.items())
+    lines = [f"distinct held-out problems: {kinds}", "", table(right), "", table(rest), ""]
+    lines += hanging("", measured[0]["problem"])
+    width = max(columns_of(s["stage"]) for s in measured)
+    for s in measured:
+        lines += hanging(f"  {padded(s['stage'], width)}  ", s["example"])
+    return "\n".join(lines)
