@@ -12,7 +12,7 @@ from minirl.app.training import BaseConfig, RunConfig, run_sft
 from minirl.train.sft import SFTConfig
 
 TINY_GRPO = ["--steps", "4", "--prompts-per-step", "2", "--group-size", "3", "--max-new-tokens", "8", "--eval-problems", "6", "--checkpoint-every", "2",
-             "--device", "cpu"]
+             "--weight-decay", "1", "--device", "cpu"]   # all answers are wrong: only decay changes it
 
 
 @pytest.fixture(scope="session")

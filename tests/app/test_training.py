@@ -1,6 +1,7 @@
 """minirl/app/training.py: whole runs, killed and resumed."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -10,8 +11,11 @@ from safetensors.torch import load_file
 from minirl.app.cli import main
 from minirl.app.rundir import RunDir, RunLog
 from minirl.app.training import BaseConfig, RunConfig, make_base, run_grpo, worth_compiling
+from minirl.lm.checkpoint import load_pretrained
+from minirl.lm.digests import seal
 from minirl.train.grpo import GRPOConfig
 from minirl.train.sft import SFTConfig
+from minirl.train.state import NonFiniteError
 
 
 class Killed(BaseException):
@@ -26,8 +30,17 @@ def timeless(run):
     return [{k: v for k, v in json.loads(line).items() if k != "step_time"} for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+def test_the_run_that_others_are_compared_with_learns_something(base, finished):
+    """It did not: every reward was 0, and final/ was the base model to the bit. A resume that lost the
+    optimizer, the reference or the checkpoint itself would have ended with the same weights."""
+    assert final_weights(finished) != final_weights(base.parent)
+    averages = torch.load(finished / "checkpoint-4" / "training_state.pt", weights_only=True)["optimizer"]["state"][0]
+    assert averages["exp_avg"].any() and averages["step"] == 4
+
+
 def test_a_run_leaves_its_files(finished):
-    assert {p.name for p in finished.iterdir()} == {"config.json", "metrics.jsonl", "summary.json", "curves.png", "samples.md", "checkpoint-2", "checkpoint-4", "final"}
+    assert {p.name for p in finished.iterdir()} == {"config.json", "metrics.jsonl", "summary.json", "curves.png", "samples.md", "checkpoint-2", "checkpoint-4", "final",
+                                                       ".lock"}
     summary = json.loads((finished / "summary.json").read_text())
     assert {"accuracy_before", "accuracy_after", "mean_length_before", "mean_length_after", "seconds"} <= set(summary)
     assert [m["step"] for m in RunDir(finished).metrics()] == [1, 2, 3, 4]
@@ -96,15 +109,187 @@ def test_a_kill_while_the_base_model_is_made(tmp_path, monkeypatch):
     assert timeless(tmp_path / "cut" / "base") == timeless(tmp_path / "whole" / "base")
 
 
-def test_a_damaged_training_state_is_refused_and_named(base, finished, tmp_path, capsys):
-    run = tmp_path / "run"
+def cut(finished, run):
+    """The finished run as it was before its last evaluation."""
     shutil.copytree(finished, run)
     shutil.rmtree(run / "final")
-    (run / "checkpoint-4" / "training_state.pt").write_bytes(b"not a state")
+    return run
+
+
+def flip(file, at=0.5):
+    """One bit, as a disk loses it."""
+    content = bytearray(file.read_bytes())
+    content[int(at * len(content))] ^= 1
+    file.write_bytes(content)
+
+
+def same(run, finished):
+    return (final_weights(run) == final_weights(finished) and timeless(run) == timeless(finished)
+            and (run / "samples.md").read_text() == (finished / "samples.md").read_text())
+
+
+DAMAGES = {"a flipped bit in the training state": lambda folder: flip(folder / "training_state.pt"),
+           "a flipped bit in the reference": lambda folder: flip(folder / "training_state-reference.pt"),
+           "a flipped bit in the weights": lambda folder: flip(folder / "model.safetensors"),
+           "no state": lambda folder: (folder / "training_state.pt").write_bytes(b"not a state"),
+           "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+           "no tokenizer": lambda folder: (folder / "tokenizer.json").unlink(),
+           "nothing": lambda folder: [file.unlink() for file in folder.iterdir()]}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(damage, base, finished, tmp_path, capsys):
+    """Of 20 flipped bits in weights and 16 in training states 30 were taken as they were, and some
+    changed the result. The others ended the run, though a good checkpoint stood beside the bad one."""
+    run = cut(finished, tmp_path / "run")
+    copied = {file.name: file.read_bytes() for file in (run / "checkpoint-2").iterdir()}
+    DAMAGES[damage](run / "checkpoint-4")
+    assert {file.name: file.read_bytes() for file in (run / "checkpoint-2").iterdir()} == copied
+    capsys.readouterr()
+    assert main(["grpo", "--resume", "--run-dir", str(run)]) == 0 and same(run, finished)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+    assert len(lines) == 1 and "checkpoint-4 is damaged" in lines[0] and "goes on from checkpoint-2" in lines[0]
+    assert (run / "checkpoint-4").is_dir() and (run / "checkpoint-4.broken").is_dir()
+
+
+def test_where_no_checkpoint_is_whole_the_run_begins_again(base, finished, tmp_path, capsys):
+    run = cut(finished, tmp_path / "run")
+    for step in (2, 4):
+        flip(run / f"checkpoint-{step}" / "model.safetensors")
+    assert main(["grpo", "--resume", "--run-dir", str(run)]) == 0 and same(run, finished)
+    assert "checkpoint-2 is damaged" in (said := capsys.readouterr().err) and "begins again" in said
+
+
+def test_of_a_checkpoint_that_is_put_aside_nothing_stays_in_metrics_and_samples(finished, tmp_path):
+    run = RunDir.resume(cut(finished, tmp_path / "run"))
+    flip(run.path / "checkpoint-4" / "training_state.pt")
+    assert run.load_checkpoint(device="cpu")[2]["step"] == 2
+    assert [m["step"] for m in run.metrics()] == [1, 2]
+    assert (run.path / "samples.md").read_text().count("## step") == 2            # before, and step 2, halfway
+
+
+def rewrite(folder, change):
+    """Another training state under a SHA256SUMS that knows it, as by hand."""
+    state = torch.load(folder / "training_state.pt", weights_only=True)
+    change(state)
+    torch.save(state, folder / "training_state.pt")
+    seal(folder, "training_state.pt")
+
+
+@pytest.mark.parametrize("change", [lambda s: s.update(step=10 ** 9), lambda s: s.update(step=float("nan")),
+                                    lambda s: s.pop("optimizer"), lambda s: s.pop("seconds"),
+                                    lambda s: s.update(numbers=None)],
+                         ids=["step 10**9", "step NaN", "no optimizer", "no seconds", "no numbers"])
+def test_a_training_state_of_something_else_is_put_aside(change, finished, tmp_path, capsys):
+    """A step of 10**9 or NaN ended the run as if it were complete, and a key that was missing in a traceback."""
+    run = RunDir.resume(cut(finished, tmp_path / "run"))
+    rewrite(run.path / "checkpoint-4", change)
+    assert run.load_checkpoint(device="cpu")[2]["step"] == 2
+    assert "no training state of step 4" in capsys.readouterr().err
+
+
+def test_a_training_state_of_another_model_is_one_line(base, finished, tmp_path, capsys):
+    run = cut(finished, tmp_path / "run")
+    rewrite(run / "checkpoint-4", lambda s: s["optimizer"]["state"][0].update(exp_avg=torch.zeros(3, 3)))
     assert main(["grpo", "--resume", "--run-dir", str(run)]) == 2
-    assert "delete its folder" in capsys.readouterr().err
-    shutil.rmtree(run / "checkpoint-4")
-    assert main(["grpo", "--resume", "--run-dir", str(run)]) == 0 and final_weights(run) == final_weights(finished)
+    assert "it is of another model" in (said := capsys.readouterr().err) and "Traceback" not in said
+
+
+@pytest.mark.parametrize("damage", ["no weights", "a flipped bit in the weights", "no tokenizer", "nothing"])
+def test_a_final_that_is_not_whole_is_made_again(damage, base, finished, tmp_path, capsys):
+    """Without its weights final/ still counted: "this run is complete", exit code 0."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    DAMAGES[damage](run / "final")
+    assert main(["grpo", "--resume", "--run-dir", str(run)]) == 0 and same(run, finished)
+    assert "final is damaged" in capsys.readouterr().err and RunDir(run).finished
+
+
+def test_a_checkpoint_holds_everything_once(base, finished, tmp_path):
+    """Weights stood in it twice, and the reference, which never changes, in each: 5 times their size.
+
+    Now 3 times, of which Adam's averages are 2, and the reference once for all checkpoints.
+    """
+    first, second = finished / "checkpoint-2", finished / "checkpoint-4"
+    weights = (first / "model.safetensors").stat().st_size
+    reference, again = (folder / "training_state-reference.pt" for folder in (first, second))
+    assert reference.samefile(again) and reference.stat().st_nlink == 2
+    own = [file.stat().st_size for file in second.glob("training_state*.pt") if file.stat().st_nlink == 1]
+    assert 2 * weights * 0.8 < sum(own) < 2 * weights * 1.2 + 20_000         # names and shapes take a little
+    assert not torch.load(second / "training_state.pt", weights_only=True).keys() & {"model"}
+    # each folder is enough by itself
+    run = cut(finished, tmp_path / "run")
+    shutil.rmtree(run / "checkpoint-2")
+    assert main(["grpo", "--resume", "--run-dir", str(run)]) == 0 and same(run, finished)
+
+
+def test_a_reference_that_changes_is_stored_as_it_is(base, tiny_grpo, tmp_path):
+    run = tmp_path / "run"
+    main(["grpo", "--init", str(base), "--digits", "1", "--run-dir", str(run), *tiny_grpo, "--ref-sync-steps", "3"])
+    files = [run / f"checkpoint-{n}" / "training_state-reference.pt" for n in (2, 4)]
+    first, second = (torch.load(file, weights_only=True) for file in files)
+    assert not files[0].samefile(files[1])
+    assert torch.equal(first["lm_head.weight"], load_pretrained(base)[0].lm_head.weight)
+    assert not torch.equal(first["lm_head.weight"], second["lm_head.weight"])
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on(base, finished, tmp_path, capsys):
+    """It has the weights and the parts in training_state.pt, and no SHA256SUMS."""
+    run = cut(finished, tmp_path / "run")
+    for step in (2, 4):
+        folder = run / f"checkpoint-{step}"
+        model, _, state = RunDir(cut(finished, tmp_path / f"copy-{step}")).load_checkpoint(device="cpu")
+        if step == 4:
+            torch.save(state, folder / "training_state.pt")
+        for name in ("SHA256SUMS", "training_state-reference.pt"):
+            (folder / name).unlink()
+    capsys.readouterr()
+    assert main(["grpo", "--resume", "--run-dir", str(run)]) == 0 and same(run, finished)
+    assert "damaged" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--lr", "1e39"], ["--weight-decay", "1e30", "--lr", "1e-3"]], ids=["lr", "weight decay"])
+def test_absurd_numbers_end_in_one_line_and_save_nothing(flags, base, tiny_grpo, tmp_path, capsys):
+    """They ended in final/ with nothing but NaN in it, and exit code 0; or in NaN checkpoints, after
+    which --resume failed for good."""
+    run = tmp_path / "run"
+    start = ["grpo", "--init", str(base), "--digits", "1", "--run-dir", str(run), *tiny_grpo]
+    assert main([*start, "--checkpoint-every", "1", "--warmup-steps", "0", *flags]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"step 1: the update made \S+ as large as", said) and "Traceback" not in said
+    assert not list(run.glob("checkpoint-*")) and not (run / "final").exists()
+
+
+def test_weights_that_break_later_leave_the_last_good_checkpoint(base, finished, tiny_grpo, tmp_path, monkeypatch, capsys):
+    """Whoever breaks them: nothing that is not finite is saved, and --resume goes on from what is."""
+    run, log = tmp_path / "run", RunLog.log
+
+    def breaking_log(self, step, metrics):
+        log(self, step, metrics)
+        if step == 4:
+            monkeypatch.setattr(RunLog, "save", breaking_save)
+
+    def breaking_save(self, state):
+        with torch.no_grad():
+            next(state.model.parameters())[0, 0] = float("nan")
+        save(self, state)
+
+    save = RunLog.save
+    monkeypatch.setattr(RunLog, "log", breaking_log)
+    assert main(["grpo", "--init", str(base), "--digits", "1", "--run-dir", str(run), *tiny_grpo]) == 2
+    assert "step 4" in capsys.readouterr().err and RunDir(run).checkpoints() == [2]
+    monkeypatch.undo()
+    assert main(["grpo", "--resume", "--run-dir", str(run)]) == 0 and same(run, finished)
+
+
+def test_a_final_model_that_is_not_finite_is_not_saved(base, tmp_path):
+    model, tokenizer = load_pretrained(base)
+    with torch.no_grad():
+        next(model.parameters())[0, 0] = float("inf")
+    run = RunDir.create(tmp_path / "run", {})
+    with pytest.raises(NonFiniteError):
+        run.save_final(model, tokenizer)
+    assert [path.name for path in run.path.iterdir()] == [".lock", "config.json"] or not run.finished
 
 
 def test_a_training_state_that_would_run_code_is_refused(finished, tmp_path, capsys):
@@ -119,7 +304,9 @@ def test_a_training_state_that_would_run_code_is_refused(finished, tmp_path, cap
     shutil.copytree(finished, run)
     shutil.rmtree(run / "final")
     (run / "checkpoint-4" / "training_state.pt").write_bytes(pickle.dumps(Bomb()))
-    assert main(["grpo", "--resume", "--run-dir", str(run)]) == 2 and not (tmp_path / "exploded").exists()
+    (run / "checkpoint-4" / "SHA256SUMS").unlink()
+    assert main(["grpo", "--resume", "--run-dir", str(run)]) == 0 and not (tmp_path / "exploded").exists()
+    assert "cannot be read as a training state" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("choice, tokens, want", [("on", 1, True), ("off", 10 ** 12, False), ("auto", 10 ** 6, False), ("auto", 10 ** 10, True)])
