@@ -19,7 +19,7 @@ from minirl.app.plots import plot_runs
 from minirl.app.preflight import preflight
 from minirl.app.presets import GRPO_PRESETS, PPO_PRESETS, R1_PRESETS
 from minirl.app.r1 import R1RunConfig, run_r1, stages_table
-from minirl.app.rundir import RUNS, RunDir, free_name, newest_checkpoint, newest_run
+from minirl.app.rundir import RUNS, RunDir, newest_checkpoint, newest_run
 from minirl.app.training import BaseConfig, CommonConfig, RunConfig, before_and_after, run_grpo, run_sft
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.lm.precision import pick_device, slowdown
@@ -46,27 +46,30 @@ def given(config: type, args: argparse.Namespace) -> dict:
     return {f.name: getattr(args, f.name) for f in dataclasses.fields(config) if getattr(args, f.name, None) is not None}
 
 
-def start_training(args: argparse.Namespace, name: str, configs: dict[str, type], presets: dict[str, dict[str, dict]]) -> tuple[RunDir, dict, torch.device]:
-    """A new run directory with its config.json, or a resumed one with the configuration it was started with. A preset has numbers for some of the configurations."""
+def start_training(args: argparse.Namespace, name: str, configs: dict[str, type],
+                   presets: dict[str, dict[str, dict]]) -> tuple[RunDir, dict, torch.device]:
+    """A new run directory with its config.json, or a resumed one with the configuration it was started with.
+
+    A preset has numbers for some of the configurations.
+    """
+    flags = [field for config in configs.values() for field in given(config, args)]
     if args.resume:
-        run = RunDir.resume(args.run_dir or newest_run(RUNS, name))
-        flags = [flag(key) for config in configs.values() for key in given(config, args)] + (["--preset"] if args.preset else [])
-        if flags:
-            raise ValueError(f"{flags[0]} is given with --resume, but a resumed run keeps the numbers in {run.path / 'config.json'}: leave it out, or start "
-                             "a new run with --init")
-        if run.config.get("command") != name:
-            raise ValueError(f"{run.path} is a run of minirl {run.config.get('command')}: resume it with that command")
-        built = {key: config(**run.config[key]) for key, config in configs.items()}
+        path = newest_run(RUNS, name) if args.run_dir is None else args.run_dir
+        if flags or args.preset:
+            raise ValueError(f"{flag(flags[0] if flags else 'preset')} is given with --resume, but a resumed run keeps "
+                             f"the numbers in {path / 'config.json'}: leave it out, or start a new run with --init")
+        run = RunDir.resume(path, command=name)
+        built = {key: run.read_config(key, config) for key, config in configs.items()}
     else:
         preset = args.preset or next(iter(presets))
         built = {key: config(**(presets[preset].get(key, {}) | given(config, args))) for key, config in configs.items()}
-        preflight(name, built, {field for config in configs.values() for field in given(config, args)})
+        preflight(name, built, preset, flags)
         config = {"command": name, "preset": preset, **{key: dataclasses.asdict(value) for key, value in built.items()},
                   "torch": torch.__version__, "threads": torch.get_num_threads()}
-        run = RunDir.create(args.run_dir or free_name(RUNS, name), config)
+        run = RunDir.create_free(RUNS, name, config) if args.run_dir is None else RunDir.create(args.run_dir, config)
         if getattr(built.get(name), "lr", 1.0) < 1e-4 and built["run"].init is None:
-            print(f"note: the preset's learning rate, {built[name].lr:g}, is for a model of billions of parameters; the toy model wants about "
-                  f"{configs[name]().lr:g}: add --lr {configs[name]().lr:g}")
+            print(f"note: the preset's learning rate, {built[name].lr:g}, is for a model of billions of parameters; "
+                  f"the toy model wants about {configs[name]().lr:g}: add --lr {configs[name]().lr:g}")
     device = pick_device(built["run"].device)
     say_what_it_costs(built["run"].dtype, device)
     return run, built, device
@@ -232,8 +235,8 @@ def open_checkpoint(args: argparse.Namespace):
     path = args.init if args.init is not None else newest_checkpoint(RUNS)
     if path is None:
         print("no trained model under runs/ yet: training the base model first", file=sys.stderr)
-        run = RunDir.create(free_name(RUNS, "sft"), {"command": "sft", "preset": "toy", "run": dataclasses.asdict(RunConfig()),
-                                                     "base": dataclasses.asdict(BaseConfig()), "sft": dataclasses.asdict(SFTConfig())})
+        run = RunDir.create_free(RUNS, "sft", {"command": "sft", "preset": "toy", "run": dataclasses.asdict(RunConfig()),
+                                               "base": dataclasses.asdict(BaseConfig()), "sft": dataclasses.asdict(SFTConfig())})
         run_sft(run, BaseConfig(), SFTConfig(), RunConfig(), device=device)
         path = run.path / "final"
     model, tokenizer = load_pretrained(path, device=device)

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from minirl.app.flags import flag
 from minirl.app.instruct import InstructConfig, split_rankings
 from minirl.app.measure import MAX_NEW_TOKENS, TASK
+from minirl.app.presets import check_flags
 from minirl.app.r1 import R1_WORDS, R1RunConfig, check_lengths
 from minirl.app.training import BaseConfig, CommonConfig, RunConfig, base_config
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
@@ -29,11 +30,13 @@ LABELLED = ("ranked_prompts", "labeller_noise")
 DEMONSTRATED = ("demonstrations", "right_share")
 
 
-def preflight(command: str, built: dict, given: Collection[str] = ()) -> None:
+def preflight(command: str, built: dict, preset: str, given: Collection[str]) -> None:
     """Raise ValueError for what would stop `minirl <command>` later.
 
     built: the configurations by name; given: the fields that were given as flags.
     """
+    if command in ("grpo", "ppo"):
+        check_flags(preset, given, built[command])
     check_read(command, built["run"], getattr(built.get("base"), "data", None), given)
     settings = built["run"]
     device = pick_device(settings.device)
