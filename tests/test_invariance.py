@@ -66,6 +66,7 @@ TABLE = [
     (rewards, "reward_bias reward_gain_and_bias", "w", {}),
 ]
 EXEMPT = {
+    "kl.max_log_ratio": "a number for a type",
     "reduce.within_rounding": "a comparison",
     "reduce.normaliser": "a count of the mask", "kl.adaptive_kl_coef": "a rule on numbers", "kl.AdaptiveKLController": "a rule on numbers",
     "objectives.ptx_objective": "two scalars, already aggregated",

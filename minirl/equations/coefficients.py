@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minirl.equations.kl import MAX_LOG_RATIO
+from minirl.equations.kl import max_log_ratio
 from minirl.equations.preferences import implicit_reward
 
 
@@ -111,7 +111,8 @@ def grpo_coefficient(adv: Tensor, logp: Tensor, ref_logp: Tensor, *, kl_coef: fl
     if not adv.shape == logp.shape == ref_logp.shape:
         raise ValueError(f"adv {tuple(adv.shape)}, logp {tuple(logp.shape)}, ref_logp {tuple(ref_logp.shape)}: the same shape is wanted")
     log_ratio = ref_logp - logp
-    return (adv + kl_coef * torch.where(log_ratio > MAX_LOG_RATIO, 0, torch.expm1(log_ratio))).detach()      # where k3 is held, it does not pull
+    held = log_ratio > max_log_ratio(logp)                                  # there k3 does not pull
+    return (adv + kl_coef * torch.where(held, 0, torch.expm1(log_ratio))).detach()
 
 
 # The table above, as functions: gradient_coefficient["GRPO"](adv, logp, ref_logp, kl_coef=0.04)

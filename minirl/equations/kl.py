@@ -16,12 +16,23 @@ token by token, k2 and rho k3 as losses leave out how a token changes the states
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 MAX_LOG_RATIO = 20.0     # exp(20) = 4.9e8: beyond it a ratio is only a number that overflows later, in a square or a sum
+
+
+def max_log_ratio(x: Tensor) -> float:
+    r"""Where log-ratios of x's type are held: at 20, or where the ratio's square would overflow.
+
+    >>> max_log_ratio(torch.zeros(1)), round(math.exp(max_log_ratio(torch.zeros(1).half())))
+    (20.0, 256)
+    """
+    dtype = x.dtype if x.is_floating_point() else torch.float32
+    return min(MAX_LOG_RATIO, math.log(torch.finfo(dtype).max) / 2)
 
 
 def k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
@@ -67,7 +78,7 @@ def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
     >>> k3(torch.tensor([0.5]).log(), torch.tensor([0.25]).log())            # 1/2 + log 2 - 1
     tensor([0.1931])
     """
-    log_ratio = (ref_logp - _checked(logp, ref_logp)).clamp(max=MAX_LOG_RATIO)
+    log_ratio = (ref_logp - _checked(logp, ref_logp)).clamp(max=max_log_ratio(logp))
     return torch.expm1(log_ratio) - log_ratio
 
 
@@ -85,7 +96,7 @@ def corrected_k3(logp: Tensor, old_logp: Tensor, ref_logp: Tensor) -> Tensor:
     tensor([0.3863])
     """
     logp = _checked(_checked(logp, old_logp), ref_logp)
-    return (logp - old_logp).clamp(max=MAX_LOG_RATIO).exp() * k3(logp, ref_logp)
+    return (logp - old_logp).clamp(max=max_log_ratio(logp)).exp() * k3(logp, ref_logp)
 
 
 def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:

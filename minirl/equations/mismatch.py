@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minirl.equations.kl import MAX_LOG_RATIO
+from minirl.equations.kl import max_log_ratio
 from minirl.equations.objectives import sequence_ratio
 
 
@@ -37,7 +37,7 @@ def importance_ratio(logp: Tensor, behavior_logp: Tensor) -> Tensor:
     if behavior_logp.requires_grad:
         raise ValueError("behavior_logp requires grad: it is what the sampler drew with, a constant; detach it")
     logp = torch.where(behavior_logp.isfinite(), logp, logp.detach())                     # as in objectives._checked
-    return (logp - behavior_logp).clamp(max=MAX_LOG_RATIO).exp()
+    return (logp - behavior_logp).clamp(max=max_log_ratio(logp)).exp()
 
 
 def truncated_weights(ratio: Tensor, cap: float) -> Tensor:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minirl.equations.kl import MAX_LOG_RATIO
+from minirl.equations.kl import max_log_ratio
 
 
 def policy_gradient(logp: Tensor, adv: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def sequence_ratio(logp: Tensor, old_logp: Tensor, mask: Tensor, *, length_norma
     log_ratio = torch.where(mask.bool(), logp - old_logp, 0).sum(1)                          # (B,)
     if length_normalised:
         log_ratio = log_ratio / mask.bool().sum(1).clamp(min=1)
-    return log_ratio.clamp(max=MAX_LOG_RATIO).exp()
+    return log_ratio.clamp(max=max_log_ratio(logp)).exp()
 
 
 def sequence_clipped_surrogate(logp: Tensor, old_logp: Tensor, adv: Tensor, mask: Tensor, *, clip_low: float, clip_high: float,
@@ -165,7 +165,8 @@ def gspo_token(logp: Tensor, old_logp: Tensor, adv: Tensor, mask: Tensor, *, cli
     logp = _checked(logp, old_logp=old_logp, adv=adv)
     _check_clip(clip_low, clip_high)
     sequence = sequence_ratio(logp.detach(), old_logp, mask, length_normalised=True)[:, None]        # (B, 1)
-    sampled = torch.where(mask.bool() & (sequence < sequence.new_tensor(MAX_LOG_RATIO).exp()), logp, 0)     # a ratio that is held has no gradient
+    held = sequence >= sequence.new_tensor(max_log_ratio(logp)).exp()        # no gradient
+    sampled = torch.where(mask.bool() & ~held, logp, 0)
     ratio = sequence * (sampled - sampled.detach()).exp()                                    # (B, T), value: the sequence's
     return torch.minimum(ratio * adv, ratio.clamp(1 - clip_low, 1 + clip_high) * adv)
 
@@ -297,7 +298,7 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, c
 
 
 def _ratio(logp: Tensor, old_logp: Tensor) -> Tensor:
-    return (logp - old_logp).clamp(max=MAX_LOG_RATIO).exp()
+    return (logp - old_logp).clamp(max=max_log_ratio(logp)).exp()
 
 
 def _checked(x: Tensor, **constants: Tensor) -> Tensor:

@@ -138,3 +138,8 @@ def test_effective_sample_size_in_float16():
     size = effective_sample_size(torch.ones(1000).half())
     assert size.dtype == torch.float16 and size.item() == 1000
     assert effective_sample_size(torch.ones(0)).item() == 0
+
+
+def test_importance_ratio_in_float16_is_held():
+    ratio = importance_ratio(torch.tensor([0.0, -100.0]).half(), torch.tensor([-100.0, 0.0]).half())
+    assert ratio.tolist() == [pytest.approx(256, rel=0.01), 0.0]
