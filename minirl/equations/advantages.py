@@ -3,8 +3,8 @@
     with a value function    gae (and discounted_returns, what a value function learns)
     with a group             group_advantages (GRPO, Dr. GRPO), leave_one_out_advantages (RLOO), maxrl_advantages, opo_advantages,
                              process_advantages (rewards per step)
-    with neither             batch_mean_advantages (the batch's mean), reinforce_plus_plus_advantages
-                             (its tokens' mean and spread), remax_advantages (one greedy answer)
+    with neither             batch_mean_advantages, reinforce_plus_plus_advantages (the batch),
+                             remax_advantages (one greedy answer)
 
 Groups are the last dimension: (P, G). Returns and values are per token: (B, T). Nothing here has a gradient.
 """
@@ -91,8 +91,7 @@ def group_advantages(rewards: Tensor, *, scale: str = "group", ddof: int = 1, ep
 
     A NaN reward means "no verdict": it is left out of mean and std, and its advantage is 0. Where all rewards of a group are equal, every
     advantage is exactly 0 (asked of max and min: the float32 mean of eight 0.7 is not 0.7, and
-    6e-8 / 1e-8 would be an advantage of 6). Rewards that differ by rounding alone, such as 0.1 + 0.2
-    and 0.3, count as equal: see zero_spread.
+    6e-8 / 1e-8 would be an advantage of 6). 0.3 and 0.1 + 0.2 are equal, too: see zero_spread.
 
     >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))                     # mean 1/4, std 1/2
     tensor([[ 1.4997, -0.4999, -0.4999, -0.4999]])
@@ -104,12 +103,12 @@ def group_advantages(rewards: Tensor, *, scale: str = "group", ddof: int = 1, ep
         raise ValueError(f"scale is {scale!r}: one of group, batch, none is wanted")
     if ddof not in (0, 1):
         raise ValueError(f"ddof is {ddof}: 0 (divide by n) or 1 (by n - 1) is wanted")
-    count = (~rewards.isnan()).sum(-1, keepdim=True)                                         # (P, 1)
+    count = (~rewards.isnan()).sum(-1, keepdim=True)                            # (P, 1)
     centred = _centred(rewards)
     if scale == "group":
         centred = centred / (_std(centred, count, ddof) + eps)
     elif scale == "batch":
-        everyone = _centred(rewards.flatten()[None])                                         # (1, P * G)
+        everyone = _centred(rewards.flatten()[None])                            # (1, P * G)
         centred = centred / (_std(everyone, count.sum(), ddof) + eps)
     return torch.where(zero_spread(rewards), 0, centred).to(rewards.dtype)
 
@@ -134,8 +133,9 @@ def batch_mean_advantages(rewards: Tensor) -> Tensor:
     rewards = _grouped(rewards)
     if len(rewards) == 0:
         return rewards
-    everyone = rewards.flatten()[None]                                                       # (1, P * G)
-    return torch.where(zero_spread(everyone), 0, _centred(everyone)).view_as(rewards).to(rewards.dtype)
+    everyone = rewards.flatten()[None]                                          # (1, P * G)
+    adv = torch.where(zero_spread(everyone), 0, _centred(everyone))
+    return adv.view_as(rewards).to(rewards.dtype)
 
 
 def leave_one_out_advantages(rewards: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ def maxrl_advantages(rewards: Tensor) -> Tensor:
     rewards = _grouped(rewards)
     if bool((rewards < 0).any()):
         raise ValueError(f"a reward is {float(rewards.nan_to_num().min())}: rewards of at least 0 are wanted, as they stand for a chance of being right")
-    mean = _mean(rewards)                                                                    # (P, 1)
+    mean = _mean(rewards)                                                       # (P, 1)
     scaled = _centred(rewards) / torch.where(mean > 0, mean, 1)
     return torch.where(zero_spread(rewards), 0, scaled).to(rewards.dtype)
 
@@ -198,7 +198,7 @@ def optimal_baseline(rewards: Tensor, weights: Tensor) -> Tensor:
     if weights.shape != rewards.shape or weights.requires_grad or not bool(((weights >= 0) & (weights < float("inf"))).all()):
         raise ValueError(f"weights {tuple(weights.shape)} beside rewards {tuple(rewards.shape)}, requires_grad {weights.requires_grad}: finite constants of the "
                          "same shape, none of them negative, are wanted")
-    wide = torch.promote_types(rewards.dtype, torch.float32)                                 # bfloat16 counts to 256
+    wide = torch.promote_types(rewards.dtype, torch.float32)                    # lengths add up
     weights = torch.where(rewards.isnan(), 0, weights.to(wide))
     total = weights.sum(-1, keepdim=True)
     weighted = (weights * rewards.nan_to_num(nan=0.0)).sum(-1, keepdim=True)
@@ -320,12 +320,12 @@ def _grouped(rewards: Tensor) -> Tensor:
 
 
 def _centred(rewards: Tensor) -> Tensor:
-    """Rewards minus their group's mean; 0 where there is no verdict. (P, G), in float32 at least."""
+    """Rewards minus their group's mean; 0 where there is no verdict. (P, G), float32 at least."""
     return torch.where(rewards.isnan(), 0, rewards - _mean(rewards))
 
 
 def _mean(rewards: Tensor) -> Tensor:
-    """The mean of each group's verdicts. (P, 1), in float32 at least: float16 ends at 65,504."""
+    """The mean of each group's verdicts. (P, 1), float32 at least, as float16 ends at 65,504."""
     judged = ~rewards.isnan()
     wide = torch.where(judged, rewards, 0).to(torch.promote_types(rewards.dtype, torch.float32))
     return wide.sum(-1, keepdim=True) / judged.sum(-1, keepdim=True).clamp(min=1)

@@ -207,7 +207,7 @@ def _check(logp: Tensor, ref_logp: Tensor) -> None:
 
 
 def _checked(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """logp, without a gradient where the reference is not finite. Under a zero mask that may be, and
-    there the gradient of the aggregate, 0, times NaN would be NaN."""
+    """logp, without a gradient where the reference is not finite. Under a zero mask that may be,
+    and there the gradient of the aggregate, 0, times NaN would be NaN."""
     _check(logp, ref_logp)
     return torch.where(ref_logp.isfinite(), logp, logp.detach())

@@ -36,7 +36,7 @@ def importance_ratio(logp: Tensor, behavior_logp: Tensor) -> Tensor:
         raise ValueError(f"logp {tuple(logp.shape)} and behavior_logp {tuple(behavior_logp.shape)}: the same shape is wanted")
     if behavior_logp.requires_grad:
         raise ValueError("behavior_logp requires grad: it is what the sampler drew with, a constant; detach it")
-    logp = torch.where(behavior_logp.isfinite(), logp, logp.detach())                     # as in objectives._checked
+    logp = torch.where(behavior_logp.isfinite(), logp, logp.detach())        # as in kl._checked
     return (logp - behavior_logp).clamp(max=max_log_ratio(logp)).exp()
 
 
@@ -106,6 +106,7 @@ def effective_sample_size(weights: Tensor) -> Tensor:
     if bool((weights < 0).any()) or not bool(weights.isfinite().all()):
         raise ValueError("weights hold a number that is negative or not finite: importance weights are wanted")
     dtype = weights.dtype if weights.is_floating_point() else torch.float32
-    weights = weights.to(torch.promote_types(dtype, torch.float32))                       # 256^2 is too much for float16
+    weights = weights.to(torch.promote_types(dtype, torch.float32))          # 256^2 in float16
     scaled = weights / weights.max().clamp(min=torch.finfo(weights.dtype).tiny) if weights.numel() else weights      # no overflow of the squares
-    return (scaled.sum().square() / scaled.square().sum().clamp(min=torch.finfo(weights.dtype).tiny)).to(dtype)
+    size = scaled.sum().square() / scaled.square().sum().clamp(min=torch.finfo(weights.dtype).tiny)
+    return size.to(dtype)

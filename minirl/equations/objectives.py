@@ -304,8 +304,8 @@ def _ratio(logp: Tensor, old_logp: Tensor) -> Tensor:
 def _checked(x: Tensor, **constants: Tensor) -> Tensor:
     """The same shape for all, and no gradient through what the update takes as given.
 
-    Where a constant is not finite, x has no gradient. Under a zero mask that may be: the gradient of
-    the aggregate is 0 there, but 0 times NaN would be NaN. Elsewhere the value shows it.
+    Where a constant is not finite, x has no gradient. Under a zero mask that may be: there the
+    gradient of the aggregate is 0, but 0 times NaN would be NaN. Elsewhere the value shows it.
     """
     for name, constant in constants.items():
         if constant.shape != x.shape:

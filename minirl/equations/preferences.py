@@ -27,7 +27,8 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, *, margin: Tensor | Non
     >>> bradley_terry_loss(torch.tensor([1.0986123]), torch.tensor([0.0]))                # odds 3 : 1, -log 3/4
     tensor([0.2877])
     """
-    _one_per_pair(chosen=chosen, rejected=rejected, **({} if margin is None else {"margin": margin}))
+    margins = {} if margin is None else {"margin": margin}
+    _one_each(chosen=chosen, rejected=rejected, **margins)
     return -F.logsigmoid(chosen - rejected - (0 if margin is None else margin))
 
 
@@ -74,8 +75,8 @@ def dpo_loss(logp_chosen: Tensor, logp_rejected: Tensor, ref_chosen: Tensor, ref
     Paper      DPO, arXiv:2305.18290, section 4, eq. 7.
     Shapes     four times (N,), each the sum over a completion's tokens -> (N,)
     Gradient   through the policy's log-probs: -+ beta sigmoid(beta (h_l - h_w)) (eq. 8). log 2 at pi = ref.
-    Raises     ValueError if shapes differ or are not (N,), if a reference requires grad, or if beta is
-               not positive.
+    Raises     ValueError if shapes differ or are not (N,), if a reference requires grad, or if beta
+               is not positive.
     See        coefficients.dpo_coefficient, the weight of eq. 8; label_smoothed_dpo_loss.
 
     >>> zero = torch.zeros(1)
@@ -135,7 +136,7 @@ def simpo_loss(mean_logp_chosen: Tensor, mean_logp_rejected: Tensor, *, beta: fl
     >>> simpo_loss(torch.tensor([-1.0]), torch.tensor([-1.5]))                            # 2 (0.5 - 0.5) = 0: log 2
     tensor([0.6931])
     """
-    _one_per_pair(mean_logp_chosen=mean_logp_chosen, mean_logp_rejected=mean_logp_rejected)
+    _one_each(mean_logp_chosen=mean_logp_chosen, mean_logp_rejected=mean_logp_rejected)
     _check_positive(beta=beta)
     return -F.logsigmoid(beta * (mean_logp_chosen - mean_logp_rejected - gamma_over_beta))
 
@@ -148,16 +149,16 @@ def kto_loss(logp: Tensor, ref_logp: Tensor, desirable: Tensor, *, kl: float | T
     Paper      KTO, arXiv:2402.01306, section 4.1, eq. 8. z is estimated from completions paired with other prompts, and has no gradient.
     Shapes     logp, ref_logp (N,), sums over tokens, desirable (N,) bool, kl scalar -> (N,)
     Gradient   through logp.
-    Raises     ValueError if shapes differ or are not (N,), if ref_logp requires grad, if beta is not
-               positive, or if desirable holds something else than yes and no (1 and 0).
+    Raises     ValueError if shapes differ or are not (N,), if ref_logp requires grad, if beta is
+               not positive, or if desirable holds something else than yes and no (1 and 0).
 
     >>> kto_loss(torch.tensor([0.0, 0.0]), torch.tensor([0.0, 0.0]), torch.tensor([True, False]), kl=0.0)
     tensor([0.5000, 0.5000])
     """
-    _one_per_pair(logp=logp, ref_logp=ref_logp, desirable=desirable)
+    _one_each(logp=logp, ref_logp=ref_logp, desirable=desirable)
     if not bool(((desirable == 0) | (desirable == 1)).all()):
-        raise ValueError(f"desirable holds {desirable.unique().tolist()[:4]}: True for good and False for bad are "
-                         "wanted; of labels 1 and -1 make them with labels > 0")
+        raise ValueError(f"desirable holds {desirable.unique().tolist()[:4]}: True for good and "
+                         "False for bad are wanted; of labels 1 and -1 make them with labels > 0")
     _check_positive(beta=beta)
     _check_constants(ref_logp=ref_logp)
     z = torch.as_tensor(kl, dtype=logp.dtype, device=logp.device).detach().clamp(min=0)
@@ -169,7 +170,8 @@ def kto_loss(logp: Tensor, ref_logp: Tensor, desirable: Tensor, *, kl: float | T
 
 def _difference(logp_chosen: Tensor, logp_rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float) -> Tensor:
     """h_w - h_l, checked."""
-    _one_per_pair(logp_chosen=logp_chosen, logp_rejected=logp_rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected)
+    _one_each(logp_chosen=logp_chosen, logp_rejected=logp_rejected,
+              ref_chosen=ref_chosen, ref_rejected=ref_rejected)
     _check_constants(ref_chosen=ref_chosen, ref_rejected=ref_rejected)
     _check_positive(beta=beta)
     return (logp_chosen - ref_chosen) - (logp_rejected - ref_rejected)
@@ -180,13 +182,13 @@ def _same_shapes(**tensors: Tensor) -> None:
         raise ValueError(", ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items()) + ": the same shape is wanted")
 
 
-def _one_per_pair(**tensors: Tensor) -> None:
+def _one_each(**tensors: Tensor) -> None:
     """The same shape, (N,). Log-probs of tokens, (B, T), would give a loss for each token."""
     _same_shapes(**tensors)
     name, x = next(iter(tensors.items()))
     if x.dim() != 1:
-        raise ValueError(f"{name} is {tuple(x.shape)}: one number per completion, (N,), is wanted; add up a "
-                         "completion's tokens first, (token_logprobs * mask).sum(1)")
+        raise ValueError(f"{name} is {tuple(x.shape)}: one number per completion, (N,), is wanted; "
+                         "add up a completion's tokens first, (token_logprobs * mask).sum(1)")
 
 
 def _check_constants(**tensors: Tensor) -> None:

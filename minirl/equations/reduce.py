@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 AGGREGATIONS = ("sequence_mean", "token_mean", "sequence_sum", "constant")
-SUMMED = 64      # advantages and returns are sums over the tokens behind them, so many roundings may stand in one
+SUMMED = 64      # roundings that may stand in an advantage or a return, a sum over many tokens
 
 
 def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
@@ -75,8 +75,9 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     def variance(x: Tensor) -> Tensor:
         return masked_mean((x - masked_mean(x, mask)).square(), mask)
 
-    flat = within_rounding(low, high, operations=SUMMED)
-    explained = 1 - variance(returns - values) / torch.where(flat, 1, variance(returns))
+    total = variance(returns)
+    flat = within_rounding(low, high, operations=SUMMED) | (total == 0)
+    explained = 1 - variance(returns - values) / torch.where(flat, 1, total)
     return torch.where(flat, 0, explained).to(dtype)
 
 
@@ -95,6 +96,8 @@ def within_rounding(low: Tensor, high: Tensor, *, operations: int = 0) -> Tensor
     >>> within_rounding(torch.tensor([0.0, 1.0]), torch.tensor([1e-30, 1.000001]), operations=64)
     tensor([False,  True])
     """
+    if not low.is_floating_point():
+        return high <= low
     wide = torch.promote_types(low.dtype, torch.float32)
     tolerance = torch.finfo(low.dtype).eps + operations * torch.finfo(wide).eps
     low, high = low.to(wide), high.to(wide)
@@ -136,7 +139,10 @@ def aggregate(x: Tensor, mask: Tensor, how: str, *, total: float | Tensor | None
         if bool(mask.any()):
             raise ValueError(f"total is {total}: the positive number of sequences, tokens or slots of the whole batch is wanted")
         return x.sum()                                   # nothing to average: 0, still attached to the graph
-    rows = masked_mean(x, mask, dim=1) if how == "sequence_mean" else x.sum(1, dtype=mask.dtype)     # (B,)
+    if how == "sequence_mean":
+        rows = masked_mean(x, mask, dim=1)                                      # (B,)
+    else:
+        rows = x.sum(1, dtype=mask.dtype)
     return (rows.sum(dtype=mask.dtype) / total).to(x.dtype)
 
 
@@ -162,7 +168,8 @@ def _check_aggregation(how: str) -> None:
 
 def _visible(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """x with 0 wherever mask is 0 (also over NaN, in value and gradient), and the mask as numbers that can be counted: in float16 a sum of
-    ones overflows at 65,504, in bfloat16 it stops at 256. Whole numbers become float32, as their mean need not be whole."""
+    ones overflows at 65,504, in bfloat16 it stops at 256. Whole numbers become float32, as their
+    mean need not be whole."""
     if x.shape != mask.shape:
         raise ValueError(f"x is {tuple(x.shape)} and mask {tuple(mask.shape)}: the same shape is wanted")
     mask, x = mask.bool(), x if x.is_floating_point() else x.float()
@@ -171,9 +178,7 @@ def _visible(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def _range(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """The least and the largest of what the mask shows: inf and -inf where it shows nothing."""
-    if x.shape != mask.shape:
-        raise ValueError(f"x is {tuple(x.shape)} and mask {tuple(mask.shape)}: the same shape is wanted")
-    mask, x = mask.bool().flatten(), (x if x.is_floating_point() else x.float()).flatten()
-    none = x.new_tensor([torch.inf])
-    return (torch.cat([x.masked_fill(~mask, torch.inf), none]).min(),
-            torch.cat([x.masked_fill(~mask, -torch.inf), -none]).max())
+    x, count = _visible(x, mask)
+    hidden, none = count.flatten() == 0, x.new_tensor([torch.inf])
+    return (torch.cat([x.flatten().masked_fill(hidden, torch.inf), none]).min(),
+            torch.cat([x.flatten().masked_fill(hidden, -torch.inf), -none]).max())

@@ -273,7 +273,7 @@ def test_whitening_in_float16():
 @pytest.mark.parametrize("returns", [
     torch.full((1, 10), 0.7), torch.full((1, 10), 1e4), 0.7 + torch.tensor([[0.0, 6e-8] * 5]),
     torch.full((1, 10), 0.7).double(), torch.full((1, 10), -3.3), torch.full((1, 10), 7),
-    torch.full((1, 10), 0.7).bfloat16(), torch.zeros(1, 10)])
+    torch.full((1, 10), 0.7).bfloat16(), torch.zeros(1, 10), torch.tensor([[0.0, 1e-30] * 5])])
 def test_returns_without_spread_are_explained_by_nothing(returns):
     """The float32 mean of ten 0.7 is not 0.7. Its variance of 1e-14 was divided by: -2.9e13 in the
     log, and a plot of nothing else."""
@@ -325,6 +325,8 @@ def test_neighbours_are_within_rounding_and_the_next_but_one_is_not():
     for low, high in ((0.0, 1e-38), (-1e-9, 1e-9), (0.0, INF), (-INF, INF), (-65_504.0, 65_504.0)):
         assert not bool(within_rounding(torch.tensor(low), torch.tensor(high), operations=64))
     assert not bool(within_rounding(torch.tensor(-65_504.0).half(), torch.tensor(65_504.0).half()))
+    whole = torch.tensor([1, 10 ** 9])
+    assert within_rounding(whole, torch.tensor([1, 10 ** 9 + 1])).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool])
