@@ -152,8 +152,9 @@ def test_the_table_is_complete():
 @rows(lambda kinds: kinds & TOKENS)
 @pytest.mark.parametrize("junk", [NAN, INF, -INF, 1e30])
 def test_what_stands_under_a_zero_mask_never_matters(name, junk):
-    """After the aggregate no padding is in value or gradient. A function that knows the mask keeps the padding's own slot clean too; in one that
-    does not, 0 * NaN stays in that slot's gradient, and only there."""
+    """After the aggregate no padding is in value or gradient. A function that knows the mask keeps
+    the padding's own slot clean too; in one that does not, 0 * NaN stays in the gradient of what is
+    learnt where that itself is NaN, and only there."""
     arguments, results = ROWS[name][1], []
     for content in (0.5, junk):
         inputs = [x if kind not in TOKENS else x.masked_fill(~MASK if x.dim() == 2 else ~MASK[..., None], content * (-1) ** i)
