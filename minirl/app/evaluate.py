@@ -98,7 +98,7 @@ def evaluate(model, tokenizer, task, *, n: int, samples: int = 1, max_new_tokens
                       [sum(v == 1.0 for v in accuracy[group]) for group in groups], samples,
                       {name: mean_verdict(values) for name, values in verdicts.items()},
                       sum(lengths) / len(lengths), sum(truncated) / len(truncated),
-                      judged=[sum(map(is_verdict, accuracy[group])) for group in groups])
+                      judged=[sum(v is not None for v in accuracy[group]) for group in groups])
 
 
 def distinct_problems(task, n: int, rng: random.Random, *, split: str = "test") -> list[Problem]:
@@ -121,11 +121,6 @@ def distinct_problems(task, n: int, rng: random.Random, *, split: str = "test") 
     return list(problems.values())[:n]
 
 
-def is_verdict(value) -> bool:
-    """None and NaN are none."""
-    return value is not None and value == value
-
-
 def mean_verdict(values: Sequence[float | None]) -> float:
-    verdicts = [value for value in values if is_verdict(value)]
+    verdicts = [value for value in values if value is not None]
     return sum(verdicts) / len(verdicts) if verdicts else math.nan

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import statistics
 import unicodedata
 from collections.abc import Sequence
 
@@ -143,7 +142,8 @@ def mean_interval(numbers: Sequence[float]) -> str:
     >>> mean_interval([1.0, 2.0, 3.0])
     '2.000 +- 1.132'
     """
-    mean = statistics.fmean(numbers)
-    if len(numbers) < 2:
+    n, mean = len(numbers), sum(numbers) / len(numbers)
+    if n < 2:
         return f"{mean:.3f}"
-    return f"{mean:.3f} +- {1.96 * statistics.stdev(numbers) / len(numbers) ** 0.5:.3f}"
+    variance = sum((x - mean) ** 2 for x in numbers) / (n - 1)
+    return f"{mean:.3f} +- {1.96 * math.sqrt(variance / n):.3f}"

@@ -7,8 +7,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
-from minirl.app.plots import (heading, names, plot_calibration, plot_epochs, plot_hacking, plot_runs, plot_stages,
-                              points, shown, smooth)
+from minirl.app.plots import (heading, names, plot_calibration, plot_epochs, plot_hacking, plot_runs,
+                              plot_stages, points, shown, smooth)
 from minirl.app.rundir import RunDir
 
 
@@ -84,8 +84,13 @@ def test_hacking_joins_rounds_at_their_steps_and_keeps_their_scores_apart(tmp_pa
 def figures(monkeypatch):
     """The figures that are drawn in a test, each with its layout done."""
     from matplotlib.figure import Figure
+
     drawn, savefig = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: drawn.append(self) or savefig(self, *args, **kw))
+    monkeypatch.setattr(
+        Figure,
+        "savefig",
+        lambda self, *args, **kw: drawn.append(self) or savefig(self, *args, **kw),
+    )
     return drawn
 
 
@@ -101,11 +106,14 @@ def test_nothing_is_loaded_before_something_is_drawn():
 
 def test_the_legend_names_every_run_wherever_its_metrics_are(tmp_path, figures):
     """It was the first panel's: runs without that metric had no name, and it covered the curves."""
-    runs = [made(tmp_path / "a", "sft", [{"loss": 1.0}] * 3), made(tmp_path / "b", "grpo", [{"kl": 0.1}] * 3, digits=1, task="addition")]
+    runs = [
+        made(tmp_path / "a", "sft", [{"loss": 1.0}] * 3),
+        made(tmp_path / "b", "grpo", [{"kl": 0.1}] * 3, digits=1, task="addition"),
+    ]
     plot_runs(runs, tmp_path / "x.png")
-    figure, = figures
+    (figure,) = figures
     assert legend_texts(figure) == ["a", "b"] and not any(axis.get_legend() for axis in figure.axes)
-    legend, = figure.legends
+    (legend,) = figure.legends
     box = legend.get_window_extent()
     assert all(box.y1 <= axis.get_tightbbox().y0 for axis in figure.axes if axis.get_visible())
     assert box.x1 <= figure.bbox.x1 and box.y0 >= 0
@@ -115,19 +123,36 @@ def test_the_legend_names_every_run_wherever_its_metrics_are(tmp_path, figures):
 def test_every_run_has_a_look_of_its_own(n, tmp_path, figures):
     runs = [made(tmp_path / f"run-{i}", "sft", [{"loss": 1.0 + i}] * 3) for i in range(n)]
     plot_runs(runs, tmp_path / "x.png")
-    looks = [(to_hex(line.get_color()), line.get_linestyle()) for line in figures[0].legends[0].get_lines()]
+    looks = [
+        (to_hex(line.get_color()), line.get_linestyle())
+        for line in figures[0].legends[0].get_lines()
+    ]
     assert len(looks) == len(set(looks)) == n
     assert figures[0].legends[0].get_window_extent().x1 <= figures[0].bbox.x1
-    drawn = [(to_hex(line.get_color()), line.get_linestyle()) for line in figures[0].axes[0].get_lines()]
+    drawn = [
+        (to_hex(line.get_color()), line.get_linestyle()) for line in figures[0].axes[0].get_lines()
+    ]
     assert set(drawn) == set(looks)
 
 
 def test_what_is_exact_is_not_smoothed(tmp_path, figures):
-    """A learning rate was drawn as the mean of seven steps: its warm-up began above 0, and its peak was cut off."""
+    """A learning rate was drawn as the mean of seven steps: its warm-up began above 0, and its peak
+    was cut off."""
     rates = [0.0, 1e-3, 0.0, 0.0]
-    plot_runs([made(tmp_path / "a", "sft", [{"loss": 1.0 + rate, "learning_rate": rate} for rate in rates])], tmp_path / "x.png")
+    plot_runs(
+        [
+            made(
+                tmp_path / "a",
+                "sft",
+                [{"loss": 1.0 + rate, "learning_rate": rate} for rate in rates],
+            )
+        ],
+        tmp_path / "x.png",
+    )
     loss, rate = figures[0].axes
-    assert [list(line.get_ydata()) for line in rate.get_lines()] == [rates] and len(loss.get_lines()) == 2
+    assert [list(line.get_ydata()) for line in rate.get_lines()] == [rates] and len(
+        loss.get_lines()
+    ) == 2
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 44, 188])
@@ -137,7 +162,9 @@ def test_steps_are_whole_numbers_and_a_single_one_is_seen(steps, tmp_path, figur
     low, high = axis.get_xlim()
     ticks = [tick for tick in axis.get_xticks() if low <= tick <= high]
     assert ticks and all(tick == round(tick) for tick in ticks) and len(ticks) <= 10
-    assert {str(round(tick)) for tick in ticks} <= {text.get_text() for text in axis.get_xticklabels()}
+    assert {str(round(tick)) for tick in ticks} <= {
+        text.get_text() for text in axis.get_xticklabels()
+    }
     assert any(line.get_marker() == "o" for line in axis.get_lines()) == (steps <= 12)
 
 
@@ -145,7 +172,9 @@ def test_a_metric_that_is_missing_or_no_number_leaves_a_gap(tmp_path, figures):
     lines = [{"loss": float("nan")}, {"loss": 2.0}, {}, {"loss": float("inf")}, {"loss": 3.0}]
     assert points([{"step": 1, "loss": None}, {"step": 2, "loss": 5}], "loss") == [(2, 5)]
     plot_runs([made(tmp_path / "a", "sft", lines)], tmp_path / "x.png")
-    assert list(figures[0].axes[0].get_lines()[0].get_xdata()) == [2, 5] and len(figures[0].axes) == 1
+    assert (
+        list(figures[0].axes[0].get_lines()[0].get_xdata()) == [2, 5] and len(figures[0].axes) == 1
+    )
     with pytest.raises(ValueError, match="none of the metrics"):
         plot_runs([made(tmp_path / "b", "sft", [{"loss": float("nan")}])], tmp_path / "x.png")
 
@@ -158,15 +187,37 @@ def test_a_summary_without_numbers_draws_no_circles(tmp_path, figures):
 
 
 def test_runs_of_one_name_are_told_apart_and_long_names_are_shortened(tmp_path):
-    runs = [RunDir(tmp_path / name) for name in ("one/grpo", "two/grpo", "two/" + "long-" * 20 + "2")]
-    assert names(runs)[:2] == ["one/grpo", "two/grpo"] and names(runs)[2].startswith("two/long-") and names(runs)[2].endswith("-2")
-    assert max(map(len, names(runs))) <= 36 and names(runs[:1]) == ["grpo"] and names([runs[0], runs[0]]) == ["grpo", "grpo"]
+    runs = [
+        RunDir(tmp_path / name) for name in ("one/grpo", "two/grpo", "two/" + "long-" * 20 + "2")
+    ]
+    assert (
+        names(runs)[:2] == ["one/grpo", "two/grpo"]
+        and names(runs)[2].startswith("two/long-")
+        and names(runs)[2].endswith("-2")
+    )
+    assert (
+        max(map(len, names(runs))) <= 36
+        and names(runs[:1]) == ["grpo"]
+        and names([runs[0], runs[0]]) == ["grpo", "grpo"]
+    )
     middles = [RunDir(tmp_path / f"{'a' * 40}{i}{'b' * 40}") for i in (1, 2)]
-    assert names(middles) == [run.path.name for run in middles], "what would be alike is not shortened"
+    assert names(middles) == [run.path.name for run in middles], (
+        "what would be alike is not shortened"
+    )
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name, drawn", [("한글", r"\ud55c\uae00"), ("a$b$", r"a\$b\$"), ("_x", " _x"), ("$", r"\$"), ("é", "é"), ("a\x1bb", r"a\x1bb")])
+@pytest.mark.parametrize(
+    "name, drawn",
+    [
+        ("한글", r"\ud55c\uae00"),
+        ("a$b$", r"a\$b\$"),
+        ("_x", " _x"),
+        ("$", r"\$"),
+        ("é", "é"),
+        ("a\x1bb", r"a\x1bb"),
+    ],
+)
 def test_any_name_of_a_run_is_drawn(name, drawn, tmp_path, figures):
     """The font has no Hangul, $ begins a formula, and a legend leaves out what begins with _."""
     runs = [made(tmp_path / n, "sft", [{"loss": 1.0}] * 3) for n in (name, "other")]
@@ -175,16 +226,28 @@ def test_any_name_of_a_run_is_drawn(name, drawn, tmp_path, figures):
 
 
 def test_a_heading_fits_the_figure(tmp_path, figures):
-    plot_runs([made(tmp_path / ("r" * 200), "sft", [{"loss": 1.0}], number_length=3)], tmp_path / "x.png")
-    figure, = figures
-    assert figure._suptitle.get_window_extent().x1 <= figure.bbox.x1 and "..." in figure._suptitle.get_text()
+    plot_runs(
+        [made(tmp_path / ("r" * 200), "sft", [{"loss": 1.0}], number_length=3)], tmp_path / "x.png"
+    )
+    (figure,) = figures
+    assert (
+        figure._suptitle.get_window_extent().x1 <= figure.bbox.x1
+        and "..." in figure._suptitle.get_text()
+    )
 
 
-@pytest.mark.parametrize("least, labels", [(0.1, {"0.2", "0.5", "1"}), (0.001, {"0.01", "0.1", "1"})])
+@pytest.mark.parametrize(
+    "least, labels", [(0.1, {"0.2", "0.5", "1"}), (0.001, {"0.01", "0.1", "1"})]
+)
 def test_ticks_of_a_logarithmic_axis_are_plain_numbers(least, labels, tmp_path, figures):
-    plot_runs([made(tmp_path / "a", "sft", [{"loss": x} for x in (2.0, 1.0, 0.9 * least)])], tmp_path / "x.png")
+    plot_runs(
+        [made(tmp_path / "a", "sft", [{"loss": x} for x in (2.0, 1.0, 0.9 * least)])],
+        tmp_path / "x.png",
+    )
     axis = figures[0].axes[0]
-    assert axis.get_yscale() == "log" and labels <= {text.get_text() for text in axis.get_yticklabels()}
+    assert axis.get_yscale() == "log" and labels <= {
+        text.get_text() for text in axis.get_yticklabels()
+    }
 
 
 def test_calibration_shows_a_reward_model_that_is_always_wrong(tmp_path, figures):
@@ -195,7 +258,21 @@ def test_calibration_shows_a_reward_model_that_is_always_wrong(tmp_path, figures
 
 
 def test_stages_are_drawn(tmp_path, figures):
-    stages = [{"stage": f"stage-{i}", **dict.fromkeys(("easy", "hard", "majority", "pass", "language", "win_rate"), i / 9), "length": 20 + i} for i in range(9)]
+    stages = [
+        {
+            "stage": f"stage-{i}",
+            **dict.fromkeys(("easy", "hard", "majority", "pass", "language", "win_rate"), i / 9),
+            "length": 20 + i,
+        }
+        for i in range(9)
+    ]
     plot_stages(stages, tmp_path / "s.png")
-    assert [text.get_text() for text in figures[0].axes[0].get_xticklabels()] == [s["stage"] for s in stages]
-    assert legend_texts(figures[0]) == ["easy", "hard", "hard, majority of samples", "hard, any of the samples"]
+    assert [text.get_text() for text in figures[0].axes[0].get_xticklabels()] == [
+        s["stage"] for s in stages
+    ]
+    assert legend_texts(figures[0]) == [
+        "easy",
+        "hard",
+        "hard, majority of samples",
+        "hard, any of the samples",
+    ]

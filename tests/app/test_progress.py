@@ -40,7 +40,7 @@ def test_short_work_says_nothing(stream, monkeypatch):
 
 
 def test_a_single_long_step_is_seen_and_the_end_too(monkeypatch):
-    """A run of a real model on a CPU was silent for minutes where stderr is no terminal: its first step had not ended."""
+    """Where stderr is no terminal, a real model on a CPU was silent for minutes: in its first step."""
     monkeypatch.setattr(sys, "stderr", Stream())
     monkeypatch.setattr(progress, "LINE_EVERY", 0.02)
     with Progress("grpo", 44, initial=3) as work:
@@ -81,7 +81,12 @@ def test_a_bar_on_a_terminal(monkeypatch):
     with Progress("grpo", 4, initial=1) as work:
         work.update(note="reward 0.5")
     drawn = sys.stderr.getvalue().split("\r")[-1]
-    assert drawn.startswith("grpo:  50%|") and "2/4 [" in drawn and "reward 0.5]" in drawn and drawn.endswith("\n")
+    assert (
+        drawn.startswith("grpo:  50%|")
+        and "2/4 [" in drawn
+        and "reward 0.5]" in drawn
+        and drawn.endswith("\n")
+    )
 
 
 def test_a_bar_moves_while_one_step_takes_long(monkeypatch):
@@ -116,6 +121,9 @@ def test_an_error_ends_the_thread(monkeypatch):
     assert not work._thread.is_alive()
 
 
-@pytest.mark.parametrize("seconds, said", [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
+@pytest.mark.parametrize(
+    "seconds, said",
+    [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
+)
 def test_durations(seconds, said):
     assert duration(seconds) == said
