@@ -85,6 +85,38 @@ def test_equal_rewards_teach_nothing():
     assert torch.equal(trained(rule=lambda c: 0.7, kl_coef=0.0), weights(tiny()))
 
 
+RAGGED = build_tokenizer()
+RAGGED.stop_ids = list(range(0, TOKENIZER.vocab_size, 9))        # so that rows end at many lengths
+
+
+def test_answers_that_are_equally_wrong_teach_nothing_however_long_they_are():
+    """Dynamic sampling looked at rewards to which the penalty of length had been added: a batch
+    without a right answer was kept, and taught length alone. DAPO's eq. 11 counts right answers."""
+    log, optimizers, model = [], [], tiny()
+    config = replace(CONFIG, dynamic_sampling=True, overlong_cache=6, kl_coef=0.0, weight_decay=0.1)
+    train_grpo(model, RAGGED, Digits(lambda c: 0.0), config, log=lambda step, m: log.append(m),
+               save=lambda state: optimizers.append(copied(state.optimizer.state_dict())))
+    assert all(m["completions/min_length"] < m["completions/max_length"] for m in log)
+    assert torch.equal(weights(model), weights(tiny()))
+    assert [optimizer["state"] for optimizer in optimizers] == [{}] * 3
+    for m in log:
+        assert m["frac_reward_zero_std"] == 1 and not {"grad_norm", "entropy", "kl"} & set(m)
+        assert m["reward"] == m["reward_std"] == 0 and m["learning_rate"] == CONFIG.lr
+
+
+def test_the_penalty_of_length_is_learnt_from_and_is_no_part_of_the_reward():
+    """With a cache as long as an answer may be, the penalty of n tokens of 6 is -n/6."""
+    verdicts = iter([1.0, 0.0, 0.0, 1.0] * 100)
+    plain, shaped = (logged(lambda c: next(verdicts), RAGGED, steps=1, overlong_cache=cache)[0]
+                     for cache in (0, 6))
+    penalty = -shaped["completions/mean_length"] / 6
+    assert shaped["rewards/overlong_penalty/mean"] == pytest.approx(penalty)
+    assert shaped["completions/min_length"] < 6 and "rewards/overlong_penalty/mean" not in plain
+    for name in ("reward", "reward_std", "frac_reward_zero_std", "rewards/rule/mean"):
+        assert shaped[name] == plain[name], name
+    assert shaped["grad_norm"] != pytest.approx(plain["grad_norm"], rel=1e-2)
+
+
 def test_a_group_without_verdicts_is_left_out_and_counted():
     verdicts = iter([None, 1.0, 0.0, 1.0] * 100)
     log = logged(rule=lambda c: next(verdicts), steps=1)
@@ -157,6 +189,16 @@ def test_metrics_are_those_of_the_whole_batch():
         assert split[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6), name
 
 
+def test_every_metric_is_that_of_the_whole_batch_in_several_passes():
+    """Ragged rows, and clipped ones among them, a micro-batch each."""
+    several = dict(steps=1, iterations=3, minibatches=2, lr=5e-2, overlong_cache=4)
+    one, split = (logged(length, RAGGED, token_budget=budget, **several)[0] for budget in (9999, 1))
+    assert one.keys() == split.keys()
+    assert one["clip_ratio/low_mean"] + one["clip_ratio/high_mean"] > 0
+    for name in set(one) - {"step_time"}:
+        assert split[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), name
+
+
 def test_metrics_of_a_known_batch():
     """Rewards 1, 0, 0, 0 in each group: mean 1/4, squares (1 - 1/4)^2 + 3 (1/4)^2 = 3/4 in each of three groups, variance (9/4) / 11."""
     verdicts = iter([1.0, 0.0, 0.0, 0.0] * 100)
@@ -186,6 +228,12 @@ def test_a_broken_model_stops_the_run_before_the_step():
     with pytest.raises(ValueError, match="logits that are not finite"):
         train_grpo(model, TOKENIZER, Digits(length), CONFIG)
     assert torch.equal(weights(model), before)
+
+
+def test_an_update_that_breaks_the_weights_stops_the_run():
+    """Loss and gradient are finite, and the step is not: such weights were saved, exit code 0."""
+    with pytest.raises(NonFiniteError, match="step 1: the update made"):
+        trained(lr=1e39)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_shows_the_row(monkeypatch):

@@ -12,6 +12,7 @@ from minirl.equations.kl import AdaptiveKLController
 from minirl.lm.heads import ScalarModel, score_ids
 from minirl.lm.logprobs import token_logprobs
 from minirl.train.ppo import PPOConfig, train_ppo
+from minirl.train.state import NonFiniteError
 from tests.train import small
 from tests.train.small import TOKENIZER, Digits, copied, length, weights
 
@@ -165,6 +166,32 @@ def test_an_answer_that_was_cut_off_is_not_over(seen):
     assert torch.equal(seen["gae"][0][1]["bootstrap"], torch.where(cut, end, 0))
 
 
+def test_metrics_say_what_was_trained_on(seen, monkeypatch):
+    """Where every answer is cut off, each costs the penalty and no score counts; `reward` says 1,
+    and nothing said -0.7. The score is TRL's objective/scores; less the price of the KL it is
+    objective/rlhf_reward."""
+    monkeypatch.setattr(TOKENIZER, "stop_ids", [])
+    _, log = run(rule=lambda c: 1.0, steps=2, missing_eos_penalty=0.7, kl_coef=0.5)
+    for step, ((scores, logp, ref_logp, mask, _), _, _) in zip(log, seen["kl_shaped_rewards"]):
+        assert step["completions/clipped_ratio"] == step["reward"] == step["rewards/rule/mean"] == 1
+        assert step["objective/scores"] == pytest.approx(-0.7)
+        kl = float(((logp - ref_logp) * mask).sum(1).mean())
+        assert step["objective/kl"] == pytest.approx(kl)
+        assert step["objective/rlhf_reward"] == pytest.approx(-0.7 - 0.5 * kl)
+    assert abs(log[1]["objective/kl"]) > 1e-3
+
+
+def test_the_score_that_was_trained_on_is_that_of_those_that_were_judged(seen):
+    """Of some the end came, of some it did not, and of every fourth there is no verdict."""
+    verdicts = iter([None, 2.0, 2.0, 2.0] * 100)
+    _, log = run(rule=lambda c: next(verdicts), steps=1, model=tiny(eos=6.0), episodes=40,
+                 missing_eos_penalty=0.5)
+    cut = seen["sample"][0][2].truncated.view(10, 4)[:, [1, 2, 3]].float()
+    scores = -0.5 * cut + 2.0 * (1 - cut)
+    assert 0 < cut.mean() < 1 and log[0]["reward"] == 2.0
+    assert log[0]["objective/scores"] == pytest.approx(float(scores.mean()))
+
+
 @pytest.mark.parametrize("whiten", [True, False])
 def test_constant_rewards_that_are_foreseen_give_no_policy_gradient(whiten):
     """The value function says c of every state, and c comes, or is what a cut answer is worth: no advantage is left, nor one that whitening could blow up."""
@@ -316,6 +343,13 @@ def test_metrics_do_not_depend_on_micro_batches():
 def test_bad_numbers(bad, message):
     with pytest.raises(ValueError, match=message):
         run(**bad)
+
+
+@pytest.mark.parametrize("broken", ["lr", "value_lr"])
+def test_an_update_that_breaks_the_weights_stops_the_run(broken):
+    """The policy's and the value function's: loss and gradient are finite, and the step is not."""
+    with pytest.raises(NonFiniteError, match="step 1: the update made"):
+        run(**{broken: 1e39})
 
 
 @pytest.mark.parametrize("reward", [float("inf"), -float("inf")])

@@ -149,6 +149,20 @@ def test_what_cannot_be_learnt_from_is_named():
         RewardModelConfig(lr=float("nan"))
 
 
+def test_metrics_do_not_depend_on_micro_batches():
+    """Rankings of two to four completions: a prompt counts once in loss, accuracy and margin, and a
+    completion once in the mean reward, however they are split."""
+    whole, split = (logged(batch_size=6, token_budget=budget)[0] for budget in (10_000, 1))
+    assert whole.keys() == split.keys() and whole["margin"] != 0 and 0 < whole["accuracy"] < 1
+    for name in set(whole) - {"step_time"}:
+        assert split[name] == pytest.approx(whole[name], rel=1e-4, abs=1e-6), name
+
+
+def test_an_update_that_breaks_the_weights_stops_the_run():
+    with pytest.raises(NonFiniteError, match="step 1: the update made"):
+        trained(lr=1e39)
+
+
 def test_a_broken_model_stops_the_run_and_names_the_ranking():
     model = tiny()
     with torch.no_grad():

@@ -123,6 +123,12 @@ def test_bad_data():
         train_sft(tiny(), TOKENIZER, [("1+1=", "2"), ("1+1=", "2" * 200)], SFTConfig())
 
 
+def test_an_update_that_breaks_the_weights_stops_the_run():
+    """minirl sft --lr 1e39 ended with "loss 7.013", exit code 0 and a model of NaN alone."""
+    with pytest.raises(NonFiniteError, match="step 1: the update made"):
+        trained(lr=1e39, warmup_steps=0)
+
+
 def test_a_broken_model_stops_the_run_and_names_the_pair():
     model = tiny()
     with torch.no_grad():
