@@ -66,7 +66,7 @@ def test_a_model_cannot_steer_the_terminal_nor_forge_a_line(how, says):
     a further sample."""
     out = says(ATTACK, [0.3] * len(ATTACK.encode()), prompt="a\x1b[2Jb", **how)
     ours = re.sub("\x1b" + r"\[(33|4;31|0)m", "", out) if how.get("colour") else out
-    assert ours.isprintable() or set(ours) - {"\n"} == {c for c in ours if c.isprintable()}
+    assert all(line.isprintable() for line in ours.split("\n"))
     assert not re.search(r"(?m)^(## |  2\. )", ours) and ours.startswith(r"a\x1b[2Jb")
 
 
