@@ -133,11 +133,12 @@ class NoSpace(OSError):
 
 @contextlib.contextmanager
 def room(folder: Path, then: str = "go on with --resume") -> Iterator[None]:
-    """Turn what the libraries raise where a write fails, each its own way, into one OSError."""
+    """Turn what the libraries raise where a write fails, each its own way, into one OSError.
+
+    Of several rooms around a write, the outermost knows best what to do then.
+    """
     try:
         yield
-    except NoSpace:
-        raise
     except Exception as error:
         if disk_is_full(error):
             raise NoSpace(f"no space left in {folder}: make room, and {then}") from error
