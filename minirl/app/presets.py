@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from minirl.app.flags import flag
@@ -193,8 +194,8 @@ IDLE = {"ref_sync_steps": ("kl_coef", 0), "ddof": ("scale", "none"),
 def check_flags(preset: str, given: Collection[str],
                 config: GRPOConfig | PPOConfig | None = None) -> None:
     """Raise ValueError for a field that was given as a flag, and that a run of this preset does not
-    read. With the finished configuration, also for one that its other numbers leave unread, and for
-    a controller that could change nothing."""
+    read. With the finished configuration, also for one that its other numbers leave unread, for a
+    controller that could change nothing, and for a penalty that the advantages could not take."""
     presets = next((table for table in (GRPO_PRESETS, PPO_PRESETS) if preset in table), {})
     for name in given:
         readers = [other for other in presets if name in presets[other].reads]
@@ -208,3 +209,9 @@ def check_flags(preset: str, given: Collection[str],
                                  f"out, or give another {flag(other)}")
     if isinstance(config, PPOConfig):
         presets[preset].kl_control(config)
+    if isinstance(config, GRPOConfig) and config.overlong_cache:
+        try:
+            presets[preset].functions(config)["advantages"](torch.tensor([[0.0, -1.0]]))
+        except ValueError as error:
+            raise ValueError(f"{flag('overlong_cache')} punishes length by rewards below 0, which "
+                             f"preset {preset} cannot take: leave it out ({error})") from error

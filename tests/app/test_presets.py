@@ -182,6 +182,15 @@ def test_a_controller_has_something_to_multiply(preset):
     assert PPO_PRESETS["ppo"].kl_control(PPOConfig(kl_coef=0.0)) is None
 
 
+def test_a_penalty_is_refused_where_rewards_stand_for_a_chance():
+    """--preset maxrl --overlong-cache 16 trained until the first answer that was too long."""
+    config = GRPOConfig(overlong_cache=16)
+    with pytest.raises(ValueError, match="--overlong-cache punishes .* preset maxrl cannot take"):
+        check_flags("maxrl", ["overlong_cache"], config)
+    for preset in set(GRPO_PRESETS) - {"maxrl"}:
+        check_flags(preset, ["overlong_cache"], config)
+
+
 def test_a_page_without_functions_is_preset_grpo():
     """The page's own functions and the table's are written twice, and must be the same."""
     config = GRPOConfig(steps=2, prompts_per_step=2, iterations=3, max_new_tokens=4, lr=1e-1,

@@ -345,6 +345,13 @@ def test_bad_numbers(bad, message):
         run(**bad)
 
 
+def test_a_prompt_or_a_text_that_does_not_fit_is_an_error():
+    with pytest.raises(ValueError, match="model's context of 128"):
+        run(max_new_tokens=127)
+    with pytest.raises(ValueError, match="text 1 has 302 tokens, more than the model's"):
+        run(ptx_coef=1.0, pretraining=["short", "x" * 300])
+
+
 @pytest.mark.parametrize("broken", ["lr", "value_lr"])
 def test_an_update_that_breaks_the_weights_stops_the_run(broken):
     """The policy's and the value function's: loss and gradient are finite, and the step is not."""
