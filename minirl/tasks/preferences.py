@@ -19,7 +19,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-from minirl.tasks.rewards import content_text, as_number
+from minirl.tasks.rewards import as_number, content_text
 
 
 @dataclass(frozen=True)

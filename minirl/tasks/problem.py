@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 RewardFunction = Callable[..., "list[float | None]"]
+MISSES = 10_000        # in a row: no matter of chance where one problem in ten is held out
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,6 @@ class Problem:
     answer: str
     worked: str = ""
     written: str = ""
-
-
-MISSES = 10_000        # in a row: no matter of chance where one problem in ten is held out
 
 
 def draw(n: int, split: str, one: Callable[[], tuple[Problem, str]]) -> list[Problem]:
