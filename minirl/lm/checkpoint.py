@@ -28,6 +28,7 @@ from minirl.lm.tokenizer import Tokenizer, load_tokenizer, read_json
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 WEIGHTS, INDEX, SCORE = "model.safetensors", "model.safetensors.index.json", "score.safetensors"
+CHUNK = 2 ** 26
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HUB_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
@@ -103,7 +104,7 @@ def load_reward_model(path: str | Path, *, dtype: torch.dtype | None = None, dev
     entries = read_entries([folder / SCORE])
     if {name: e.shape for name, e in entries.items()} != {name: tuple(x.shape) for name, x in model.head.state_dict().items()}:
         raise CheckpointError(f"{folder / SCORE} does not fit the model beside it, which is {backbone.config.hidden_size} wide: the two are of different models")
-    model.head.load_state_dict({name: read_tensor(e) for name, e in entries.items()})
+    model.head.load_state_dict(read_tensors(entries))
     return model.to(device).eval(), tokenizer
 
 
@@ -122,11 +123,10 @@ def _load(folder: Path, dtype: torch.dtype | None, device) -> tuple[Transformer,
     config = replace(config, tie_embeddings=is_tied(config, entries, folder))
     check_shapes(config, entries, folder)
     model = Transformer.without_weights(config)
-    state = {name: read_tensor(entries[key], device=device, dtype=dtype or entries[EMBEDDING].dtype)
-             for name in model.state_dict() if (key := hf_name(name)) in entries}
+    tensors = read_tensors(entries, device=device, dtype=dtype or entries[EMBEDDING].dtype)
     if config.tie_embeddings:
-        state["lm_head.weight"] = state["embed_tokens.weight"]
-    model.load_state_dict(state, assign=True)
+        tensors[HEAD] = tensors[EMBEDDING]
+    model.load_state_dict({name: tensors[hf_name(name)] for name in model.state_dict()}, assign=True)
     if config.tie_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
     return model.to(device=device, dtype=model.dtype).eval(), tokenizer
@@ -224,18 +224,30 @@ def read_entries(files: Iterable[Path]) -> dict[str, Entry]:
                         raise CheckpointError(f"{name} stands in {entries[name].file} and in {file}: one of the two is wanted")
                     entries[name] = Entry(file, name, shape, DTYPES[kind])
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} cannot be read ({error}): it may be cut short; save or download it again") from error
+            raise CheckpointError(unreadable(file, error)) from error
     return entries
 
 
-def read_tensor(entry: Entry, *, device="cpu", dtype: torch.dtype | None = None) -> torch.Tensor:
-    """One weight, in memory of its own. The file is opened for each, as closing it gives back the
-    pages that were read: else the weights would be held twice."""
-    try:
-        with safe_open(entry.file, framework="pt") as f:
-            return f.get_tensor(entry.name).to(device=device, dtype=dtype or entry.dtype, copy=True)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{entry.file} cannot be read ({error}): it may be cut short; save or download it again") from error
+def read_tensors(entries: dict[str, Entry], *, device="cpu",
+                 dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """The weights, in memory of their own. A file is closed after every CHUNK bytes, which gives
+    back the pages that were read: else the weights would be held twice."""
+    tensors, waiting = {}, list(entries.items())[::-1]
+    while waiting:
+        file, size = waiting[-1][1].file, 0
+        try:
+            with safe_open(file, framework="pt") as f:
+                while waiting and waiting[-1][1].file == file and size < CHUNK:
+                    name, entry = waiting.pop()
+                    tensors[name] = f.get_tensor(entry.name).to(device=device, dtype=dtype or entry.dtype, copy=True)
+                    size += tensors[name].nbytes
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(unreadable(file, error)) from error
+    return tensors
+
+
+def unreadable(file: Path, error: Exception) -> str:
+    return f"{file} cannot be read ({error}): it may be cut short; save or download it again"
 
 
 def is_tied(config: ModelConfig, entries: dict[str, Entry], folder: Path) -> bool:
@@ -247,7 +259,8 @@ def is_tied(config: ModelConfig, entries: dict[str, Entry], folder: Path) -> boo
         if EMBEDDING not in entries:
             entries[EMBEDDING] = entries[HEAD]
             return True
-        return torch.equal(read_tensor(entries[EMBEDDING]), read_tensor(entries[HEAD]))
+        both = read_tensors({name: entries[name] for name in (EMBEDDING, HEAD)})
+        return torch.equal(both[EMBEDDING], both[HEAD])
     if HEAD not in entries and EMBEDDING in entries:
         raise CheckpointError(f"{folder / 'config.json'}: tie_word_embeddings is false, but the weights hold no {HEAD}: set it to true if "
                               "the model's head is its embedding, or download the weights again")

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from minirl.lm.attention import KVCache, Rows
 from minirl.lm.compiled import compiled
@@ -186,8 +187,15 @@ def after_attention(x: Tensor, attended: Tensor, w: Weights, eps: float, dropout
 _compiled_before, _compiled_after = compiled(before_attention), compiled(after_attention)
 
 
-def _rope(config: ModelConfig) -> Rope:
-    return Rope(config.head_dim, config.max_seq_len, theta=config.rope_theta, scaling=config.rope_scaling)
+class NoDraws(TorchFunctionMode):
+    """While it is on, modules leave their weights as they are. On "meta" a draw has no result, but
+    it loads the compiler, which takes seconds."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in (nn.init.normal_, nn.init.kaiming_uniform_, nn.init.uniform_):
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
 
 
 class Transformer(nn.Module):
@@ -203,18 +211,17 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        self.rope = _rope(config)
+        self.rope = Rope(config.head_dim, config.max_seq_len, theta=config.rope_theta, scaling=config.rope_scaling)
         self.compiled = False            # whether the blocks run as one compiled piece on either side of attention: see compiled.py
         self.apply(self._initialise)
 
     @classmethod
     def without_weights(cls, config: ModelConfig) -> Transformer:
         """A model for weights that are at hand: load_state_dict(weights, assign=True). Its own are on
-        the device "meta", where they take no memory and no time, and have shapes alone."""
-        with torch.device("meta"):
-            model = cls(config)
-        model.rope = _rope(config)       # no weight, but a table: computed, never loaded
-        return model
+        the device "meta", where they take no memory and no time, and have shapes alone; the tables
+        of rope.py, which are computed and never loaded, are there."""
+        with torch.device("meta"), NoDraws():
+            return cls(config)
 
     def _initialise(self, module: nn.Module) -> None:
         """Normal(0, initializer_range); what a block adds to the stream starts smaller by sqrt(2 * layers), as GPT-2 does."""

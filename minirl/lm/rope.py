@@ -19,9 +19,12 @@ class Rope(nn.Module):
 
     def __init__(self, head_dim: int, max_seq_len: int, *, theta: float, scaling: dict | None):
         super().__init__()
-        powers = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        device = torch.get_default_device()
+        if device.type == "meta":        # where weights that will be loaded wait; these will not be
+            device = torch.device("cpu")
+        powers = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
         frequencies = scale_frequencies(theta ** -powers, scaling)                               # (D/2,)
-        angles = torch.arange(max_seq_len, dtype=torch.float32)[:, None] * frequencies           # (max_seq_len, D/2)
+        angles = torch.arange(max_seq_len, dtype=torch.float32, device=device)[:, None] * frequencies           # (max_seq_len, D/2)
         self.register_buffer("cos", torch.cat([angles.cos()] * 2, dim=-1), persistent=False)     # (max_seq_len, D)
         self.register_buffer("sin", torch.cat([-angles.sin(), angles.sin()], dim=-1), persistent=False)
 
