@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from itertools import takewhile
 from pathlib import Path
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from minirl.lm.digests import verify
+from minirl.lm.tokenizer_rules import apply_class, in_front, is_qwen2, puts_in_front
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -131,16 +131,19 @@ class Tokenizer:
                      *(f"{TEMPLATES}/{file.name}" for file in (folder / TEMPLATES).glob("*.jinja"))):
             (folder / name).unlink(missing_ok=True)
         processor = self.backend.post_processor
-        if _in_front(self.backend) != ([] if self.bos_id is None else [self.bos_id]):
-            self.backend.post_processor = _puts_in_front(self.backend, self.bos_id)
+        if in_front(self.backend) != ([] if self.bos_id is None else [self.bos_id]):
+            self.backend.post_processor = puts_in_front(self.backend, self.bos_id)
         try:
             self.backend.save(str(folder / "tokenizer.json"))
+        except Exception as error:                               # the library raises bare Exception
+            raise OSError(f"{folder / 'tokenizer.json'} cannot be written ({error}): is there room on "
+                          "the disk?") from error
         finally:
             self.backend.post_processor = processor
         ids = {"pad_token": self.pad_id, "bos_token": self.bos_id, "eos_token": self.eos_id}
         config = {**self.config, "tokenizer_class": "PreTrainedTokenizerFast",
                   **{role: self.backend.id_to_token(i) for role, i in ids.items() if i is not None}}
-        if model_type == "qwen2" and not _is_qwen2(self.backend):
+        if model_type == "qwen2" and not is_qwen2(self.backend):
             config["auto_map"] = {"AutoTokenizer": [None, config["tokenizer_class"]]}
         content = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (folder / "tokenizer_config.json").write_text(content, encoding="utf-8")
@@ -166,20 +169,6 @@ def _not_unicode(texts: list) -> str:
     return "these texts cannot be encoded"
 
 
-def _in_front(backend: tokenizers.Tokenizer) -> list[int]:
-    """What the tokenizer's post-processor puts in front of a text."""
-    probe = backend.encode("a")
-    return [i for i, _ in takewhile(lambda pair: pair[1], zip(probe.ids, probe.special_tokens_mask))]
-
-
-def _puts_in_front(backend: tokenizers.Tokenizer, bos_id: int | None) -> processors.TemplateProcessing:
-    if bos_id is None:
-        return processors.TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
-    bos = backend.id_to_token(bos_id)
-    return processors.TemplateProcessing(single=[bos, "$A"], pair=[bos, "$A", f"{bos}:1", "$B:1"],
-                                         special_tokens=[(bos, bos_id)])
-
-
 def build_tokenizer(texts: Iterable[str] = (), *, vocab_size: int | None = None, special_tokens: Sequence[str] = TAGS) -> Tokenizer:
     """A byte-level tokenizer: PAD, BOS, EOS and the tags are one id each, every digit is one id, and any UTF-8 text round-trips.
 
@@ -202,7 +191,7 @@ def build_tokenizer(texts: Iterable[str] = (), *, vocab_size: int | None = None,
     trainer = trainers.BpeTrainer(vocab_size=vocab_size or smallest, special_tokens=[AddedToken(s, special=True, normalized=False) for s in special],
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     backend.train_from_iterator(texts, trainer)
-    backend.post_processor = _puts_in_front(backend, backend.token_to_id(BOS))
+    backend.post_processor = puts_in_front(backend, backend.token_to_id(BOS))
     return Tokenizer(backend, pad=PAD, bos=BOS, eos=EOS)
 
 
@@ -212,7 +201,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     It gives the ids that transformers 5 gives. BOS is what tokenizer.json itself puts in front of
     a text: `add_bos_token` is ignored, and a BOS that is only named is not added. Truncation and
     padding that were left on in the file are off. Some classes stand for splitting rules, which
-    count, and not those in the file: see CLASSES. Without a padding token, PAD is EOS.
+    count, and not those in the file: see tokenizer_rules.py. Without a padding token, PAD is EOS.
 
     Raises TokenizerError if the file is missing or broken, or no file names an EOS.
     """
@@ -229,8 +218,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise TokenizerError(f"{file} cannot be read as a tokenizer ({error}): it may be cut short; save or download it again") from error
     config = read_json(folder / "tokenizer_config.json")
     model = read_json(folder / "config.json")
-    if rules := CLASSES.get(_class_name(config, model, file)):
-        rules(backend, config)
+    apply_class(backend, config, model, file)
     names, others = _special_tokens(config, folder)
     if backend.padding is not None:
         names.setdefault("pad_token", backend.padding["pad_token"])
@@ -249,7 +237,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         if not stops or backend.id_to_token(stops[-1]) is None:
             raise TokenizerError(f"no file beside {file} names the EOS token: add \"eos_token\" to tokenizer_config.json")
         names["eos_token"] = backend.id_to_token(stops[-1])
-    front = _in_front(backend)
+    front = in_front(backend)
     if len(front) > 1:
         raise TokenizerError(f"{file} puts {len(front)} tokens in front of a text: one, BOS, or none is wanted")
     kept = {k: v for k, v in config.items() if k not in REPLACED} | {k: v for k, v in names.items() if k in ROLES}
@@ -260,61 +248,6 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 # What save() says anew, or tokenizer.json holds by now.
 REPLACED = {"tokenizer_class", "auto_map", "add_bos_token", "add_eos_token", "added_tokens_decoder",
             "additional_special_tokens", "extra_special_tokens", "tokenizer_file", "name_or_path"}
-
-
-def _class_name(config: dict, model: dict, file: Path) -> str | None:
-    """The class that transformers' AutoTokenizer takes, as far as the ids depend on it."""
-    name = config.get("tokenizer_class") or model.get("tokenizer_class")
-    name = str(name).removesuffix("Fast") if name else None
-    if model.get("model_type") == "qwen2" and "auto_map" not in config:
-        return "Qwen2Tokenizer"                                  # whatever is named
-    if name is None and model.get("model_type") == "qwen3":
-        return "Qwen2Tokenizer"
-    if name == "LlamaTokenizer" and '"ByteLevel"' in file.read_text(encoding="utf-8"):
-        return None                                              # Llama 3 names Llama 2's class
-    return name
-
-
-def _like_llama(backend: tokenizers.Tokenizer, config: dict) -> None:
-    """Spaces are written as the letter below, and one stands first: once, or (legacy) anew after
-    each special token."""
-    space, prefix = "\u2581", config.get("add_prefix_space") is not False
-    scheme = ("always" if config.get("legacy") else "first") if prefix else "never"
-    backend.normalizer = None
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=space, prepend_scheme=scheme, split=False)
-    backend.decoder = decoders.Sequence([decoders.Replace(space, " "), decoders.ByteFallback(), decoders.Fuse(),
-                                         *([decoders.Strip(" ", 1, 0)] if prefix else [])])
-    backend.model.unk_token, backend.model.fuse_unk, backend.model.byte_fallback = None, True, True
-
-
-def _like_qwen2(backend: tokenizers.Tokenizer, config: dict) -> None:
-    words = tokenizers.Regex(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+")
-    prefix = config.get("add_prefix_space") is True
-    backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(words, behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False)])
-    backend.decoder = decoders.ByteLevel()
-
-
-def _like_gpt2(backend: tokenizers.Tokenizer, config: dict) -> None:
-    prefix = config.get("add_prefix_space") is True
-    backend.normalizer = None
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
-    backend.decoder = decoders.ByteLevel()
-
-
-# tokenizer_class -> what transformers 5 puts in the place of the file's own rules, if this is named.
-CLASSES = {"LlamaTokenizer": _like_llama, "Qwen2Tokenizer": _like_qwen2, "GPT2Tokenizer": _like_gpt2}
-
-
-def _is_qwen2(backend: tokenizers.Tokenizer) -> bool:
-    qwen2 = tokenizers.Tokenizer(models.BPE())
-    _like_qwen2(qwen2, {})
-    parts = [(t.normalizer, t.pre_tokenizer) for t in (backend, qwen2)]
-    return all(a is not None and a.__getstate__() == b.__getstate__() for a, b in zip(*parts))
 
 
 def _special_tokens(config: dict, folder: Path) -> tuple[dict[str, str], list[AddedToken]]:
@@ -348,7 +281,7 @@ def _token(entry, where: str) -> AddedToken:
 def _stop_ids(config: dict, file: Path) -> list[int]:
     ids = config.get("eos_token_id")
     ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
-    if not all(type(i) is int and i >= 0 for i in ids):
+    if not all(type(i) is int and 0 <= i < 2 ** 32 for i in ids):
         raise TokenizerError(f"{file}: eos_token_id is {config['eos_token_id']!r:.80}: an id, a list of ids or null is wanted")
     return ids
 
