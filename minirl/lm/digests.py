@@ -29,7 +29,8 @@ def seal(folder: str | Path, *names: str) -> None:
                       if file.is_file() and not file.is_symlink() and file.name != SUMS]
     sums |= {name: digest(folder / name) for name in names}
     partial = folder / f"{SUMS}.partial"
-    partial.write_text("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)), encoding="utf-8")
+    lines = [f"{sums[name]}  {name}\n" for name in sorted(sums)]
+    partial.write_text("".join(lines), encoding="utf-8")
     os.replace(partial, folder / SUMS)
 
 
@@ -45,11 +46,14 @@ def verify(folder: str | Path, *names: str) -> None:
         if name not in sums:
             continue
         if not (folder / name).is_file():
-            raise DigestError(f"{folder / name} is missing, but {SUMS} lists it: restore it, or delete "
+            raise DigestError(f"{folder / name} is missing, but {SUMS} lists it: restore it, or "
+                              "delete "
                               f"{folder / SUMS} if it was meant to go")
         if digest(folder / name) != sums[name]:
-            raise DigestError(f"{folder / name} is not what was saved: its digest differs from the one in "
-                              f"{SUMS}. Restore it, or delete {folder / SUMS} if the change was meant")
+            raise DigestError(f"{folder / name} is not what was saved: its digest differs from the "
+                              "one in "
+                              f"{SUMS}. Restore it, or delete {folder / SUMS} if the change was "
+                              "meant")
 
 
 def read(folder: Path) -> dict[str, str]:
@@ -60,12 +64,14 @@ def read(folder: Path) -> dict[str, str]:
     text = file.read_bytes().decode(errors="replace").removesuffix("\n")
     matches = [LINE.fullmatch(line) for line in text.split("\n")]
     if not all(matches):
-        raise DigestError(f"{file} is damaged: each line is a digest and a file's name; restore it, or "
+        raise DigestError(f"{file} is damaged: each line is a digest and a file's name; restore "
+                          "it, or "
                           "delete it to load without a comparison")
     sums = {match[2]: match[1] for match in matches}
     for name in sums:
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise DigestError(f"{file} lists {name!r}, which leads out of its folder: restore or delete it")
+            raise DigestError(f"{file} lists {name!r}, which leads out of its folder: restore or "
+                              "delete it")
     return sums
 
 

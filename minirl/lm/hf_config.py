@@ -13,7 +13,8 @@ from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.rope import MAX_POSITIONS
 from minirl.lm.tokenizer import Tokenizer
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM",
+                 "qwen3": "Qwen3ForCausalLM"}
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -63,17 +64,21 @@ def named_dtype(fields: Fields) -> torch.dtype | None:
 
 
 def to_hf_config(model: Transformer, tokenizer: Tokenizer) -> dict:
-    c = model.config
+    c, stops = model.config, tokenizer.stop_ids
     kind = "qwen3" if c.qk_norm else "qwen2" if c.qkv_bias and not c.output_bias else "llama"
     return {
-        "architectures": [ARCHITECTURES[kind]], "model_type": kind, "dtype": str(model.dtype).removeprefix("torch."),
-        "vocab_size": c.vocab_size, "hidden_size": c.hidden_size, "intermediate_size": c.intermediate_size,
-        "num_hidden_layers": c.num_layers, "num_attention_heads": c.num_heads, "num_key_value_heads": c.num_kv_heads, "head_dim": c.head_dim,
-        "max_position_embeddings": c.max_seq_len, "rope_theta": c.rope_theta, "rope_scaling": c.rope_scaling, "rms_norm_eps": c.rms_norm_eps,
-        "attention_bias": c.qkv_bias, "mlp_bias": False, "hidden_act": "silu", "tie_word_embeddings": c.tie_embeddings,
-        "initializer_range": c.initializer_range, "attention_dropout": 0.0, "use_cache": True,
+        "architectures": [ARCHITECTURES[kind]], "model_type": kind,
+        "dtype": str(model.dtype).removeprefix("torch."), "vocab_size": c.vocab_size,
+        "hidden_size": c.hidden_size, "intermediate_size": c.intermediate_size,
+        "num_hidden_layers": c.num_layers, "num_attention_heads": c.num_heads,
+        "num_key_value_heads": c.num_kv_heads, "head_dim": c.head_dim,
+        "max_position_embeddings": c.max_seq_len, "rope_theta": c.rope_theta,
+        "rope_scaling": c.rope_scaling, "rms_norm_eps": c.rms_norm_eps,
+        "attention_bias": c.qkv_bias, "mlp_bias": False, "hidden_act": "silu",
+        "tie_word_embeddings": c.tie_embeddings, "initializer_range": c.initializer_range,
+        "attention_dropout": 0.0, "use_cache": True,
         "pad_token_id": tokenizer.pad_id, "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id if tokenizer.stop_ids == [tokenizer.eos_id] else tokenizer.stop_ids,
+        "eos_token_id": stops if len(stops) > 1 else tokenizer.eos_id,
     }
 
 
@@ -126,8 +131,10 @@ def check_full_attention(fields: Fields, layers: int, context: int) -> None:
         full.add("sliding_attention")
     others = sorted({str(kind) for kind in types} - full)
     if others:
-        raise CheckpointError(f"{fields.where}: use_sliding_window, max_window_layers or layer_types "
-                              f"ask for {', '.join(others)[:60]}: only full attention is supported; "
+        raise CheckpointError(f"{fields.where}: use_sliding_window, max_window_layers or "
+                              "layer_types "
+                              f"ask for {', '.join(others)[:60]}: only full attention is "
+                              "supported; "
                               "choose a checkpoint without sliding-window or other layers")
 
 

@@ -66,8 +66,8 @@ class ModelConfig:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"ModelConfig.{name} is {value!r}: a whole number of at least 1 is wanted")
         if self.max_seq_len > MAX_POSITIONS:
-            raise ValueError(f"ModelConfig.max_seq_len is {self.max_seq_len}: at most {MAX_POSITIONS} positions are "
-                             "supported, as there is a table of all their angles")
+            raise ValueError(f"ModelConfig.max_seq_len is {self.max_seq_len}: at most {MAX_POSITIONS} "
+                             "positions are supported, as there is a table of all their angles")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}: "
                              "each key/value head serves the same number of query heads")
@@ -77,8 +77,8 @@ class ModelConfig:
         if self.output_bias and not self.qkv_bias:
             raise ValueError("output_bias without qkv_bias is a model that no family has, and that transformers would load wrongly: set both, or neither")
         if self.qk_norm and self.qkv_bias != self.output_bias:
-            raise ValueError("qk_norm with qkv_bias and without output_bias is a model that no family has: "
-                             "set both biases, or neither")
+            raise ValueError("qk_norm with qkv_bias and without output_bias is a model that no family "
+                             "has: set both biases, or neither")
 
 
 def _check_dropout(p: float) -> None:
@@ -217,9 +217,9 @@ class Transformer(nn.Module):
 
     @classmethod
     def without_weights(cls, config: ModelConfig) -> Transformer:
-        """A model for weights that are at hand: load_state_dict(weights, assign=True). Its own are on
-        the device "meta", where they take no memory and no time, and have shapes alone; the tables
-        of rope.py, which are computed and never loaded, are there."""
+        """A model for weights that are at hand: load_state_dict(weights, assign=True). Its own are
+        on the device "meta", where they take no memory and no time, and have shapes alone; the
+        tables of rope.py, which are computed and never loaded, are there."""
         with torch.device("meta"), NoDraws():
             return cls(config)
 

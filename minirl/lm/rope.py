@@ -24,7 +24,8 @@ class Rope(nn.Module):
             device = torch.device("cpu")
         powers = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
         frequencies = scale_frequencies(theta ** -powers, scaling)                               # (D/2,)
-        angles = torch.arange(max_seq_len, dtype=torch.float32, device=device)[:, None] * frequencies           # (max_seq_len, D/2)
+        positions = torch.arange(max_seq_len, dtype=torch.float32, device=device)
+        angles = positions[:, None] * frequencies                                                # (max_seq_len, D/2)
         self.register_buffer("cos", torch.cat([angles.cos()] * 2, dim=-1), persistent=False)     # (max_seq_len, D)
         self.register_buffer("sin", torch.cat([-angles.sin(), angles.sin()], dim=-1), persistent=False)
 

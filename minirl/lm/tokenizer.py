@@ -1,4 +1,5 @@
-"""Text to ids and back. A thin face over the `tokenizers` library: ids in, ids out, and the ids that have a meaning by name."""
+"""Text to ids and back. A thin face over the `tokenizers` library: ids in, ids out, and the ids
+that have a meaning by name."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from minirl.lm.tokenizer_rules import apply_class, in_front, is_qwen2, puts_in_f
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 TEMPLATE, TEMPLATES = "chat_template.jinja", "chat_templates"
 
 
@@ -83,7 +85,8 @@ class Tokenizer:
     def _with_bos(self, ids: list[int]) -> list[int]:
         return ids if self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id, *ids]
 
-    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[list[int]], list[list[int]]]:
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]
+                     ) -> tuple[list[list[int]], list[list[int]]]:
         """(prompt, completion) texts -> the ids of the prompts and those of the completions.
 
         The two are one text: alone, a completion may get a space in front (Llama 2). The prompt's
@@ -94,8 +97,9 @@ class Tokenizer:
         """
         prompts = self.encode_prompts(pair[0] for pair in pairs)
         wholes = self.encode_prompts(pair[0] + pair[1] for pair in pairs)
-        completions = [whole[len(prompt):] if whole[:len(prompt)] == prompt else self._continue(pair[1])
-                       for pair, prompt, whole in zip(pairs, prompts, wholes)]
+        completions = [
+            whole[len(prompt):] if whole[:len(prompt)] == prompt else self._continue(pair[1])
+            for pair, prompt, whole in zip(pairs, prompts, wholes)]
         return prompts, completions
 
     def _continue(self, text: str) -> list[int]:
@@ -107,17 +111,20 @@ class Tokenizer:
         return self.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids -> text, special tokens written out: decode(encode(text)) == text for any text that UTF-8 can hold."""
+        """Ids -> text, special tokens written out. With build_tokenizer's tokenizer,
+        decode(encode(text)) == text for any text that UTF-8 can hold."""
         return self.backend.decode(list(ids), skip_special_tokens=False)
 
     def decode_completion(self, ids: Sequence[int]) -> str:
-        """What a completion says: without the stop token at its end, all other tokens (the tags among them) written out."""
+        """What a completion says: without the stop token at its end, all other tokens (the tags
+        among them) written out."""
         ids = list(ids)
         return self.decode(ids[:-1] if ids and ids[-1] in self.stop_ids else ids)
 
     def token(self, i: int) -> str:
         """How one id reads by itself, for tables and traces."""
-        return self.backend.decode([i], skip_special_tokens=False) or repr(self.backend.id_to_token(i))
+        text = self.backend.decode([i], skip_special_tokens=False)
+        return text or repr(self.backend.id_to_token(i))
 
     def save(self, folder: str | Path, *, model_type: str | None = None) -> list[str]:
         """Write tokenizer.json, tokenizer_config.json and the chat templates, as Hugging Face lays
@@ -127,16 +134,18 @@ class Tokenizer:
         `model_type` "qwen2" as Qwen's own tokenizer, unless the configuration has an `auto_map`.
         """
         folder = Path(folder)
-        for name in ("special_tokens_map.json", "added_tokens.json", TEMPLATE,
-                     *(f"{TEMPLATES}/{file.name}" for file in (folder / TEMPLATES).glob("*.jinja"))):
+        for name in ("special_tokens_map.json", "added_tokens.json", TEMPLATE):
             (folder / name).unlink(missing_ok=True)
+        for file in (folder / TEMPLATES).glob("*.jinja"):
+            file.unlink()
         processor = self.backend.post_processor
         if in_front(self.backend) != ([] if self.bos_id is None else [self.bos_id]):
             self.backend.post_processor = puts_in_front(self.backend, self.bos_id)
         try:
             self.backend.save(str(folder / "tokenizer.json"))
         except Exception as error:                               # the library raises bare Exception
-            raise OSError(f"{folder / 'tokenizer.json'} cannot be written ({error}): is there room on "
+            raise OSError(f"{folder / 'tokenizer.json'} cannot be written ({error}): is there room "
+                          "on "
                           "the disk?") from error
         finally:
             self.backend.post_processor = processor
@@ -156,7 +165,8 @@ class Tokenizer:
 def _id(backend: tokenizers.Tokenizer, token: str, role: str) -> int:
     found = backend.token_to_id(token)
     if found is None:
-        raise TokenizerError(f"the {role} token {token!r} is not in the vocabulary of {backend.get_vocab_size()} tokens")
+        raise TokenizerError(f"the {role} token {token!r} is not in the vocabulary of "
+                             f"{backend.get_vocab_size()} tokens")
     return found
 
 
@@ -165,31 +175,40 @@ def _not_unicode(texts: list) -> str:
         if not isinstance(text, str):
             return f"{text!r:.80} is a {type(text).__name__}: a text is wanted"
         if any("\ud800" <= c <= "\udfff" for c in text):
-            return f"{text[:40]!r} is not Unicode text: it holds half a surrogate pair; read it as UTF-8"
+            return f"{text[:40]!r} holds half a surrogate pair, not Unicode: read it as UTF-8"
     return "these texts cannot be encoded"
 
 
-def build_tokenizer(texts: Iterable[str] = (), *, vocab_size: int | None = None, special_tokens: Sequence[str] = TAGS) -> Tokenizer:
-    """A byte-level tokenizer: PAD, BOS, EOS and the tags are one id each, every digit is one id, and any UTF-8 text round-trips.
+def build_tokenizer(texts: Iterable[str] = (), *, vocab_size: int | None = None,
+                    special_tokens: Sequence[str] = TAGS) -> Tokenizer:
+    """A byte-level tokenizer: PAD, BOS, EOS and the tags are one id each, every digit is one id,
+    and any UTF-8 text round-trips.
 
-    With no `texts`, each byte is a token (256 and the special ones). With `texts`, byte pairs are merged (BPE) until there are `vocab_size`
-    tokens; digits are never merged, so that numbers line up in columns.
+    With no `texts`, each byte is a token (256 and the special ones). With `texts`, byte pairs are
+    merged (BPE) until there are `vocab_size` tokens; digits are never merged, so that numbers line
+    up in columns.
     """
     special = [PAD, BOS, EOS, *special_tokens]
     if len(set(special)) < len(special):
-        raise TokenizerError(f"special_tokens {list(special_tokens)} repeat one another or {PAD}, {BOS}, {EOS}: give each once")
-    unsafe = [token for token in special if not token.isascii() and any(ord(c) < 0x180 for c in token if not c.isascii())]
+        raise TokenizerError(f"special_tokens {list(special_tokens)} repeat one another or {PAD}, "
+                             f"{BOS}, {EOS}: give each once")
+    unsafe = [token for token in special if any(0x80 <= ord(c) < 0x180 for c in token)]
     if unsafe:
-        raise TokenizerError(f"special_tokens {unsafe}: the byte-level decoder reads Latin letters with accents as bytes; use ASCII or another script")
+        raise TokenizerError(f"special_tokens {unsafe}: the byte-level decoder reads Latin letters "
+                             "with accents as bytes; use ASCII or another script")
     smallest = 256 + len(special)
     if vocab_size is not None and vocab_size < smallest:
-        raise TokenizerError(f"vocab_size is {vocab_size}: at least {smallest} is wanted, 256 bytes and {len(special)} special tokens")
+        raise TokenizerError(f"vocab_size is {vocab_size}: at least {smallest} is wanted, 256 "
+                             f"bytes and {len(special)} special tokens")
     backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
-                                                     pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True),
+         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
     backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size or smallest, special_tokens=[AddedToken(s, special=True, normalized=False) for s in special],
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size or smallest, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[AddedToken(s, special=True, normalized=False) for s in special],
+        show_progress=False)
     backend.train_from_iterator(texts, trainer)
     backend.post_processor = puts_in_front(backend, backend.token_to_id(BOS))
     return Tokenizer(backend, pad=PAD, bos=BOS, eos=EOS)
@@ -209,13 +228,15 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     file = folder / "tokenizer.json" if folder.is_dir() else folder
     folder = file.parent
     if not file.is_file():
-        raise TokenizerError(f"no tokenizer at {file}: a folder with a tokenizer.json is wanted, as save_pretrained writes it")
+        raise TokenizerError(f"no tokenizer at {file}: a folder with a tokenizer.json is wanted, "
+                             "as save_pretrained writes it")
     templates = _chat_templates(folder)
     verify(folder, file.name, "tokenizer_config.json", *templates)
     try:
         backend = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:                                   # the library raises bare Exception
-        raise TokenizerError(f"{file} cannot be read as a tokenizer ({error}): it may be cut short; save or download it again") from error
+        raise TokenizerError(f"{file} cannot be read as a tokenizer ({error}): it may be cut "
+                             "short; save or download it again") from error
     config = read_json(folder / "tokenizer_config.json")
     model = read_json(folder / "config.json")
     apply_class(backend, config, model, file)
@@ -231,18 +252,22 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         _id(backend, names[role], role[:3].upper())
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False)
                                 for name in names.values() if name not in listed])
-    stops = [*_stop_ids(model, folder / "config.json"),          # some checkpoints end on several ids
-             *_stop_ids(read_json(folder / "generation_config.json"), folder / "generation_config.json")]
+    generation = folder / "generation_config.json"
+    stops = [*_stop_ids(model, folder / "config.json"),       # some checkpoints end on several ids
+             *_stop_ids(read_json(generation), generation)]
     if "eos_token" not in names:
         if not stops or backend.id_to_token(stops[-1]) is None:
-            raise TokenizerError(f"no file beside {file} names the EOS token: add \"eos_token\" to tokenizer_config.json")
+            raise TokenizerError(f"no file beside {file} names the EOS token: add \"eos_token\" to "
+                                 "tokenizer_config.json")
         names["eos_token"] = backend.id_to_token(stops[-1])
     front = in_front(backend)
     if len(front) > 1:
-        raise TokenizerError(f"{file} puts {len(front)} tokens in front of a text: one, BOS, or none is wanted")
-    kept = {k: v for k, v in config.items() if k not in REPLACED} | {k: v for k, v in names.items() if k in ROLES}
-    return Tokenizer(backend, pad=names.get("pad_token"), bos=backend.id_to_token(front[0]) if front else None,
-                     eos=names["eos_token"], stops=stops, config=kept, templates=templates)
+        raise TokenizerError(f"{file} puts {len(front)} tokens in front of a text: one, BOS, or "
+                             "none is wanted")
+    bos = backend.id_to_token(front[0]) if front else None
+    kept = {name: value for name, value in config.items() if name not in REPLACED} | names
+    return Tokenizer(backend, pad=names.get("pad_token"), bos=bos, eos=names["eos_token"],
+                     stops=stops, config=kept, templates=templates)
 
 
 # What save() says anew, or tokenizer.json holds by now.
@@ -256,12 +281,13 @@ def _special_tokens(config: dict, folder: Path) -> tuple[dict[str, str], list[Ad
     listed = config.get("added_tokens_decoder")
     if listed is None:                                           # older files name them here
         config = {**config, **read_json(folder / "special_tokens_map.json")}
-    names = {role: token.content for role, token in
-             ((role, _token(config[role], f"{where}: {role}")) for role in ROLES if config.get(role) is not None)}
+    names = {role: _token(config[role], f"{where}: {role}").content
+             for role in ROLES if config.get(role) is not None}
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     listed = {} if listed is None else listed
     if not isinstance(listed, dict) or not isinstance(extra, (dict, list)):
-        raise TokenizerError(f"{where}: added_tokens_decoder is an object and extra_special_tokens a list, "
+        raise TokenizerError(f"{where}: added_tokens_decoder is an object and extra_special_tokens "
+                             "a list, "
                              f"not {type(listed).__name__} and {type(extra).__name__}")
     extra = list(extra.values()) if isinstance(extra, dict) else extra
     return names, [*(_token(entry, f"{where}: added_tokens_decoder") for entry in listed.values()),
@@ -272,26 +298,30 @@ def _token(entry, where: str) -> AddedToken:
     if isinstance(entry, str):
         return AddedToken(entry, special=True, normalized=False)
     if isinstance(entry, dict) and isinstance(entry.get("content"), str):
-        flags = {k: v for k, v in entry.items() if k in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+        flags = {name: flag for name, flag in entry.items() if name in FLAGS}
         if all(isinstance(flag, bool) for flag in flags.values()):
             return AddedToken(entry["content"], **flags)
-    raise TokenizerError(f"{where} is {entry!r:.80}: a token's text, or an object with its \"content\", is wanted")
+    raise TokenizerError(f"{where} is {entry!r:.80}: a token's text, or an object with its "
+                         "\"content\", is wanted")
 
 
 def _stop_ids(config: dict, file: Path) -> list[int]:
     ids = config.get("eos_token_id")
     ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
     if not all(type(i) is int and 0 <= i < 2 ** 32 for i in ids):
-        raise TokenizerError(f"{file}: eos_token_id is {config['eos_token_id']!r:.80}: an id, a list of ids or null is wanted")
+        raise TokenizerError(f"{file}: eos_token_id is {config['eos_token_id']!r:.80}: an id, a "
+                             "list of ids or null is wanted")
     return ids
 
 
 def _chat_templates(folder: Path) -> dict[str, str]:
     files = [folder / TEMPLATE, *sorted((folder / TEMPLATES).glob("*.jinja"))]
     try:
-        return {str(file.relative_to(folder)): file.read_bytes().decode() for file in files if file.is_file()}
+        return {str(file.relative_to(folder)): file.read_bytes().decode()
+                for file in files if file.is_file()}
     except UnicodeDecodeError as error:
-        raise TokenizerError(f"a chat template in {folder} is not UTF-8 text ({error}): save or download it again") from error
+        raise TokenizerError(f"a chat template in {folder} is not UTF-8 text ({error}): save or "
+                             "download it again") from error
 
 
 def read_json(path: Path) -> dict:
@@ -301,8 +331,9 @@ def read_json(path: Path) -> dict:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:                # of the decoder, of UTF-8, of int()
-        raise ValueError(f"{path} is not valid JSON ({error}): it may be cut short; restore it") from error
+    except (ValueError, RecursionError) as error:             # of the decoder, of UTF-8, of int()
+        raise ValueError(f"{path} is not valid JSON ({error}): it may be cut short; restore "
+                         "it") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}: a JSON object is wanted")
     return content

@@ -13,7 +13,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 def in_front(backend: tokenizers.Tokenizer) -> list[int]:
     """What the tokenizer's post-processor puts in front of a text."""
     probe = backend.encode("a")
-    return [i for i, _ in takewhile(lambda pair: pair[1], zip(probe.ids, probe.special_tokens_mask))]
+    marked = zip(probe.ids, probe.special_tokens_mask)
+    return [i for i, _ in takewhile(lambda pair: pair[1], marked)]
 
 
 def puts_in_front(backend: tokenizers.Tokenizer,
@@ -72,7 +73,8 @@ def _like_gpt2(backend: tokenizers.Tokenizer, config: dict) -> None:
 
 
 # tokenizer_class -> what transformers 5 puts in the place of the file's own rules.
-CLASSES = {"LlamaTokenizer": _like_llama, "Qwen2Tokenizer": _like_qwen2, "GPT2Tokenizer": _like_gpt2}
+CLASSES = {"LlamaTokenizer": _like_llama, "Qwen2Tokenizer": _like_qwen2,
+           "GPT2Tokenizer": _like_gpt2}
 
 
 def apply_class(backend: tokenizers.Tokenizer, config: dict, model: dict, file: Path) -> None:

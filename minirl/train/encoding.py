@@ -1,4 +1,5 @@
-"""Texts to ids for the pages that learn from texts: BOS in front of a prompt, EOS behind a completion, and nothing cut off.
+"""Texts to ids for the pages that learn from texts: BOS in front of a prompt, EOS behind a
+completion, and nothing cut off.
 
 A prompt's ids are those that a policy is asked with, and a completion is tokenised as what follows
 it: see Tokenizer.encode_pairs. No text gets a second BOS or EOS.
@@ -12,10 +13,13 @@ from itertools import combinations
 from minirl.tasks.preferences import Demonstration, Ranking
 
 
-def encode_pairs(tokenizer, pairs: Sequence[tuple[str, str] | Demonstration], max_seq_len: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Texts -> prompt ids (BOS in front) and completion ids (EOS behind). Raises ValueError for none, or for a pair that does not fit."""
+def encode_pairs(tokenizer, pairs: Sequence[tuple[str, str] | Demonstration],
+                 max_seq_len: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Texts -> prompt ids (BOS in front) and completion ids (EOS behind). Raises ValueError for
+    none, or for a pair that does not fit."""
     if not pairs:
-        raise ValueError("there is nothing to learn from: at least one (prompt, completion) pair is wanted")
+        raise ValueError("there is nothing to learn from: at least one (prompt, completion) pair "
+                         "is wanted")
     prompts, completions = tokenizer.encode_pairs(pairs)
     completions = [with_eos(tokenizer, ids) for ids in completions]
     for i, (prompt, completion) in enumerate(zip(prompts, completions)):
@@ -23,8 +27,10 @@ def encode_pairs(tokenizer, pairs: Sequence[tuple[str, str] | Demonstration], ma
     return prompts, completions
 
 
-def encode_texts(tokenizer, texts: Sequence[str], max_seq_len: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Texts without a prompt, as encode_pairs gives pairs. What comes first is given: BOS, or the first token where the tokenizer knows no BOS."""
+def encode_texts(tokenizer, texts: Sequence[str],
+                 max_seq_len: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Texts without a prompt, as encode_pairs gives pairs. What comes first is given: BOS, or the
+    first token where the tokenizer knows no BOS."""
     if not texts:
         raise ValueError("there is nothing to read: at least one text is wanted")
     rows = [with_eos(tokenizer, ids) for ids in tokenizer.encode_prompts(texts)]
@@ -34,7 +40,8 @@ def encode_texts(tokenizer, texts: Sequence[str], max_seq_len: int) -> tuple[lis
     return prompts, completions
 
 
-def encode_rankings(tokenizer, rankings: Sequence[Ranking], max_seq_len: int) -> tuple[list[list[int]], list[list[list[int]]]]:
+def encode_rankings(tokenizer, rankings: Sequence[Ranking],
+                    max_seq_len: int) -> tuple[list[list[int]], list[list[list[int]]]]:
     """Prompt ids (BOS in front) and, for each completion, ids with EOS behind.
 
     Raises ValueError for none, for a completion that would lose its end, and for two whose ids are
@@ -51,7 +58,8 @@ def encode_rankings(tokenizer, rankings: Sequence[Ranking], max_seq_len: int) ->
         ranked = [with_eos(tokenizer, ids) for ids in ranked]
         for i, j in combinations(range(len(ranked)), 2):
             if ranked[i] == ranked[j]:
-                raise ValueError(f"{where}: completions {i + 1} and {j + 1} are the same {len(ranked[i])} tokens: "
+                raise ValueError(f"{where}: completions {i + 1} and {j + 1} are the same "
+                                 f"{len(ranked[i])} tokens: "
                                  "nothing can be learnt from comparing them; leave one out")
         _check_fits(where, encoded[0], max(ranked, key=len), max_seq_len)
         prompts.append(encoded[0])
@@ -66,7 +74,10 @@ def with_eos(tokenizer, ids: list[int]) -> list[int]:
 
 def _check_fits(where: str, prompt: list[int], completion: list[int], max_seq_len: int) -> None:
     if not prompt or not completion:
-        raise ValueError(f"{where} has an empty prompt and the tokenizer no BOS: at least one token must come before the completion")
+        raise ValueError(f"{where} has an empty prompt and the tokenizer no BOS: at least one "
+                         "token must come before the completion")
     if len(prompt) + len(completion) > max_seq_len:
-        raise ValueError(f"{where} has {len(prompt) + len(completion)} tokens, more than the model's context of {max_seq_len}: cut, it would have no end, and "
-                         "might be equal to another; shorten it, leave it out, or use a model with a larger max_seq_len")
+        raise ValueError(f"{where} has {len(prompt) + len(completion)} tokens, more than the "
+                         f"model's context of {max_seq_len}: cut, it would have no end, and "
+                         "might be equal to another; shorten it, leave it out, or use a model with "
+                         "a larger max_seq_len")

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import time
 
 import pytest
@@ -13,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from minirl.lm.checkpoint import CheckpointError, load_pretrained, load_reward_model, save_pretrained
 from minirl.lm.heads import ScalarModel
+from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.tokenizer import EOS, Tokenizer, build_tokenizer
 
 TOKENIZER = build_tokenizer()
@@ -605,3 +608,35 @@ def test_a_head_that_does_not_fit_or_was_cut_short_is_named(reward_model, tmp_pa
     save_file({"linear.weight": torch.zeros(1, 7), "linear.bias": torch.zeros(1)}, head)
     with pytest.raises(CheckpointError, match="score.safetensors does not fit"):
         load_reward_model(tmp_path)
+
+
+# what is built, and what is not
+
+def test_loading_loads_no_compiler(make_model, tmp_path):
+    """Drawing on the device "meta" loaded it, which took three times as long as all the rest."""
+    save_pretrained(make_model("qwen2", **VOCAB), TOKENIZER, tmp_path)
+    code = ("import sys; from minirl.lm.checkpoint import load_pretrained; "
+            f"load_pretrained({str(tmp_path)!r}); sys.exit('torch._dynamo' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_model_without_weights_has_their_shapes_and_its_tables(make_model):
+    model = make_model("qwen3")
+    empty = Transformer.without_weights(model.config)
+    assert {name: x.shape for name, x in empty.state_dict().items()} == {
+        name: x.shape for name, x in model.state_dict().items()}
+    assert all(p.is_meta for p in empty.parameters()) and torch.equal(empty.rope.cos, model.rope.cos)
+    empty.load_state_dict(model.state_dict(), assign=True)
+    tokens = torch.arange(9)[None]
+    assert torch.equal(empty.eval()(tokens), model(tokens))
+
+
+@pytest.mark.parametrize("options, says", [
+    ({"vocab_size": True}, "vocab_size is True"),
+    ({"max_seq_len": 2 ** 22 + 1}, "max_seq_len is 4194305: at most 4194304"),
+    ({"qk_norm": True, "qkv_bias": True}, "no family has"),
+    ({"qk_norm": True, "output_bias": True}, "no family has"),
+], ids=str)
+def test_a_model_that_could_not_be_saved_is_not_built(options, says):
+    with pytest.raises(ValueError, match=says):
+        ModelConfig(**{"vocab_size": 9, **options})

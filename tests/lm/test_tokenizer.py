@@ -6,7 +6,10 @@ import unicodedata
 
 import pytest
 
-from minirl.lm.tokenizer import BOS, EOS, PAD, TAGS, TokenizerError, build_tokenizer, load_tokenizer
+from tokenizers import processors
+
+from minirl.lm.tokenizer import (BOS, EOS, PAD, TAGS, Tokenizer, TokenizerError, build_tokenizer,
+                                 load_tokenizer)
 
 DIGITS = [f"{a} + {b} = {a + b} and so the answer is {a + b}." for a in range(100, 160) for b in (0, 11, 222, 1000)]
 TEXTS = ["", " ", "  two  spaces ", "\n\r\n\t", "plain words", "12 + 345 = 357", "안녕하세요, 세계", unicodedata.normalize("NFD", "한글 é ñ"),
@@ -227,3 +230,76 @@ def test_a_broken_configuration_raises_and_names_the_file(tmp_path, content, say
     (tmp_path / "tokenizer_config.json").write_bytes(content)
     with pytest.raises(ValueError, match=f"tokenizer_config.json .*{says}|tokenizer_config.json {says}"):
         load_tokenizer(tmp_path)
+
+
+# ---------------------------------------------------------------- what is not doubled, cut or lost
+
+def test_a_prompt_that_starts_with_bos_gets_no_second_one(tokenizer):
+    """The text of a chat template starts with BOS, and got another in front."""
+    bos, body = tokenizer.bos_id, tokenizer.encode("hi")
+    assert tokenizer.encode_prompt("<bos>hi") == tokenizer.encode_prompt("hi") == [bos, *body]
+    assert tokenizer.encode_prompt("<bos>") == tokenizer.encode_prompt("") == [bos]
+    assert tokenizer.encode_prompt("<bos><bos>hi") == [bos, bos, *body]
+    assert tokenizer.encode_prompts(["<bos>hi", "hi", ""]) == [[bos, *body], [bos, *body], [bos]]
+
+
+def test_a_tokenizer_made_without_bos_does_not_change_the_one_it_shares(tmp_path):
+    tokenizer = build_tokenizer()
+    without = Tokenizer(tokenizer.backend, pad=None, bos=None, eos=EOS)
+    (tmp_path / "without").mkdir()
+    without.save(tmp_path / "without")
+    tokenizer.save(tmp_path)
+    assert load_tokenizer(tmp_path).bos_id == tokenizer.bos_id
+    assert load_tokenizer(tmp_path / "without").bos_id is None
+
+
+def test_an_eos_that_a_file_puts_behind_is_left_out_of_prompts(tmp_path):
+    """Nothing can be continued behind an EOS."""
+    tokenizer = save(tmp_path)
+    tokenizer.backend.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", pair="<bos> $A $B <eos>", special_tokens=[(BOS, 1), (EOS, 2)])
+    tokenizer.backend.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).encode_prompt("ab") == [1, *tokenizer.encode("ab")]
+
+
+def test_two_tokens_in_front_are_refused(tmp_path):
+    tokenizer = save(tmp_path)
+    tokenizer.backend.post_processor = processors.TemplateProcessing(
+        single="<bos> <think> $A", special_tokens=[(BOS, 1), ("<think>", 3)])
+    tokenizer.backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(TokenizerError, match="puts 2 tokens in front"):
+        load_tokenizer(tmp_path)
+
+
+def test_other_fields_and_chat_templates_survive(tmp_path):
+    """A chat model that was trained and saved came back without its template."""
+    save(tmp_path, tokenizer_config={"model_max_length": 77, "chat_template": "{{ bos_token }}",
+                                     "unk_token": "<think>", "add_bos_token": True})
+    (tmp_path / "chat_templates").mkdir()
+    files = {"chat_template.jinja": "a\r\n안녕", "chat_templates/tool_use.jinja": "b"}
+    for name, text in files.items():
+        (tmp_path / name).write_bytes(text.encode())
+    loaded = load_tokenizer(tmp_path)
+    (tmp_path / "again" / "chat_templates").mkdir(parents=True)
+    (tmp_path / "again" / "chat_templates" / "old.jinja").write_text("of another model")
+    assert sorted(loaded.save(tmp_path / "again")) == sorted([*files, "tokenizer.json", "tokenizer_config.json"])
+    assert load_tokenizer(tmp_path / "again").templates == files
+    config = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
+    assert config["model_max_length"] == 77 and config["chat_template"] == "{{ bos_token }}"
+    assert config["unk_token"] == "<think>" and "add_bos_token" not in config
+
+
+@pytest.mark.parametrize("text", ["\udcff\udcfe", "a\ud800"], ids=ascii)
+def test_text_that_is_not_unicode_is_refused(tokenizer, text):
+    """Bytes of the command line that are no UTF-8 come as such characters."""
+    for encode in (tokenizer.encode, tokenizer.encode_prompt, lambda x: tokenizer.encode_batch(["ok", x])):
+        with pytest.raises(TokenizerError, match="half a surrogate pair"):
+            encode(text)
+    with pytest.raises(TokenizerError, match="None is a NoneType: a text is wanted"):
+        tokenizer.encode(None)
+
+
+def test_a_tokenizer_that_cannot_be_written_says_where(tokenizer, tmp_path):
+    """A full disk ended in the library's bare Exception."""
+    with pytest.raises(OSError, match="tokenizer.json cannot be written"):
+        tokenizer.save(tmp_path / "nowhere")
