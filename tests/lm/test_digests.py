@@ -23,10 +23,12 @@ def lines(folder):
 
 def test_the_format_is_sha256sums_own(folder):
     seal(folder)
-    one = "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"      # printf one | sha256sum
+    # printf one | sha256sum
+    one = "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"
     assert lines(folder)[0] == f"{one}  a.txt" and len(lines(folder)) == 3
     if shutil.which("sha256sum"):
-        subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
+        command = ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"]
+        subprocess.run(command, cwd=folder, check=True)
 
 
 @pytest.mark.parametrize("name, byte", [("a.txt", 0), ("a.txt", 2), ("b with space.bin", 1234)])

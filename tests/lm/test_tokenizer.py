@@ -157,7 +157,7 @@ def test_a_model_without_bos_gets_none(tmp_path):
         assert loaded.bos_id is None and loaded.encode_prompt("ab") == loaded.encode("ab")
         loaded.save(tmp_path)
         assert load_tokenizer(tmp_path).bos_id is None
-        assert loaded.config.get("bos_token") == options.get("bos_token")      # a chat template may name it
+        assert loaded.config.get("bos_token") == options.get("bos_token")    # for chat templates
 
 
 @pytest.mark.parametrize("options", [{"drop": ["bos_token"]}, {"tokenizer_config": {"bos_token": None}},
@@ -282,7 +282,8 @@ def test_other_fields_and_chat_templates_survive(tmp_path):
     loaded = load_tokenizer(tmp_path)
     (tmp_path / "again" / "chat_templates").mkdir(parents=True)
     (tmp_path / "again" / "chat_templates" / "old.jinja").write_text("of another model")
-    assert sorted(loaded.save(tmp_path / "again")) == sorted([*files, "tokenizer.json", "tokenizer_config.json"])
+    names = loaded.save(tmp_path / "again")
+    assert sorted(names) == sorted([*files, "tokenizer.json", "tokenizer_config.json"])
     assert load_tokenizer(tmp_path / "again").templates == files
     config = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
     assert config["model_max_length"] == 77 and config["chat_template"] == "{{ bos_token }}"
@@ -292,7 +293,8 @@ def test_other_fields_and_chat_templates_survive(tmp_path):
 @pytest.mark.parametrize("text", ["\udcff\udcfe", "a\ud800"], ids=ascii)
 def test_text_that_is_not_unicode_is_refused(tokenizer, text):
     """Bytes of the command line that are no UTF-8 come as such characters."""
-    for encode in (tokenizer.encode, tokenizer.encode_prompt, lambda x: tokenizer.encode_batch(["ok", x])):
+    for encode in (tokenizer.encode, tokenizer.encode_prompt,
+                   lambda x: tokenizer.encode_batch(["ok", x])):
         with pytest.raises(TokenizerError, match="half a surrogate pair"):
             encode(text)
     with pytest.raises(TokenizerError, match="None is a NoneType: a text is wanted"):

@@ -48,7 +48,8 @@ def changed(source, target, weights=None, **changes):
     """A copy, with some entries of config.json changed (... drops one), and some weights."""
     shutil.copytree(source, target)
     config = json.loads((target / "config.json").read_text()) | changes
-    (target / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+    config = {name: value for name, value in config.items() if value is not ...}
+    (target / "config.json").write_text(json.dumps(config))
     if weights is not None:
         tensors = load_file(target / "model.safetensors")
         tensors = {k: v for k, v in {**tensors, **weights(tensors)}.items() if v is not ...}
@@ -58,11 +59,12 @@ def changed(source, target, weights=None, **changes):
 
 @torch.no_grad()
 def logits(folder):
-    tokens = torch.randint(TOKENIZER.vocab_size, (2, 40), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(TOKENIZER.vocab_size, (2, 40), generator=generator)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     ours = load_pretrained(folder)[0]
     assert ours.dtype == theirs.dtype
-    if ours.dtype == torch.bfloat16:                     # whose rounding differs: compare the weights
+    if ours.dtype == torch.bfloat16:             # whose rounding differs: compare the weights
         ours, theirs = ours.float(), theirs.float()
     return ours(tokens), theirs(tokens).logits
 
@@ -84,30 +86,34 @@ def the_head_alone(tensors):
     return {EMBEDDING: ...}
 
 
+def windows(use, size, first, types=...):
+    return {"use_sliding_window": use, "sliding_window": size, "max_window_layers": first,
+            "layer_types": types}
+
+
 SAME = [
     ("llama", {"rope_parameters": ..., "rope_theta": 77}),
     ("llama", {"rope_parameters": ...}),
     ("llama", {"rope_parameters": ..., "rope_scaling": {"type": "default", "rope_theta": 77.0}}),
-    ("llama", {"rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}, "rope_theta": 77.0}),
-    ("llama", {"rope_parameters": {"rope_theta": 500.0}, "rope_scaling": {"rope_type": "default"}}),
+    ("llama", {"rope_parameters": {"rope_theta": 500.0, "type": "default"}, "rope_theta": 77.0}),
+    ("llama", {"rope_parameters": {"rope_theta": 500.0}, "rope_scaling": {"type": "default"}}),
     ("llama", {"rope_parameters": ..., "rope_scaling": {**LLAMA3, "rope_theta": 77.0}}),
-    ("llama", {"rope_parameters": {k: v for k, v in LLAMA3.items() if not k.startswith("original")}}),
+    ("llama", {"rope_parameters": {k: LLAMA3[k] for k in list(LLAMA3)[:-1]}}),
     ("llama", {"rope_parameters": LLAMA3, "original_max_position_embeddings": 24}),
     ("llama", {"rms_norm_eps": ..., "tie_word_embeddings": ..., "head_dim": ..., "mlp_bias": ...}),
     ("llama", {"rms_norm_eps": 0.1, "head_dim": None}),
-    ("llama", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}),
+    ("llama", windows(True, 4, 0)),
     ("llama", {"weights": rotated}),
     ("llama", {"tie_word_embeddings": True, "weights": two_that_differ}),
     ("qwen2", {"tie_word_embeddings": True, "weights": two_that_differ}),
     ("qwen3", {"tie_word_embeddings": True, "weights": one_twice}),
     ("qwen3", {"tie_word_embeddings": True, "weights": the_head_alone}),
-    ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2, "layer_types": ...}),
-    ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": ..., "layer_types": ...}),
-    ("qwen3", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0,
-               "layer_types": ["full_attention"] * 2}),
-    ("qwen3", {"use_sliding_window": True, "sliding_window": 48, "max_window_layers": 1, "layer_types": ...}),
-    ("qwen3", {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0, "layer_types": ...}),
-    ("qwen3", {"use_sliding_window": False, "sliding_window": 4, "max_window_layers": 0, "layer_types": ...}),
+    ("qwen2", windows(True, 4, 2)),
+    ("qwen2", windows(True, 4, ...)),
+    ("qwen3", windows(True, 4, 0, ["full_attention"] * 2)),
+    ("qwen3", windows(True, 48, 1)),
+    ("qwen3", windows(True, None, 0)),
+    ("qwen3", windows(False, 4, 0)),
     ("qwen3", {"dtype": ..., "weights": lambda x: {k: v.bfloat16() for k, v in x.items()}}),
     ("llama", {"dtype": ..., "torch_dtype": "float64"}),
 ]
@@ -121,10 +127,7 @@ def test_the_logits_are_theirs(written, tmp_path, kind, changes):
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-SLIDING = [
-    {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1, "layer_types": ...},
-    {"use_sliding_window": True, "sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"]},
-]
+SLIDING = [windows(True, 4, 1), windows(True, 4, ..., ["full_attention", "sliding_attention"])]
 
 
 @torch.no_grad()
@@ -146,8 +149,9 @@ def test_where_single_file_and_index_both_stand_the_single_file_counts(written, 
     """A sharded checkpoint that was trained on and saved in its own folder came back untrained."""
     folder = changed(written[kind], tmp_path / "changed")
     tensors = load_file(folder / "model.safetensors")
-    save_file({k: torch.zeros_like(v) for k, v in tensors.items()}, folder / "model-00001-of-00001.safetensors")
-    index = {"metadata": {}, "weight_map": {k: "model-00001-of-00001.safetensors" for k in tensors}}
+    shard = "model-00001-of-00001.safetensors"
+    save_file({name: torch.zeros_like(x) for name, x in tensors.items()}, folder / shard)
+    index = {"metadata": {}, "weight_map": {name: shard for name in tensors}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     ours, theirs = logits(folder)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)

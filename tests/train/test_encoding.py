@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, processors
 
 from minirl.lm.tokenizer import EOS, Tokenizer, build_tokenizer, load_tokenizer
 from minirl.tasks.preferences import Demonstration, Ranking
@@ -20,12 +20,15 @@ def spaced(tmp_path, merges=()):
     backend = tokenizers.Tokenizer(models.BPE({x: i for i, x in enumerate(letters)},
                                               [("▁", "7"), *merges], unk_token="<unk>"))
     backend.add_special_tokens(["<s>", "</s>"])
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
     backend.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "bos_token": "<s>"}))
+    config = {"eos_token": "</s>", "bos_token": "<s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     return load_tokenizer(tmp_path)
 
 
@@ -39,8 +42,8 @@ def test_a_completion_is_tokenised_as_what_follows_its_prompt(tmp_path):
     prompts, completions = encode_pairs(tokenizer, [("3+4=", "7"), ("3+4=", " 7")], 128)
     assert tokens(tokenizer, prompts[0]) == ["<s>", "▁", "3", "+", "4", "="]
     assert [tokens(tokenizer, ids) for ids in completions] == [["7", "</s>"], ["▁7", "</s>"]]
-    ranked = encode_rankings(tokenizer, [Ranking("3+4=", ("7", " 7", "8"))], 128)
-    assert ranked == (prompts[:1], [[*completions, tokenizer.encode("3+8")[-1:] + [tokenizer.eos_id]]])
+    ranked = encode_rankings(tokenizer, [Ranking("3+4=", ("7", " 7"))], 128)
+    assert ranked == (prompts[:1], [completions])
 
 
 @pytest.mark.parametrize("prompt, completion, came", [
@@ -84,7 +87,7 @@ def test_a_ranking_whose_ids_are_equal_is_refused_by_name(tmp_path):
     encode_rankings(OURS, [Ranking("p", (composed, apart))], 128)        # ours keeps them apart
     tokenizer = build_tokenizer()
     tokenizer.backend.normalizer = normalizers.NFC()
-    for source, name in (("pairs.jsonl, line 3", "pairs.jsonl, line 3"), ("", "the ranking for 'p'")):
+    for source, name in (("pairs.jsonl, line 3",) * 2, ("", "the ranking for 'p'")):
         ranking = Ranking("p", ("x", composed, apart), source)
         with pytest.raises(ValueError, match=f"{name}: completions 2 and 3 are the same 7 tokens"):
             encode_rankings(tokenizer, [ranking], 128)
@@ -92,14 +95,16 @@ def test_a_ranking_whose_ids_are_equal_is_refused_by_name(tmp_path):
         encode_rankings(tokenizer, [Ranking("p", ("x", "x<eos>"))], 128)
 
 
-@pytest.mark.parametrize("encode, nothing", [(encode_pairs, "pair"), (encode_texts, "text"), (encode_rankings, "ranking")])
+@pytest.mark.parametrize("encode, nothing", [(encode_pairs, "pair"), (encode_texts, "text"),
+                                             (encode_rankings, "ranking")])
 def test_nothing_raises(encode, nothing):
     with pytest.raises(ValueError, match=f"at least one .*{nothing}"):
         encode(OURS, [], 128)
 
 
 def test_what_would_lose_its_end_is_named():
-    for encode, texts in ((encode_pairs, [("ab", "cd")]), (encode_rankings, [Ranking("ab", ("c", "cd"))]), (encode_texts, ["abcd"])):
+    for encode, texts in ((encode_pairs, [("ab", "cd")]), (encode_texts, ["abcd"]),
+                          (encode_rankings, [Ranking("ab", ("c", "cd"))])):
         encode(OURS, texts, 6)
         with pytest.raises(ValueError, match="has 6 tokens, more than the model's context of 5"):
             encode(OURS, texts, 5)
