@@ -14,11 +14,11 @@ from minirl.equations.reduce import masked_mean
 from minirl.lm.rollouts import Rollouts
 from minirl.train.adamw import AdamW
 
-LARGEST = torch.finfo(torch.float32).max ** 0.5            # the square of a larger weight is infinite
+LARGEST = torch.finfo(torch.float32).max ** 0.5            # a larger weight's square is infinite
 
 
 class NonFiniteError(ValueError):
-    """A loss, gradient or weight became NaN or infinite. The run stops, and nothing broken is saved."""
+    """A loss, gradient or weight is NaN or infinite. The run stops, and nothing broken is saved."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class TrainState:
     num_tokens: int = 0
 
     def state_dict(self) -> dict:
-        """Tensors and numbers only. The model's weights are in it, so that it is enough by itself."""
+        """Tensors and numbers only, the model's weights too, so that it is enough by itself."""
         return {"step": self.step, "num_tokens": self.num_tokens, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "parts": {name: part.state_dict() for name, part in self.parts.items()}, "numbers": dict(self.numbers)}
 
@@ -43,23 +43,23 @@ class TrainState:
         for name in ("parts", "numbers"):
             came, wanted = state[name].keys(), getattr(self, name).keys()
             if came != wanted:
-                raise ValueError(f"the training state has the {name} {sorted(came)}, and this page wants "
-                                 f"{sorted(wanted)}: it is of another configuration")
+                raise ValueError(f"the training state has the {name} {sorted(came)}, and this page "
+                                 f"wants {sorted(wanted)}: it is of another configuration")
         whole = {"model": self.model, "optimizer": self.optimizer, **self.parts}
         for name, part in whole.items():
             saved = state[name] if name in ("model", "optimizer") else state["parts"][name]
             try:
                 part.load_state_dict(saved)
             except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-                why = " ".join(str(error).split())             # torch names every weight, a line each
-                raise ValueError(f"the {name} of the training state does not fit ({why:.200}): it is of "
-                                 "another model or configuration") from error
+                why = " ".join(str(error).split())         # torch names every weight, a line each
+                raise ValueError(f"the {name} of the training state does not fit ({why:.200}): it "
+                                 "is of another model or configuration") from error
         self.step, self.num_tokens = state["step"], state["num_tokens"]
         self.numbers.update(state["numbers"])
 
 
 def check_state(state: dict) -> None:
-    """Raise ValueError, naming what is wrong, unless this has what TrainState.state_dict() gives."""
+    """Raise ValueError, naming what is wrong, unless this is what TrainState.state_dict() gives."""
     kinds = {"step": int, "num_tokens": int, "model": dict, "optimizer": dict, "parts": dict,
              "numbers": dict}
     for key, kind in kinds.items():
@@ -69,7 +69,8 @@ def check_state(state: dict) -> None:
             raise ValueError(f"the training state has {what}: it is damaged, or of another version")
     for name, number in state["numbers"].items():
         if not isinstance(number, (int, float)) or not math.isfinite(number):
-            raise ValueError(f"the training state has {name} {number!r:.40}: a finite number is wanted")
+            raise ValueError(f"the training state has {name} {number!r:.40}: a finite number is "
+                             "wanted")
 
 
 def make_optimizer(model: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float = 0.0) -> AdamW:
@@ -102,14 +103,14 @@ def check_weights(model: nn.Module, step: int) -> None:
     A loss and a gradient are looked at before the step, and a step of an absurd size comes after.
     """
     weights = dict(model.named_parameters())
-    if torch.isfinite(nn.utils.get_total_norm(list(weights.values()))):     # one pass, nearly always
+    if torch.isfinite(nn.utils.get_total_norm(list(weights.values()))):    # one pass, mostly all
         return
     for name, weight in weights.items():
-        size = weight.abs().float().max()
+        size = float(weight.abs().max())
         if not size <= LARGEST:
-            raise NonFiniteError(f"step {step}: the update made {name} as large as {float(size):g}. These "
-                                 "weights are lost, and only what was saved before is good. Lower lr or "
-                                 "weight_decay")
+            raise NonFiniteError(f"step {step}: the update made {name} as large as {size:g}. "
+                                 "These weights are lost, and only what was saved before is good. "
+                                 "Lower lr or weight_decay")
 
 
 class Sums:

@@ -31,16 +31,18 @@ def timeless(run):
 
 
 def test_the_run_that_others_are_compared_with_learns_something(base, finished):
-    """It did not: every reward was 0, and final/ was the base model to the bit. A resume that lost the
-    optimizer, the reference or the checkpoint itself would have ended with the same weights."""
+    """It did not: every reward was 0, and final/ was the base model to the bit. A resume that lost
+    the optimizer, the reference or the checkpoint would have ended with the same weights."""
     assert final_weights(finished) != final_weights(base.parent)
-    averages = torch.load(finished / "checkpoint-4" / "training_state.pt", weights_only=True)["optimizer"]["state"][0]
+    state = torch.load(finished / "checkpoint-4" / "training_state.pt", weights_only=True)
+    averages = state["optimizer"]["state"][0]
     assert averages["exp_avg"].any() and averages["step"] == 4
 
 
 def test_a_run_leaves_its_files(finished):
-    assert {p.name for p in finished.iterdir()} == {"config.json", "metrics.jsonl", "summary.json", "curves.png", "samples.md", "checkpoint-2", "checkpoint-4", "final",
-                                                       ".lock"}
+    assert {p.name for p in finished.iterdir()} == {
+        "config.json", "metrics.jsonl", "summary.json", "curves.png", "samples.md", "checkpoint-2",
+        "checkpoint-4", "final", ".lock"}
     summary = json.loads((finished / "summary.json").read_text())
     assert {"accuracy_before", "accuracy_after", "mean_length_before", "mean_length_after", "seconds"} <= set(summary)
     assert [m["step"] for m in RunDir(finished).metrics()] == [1, 2, 3, 4]
@@ -109,6 +111,10 @@ def test_a_kill_while_the_base_model_is_made(tmp_path, monkeypatch):
     assert timeless(tmp_path / "cut" / "base") == timeless(tmp_path / "whole" / "base")
 
 
+def start(base, run, flags):
+    return ["grpo", "--init", str(base), "--digits", "1", "--run-dir", str(run), *flags]
+
+
 def cut(finished, run):
     """The finished run as it was before its last evaluation."""
     shutil.copytree(finished, run)
@@ -128,19 +134,21 @@ def same(run, finished):
             and (run / "samples.md").read_text() == (finished / "samples.md").read_text())
 
 
-DAMAGES = {"a flipped bit in the training state": lambda folder: flip(folder / "training_state.pt"),
-           "a flipped bit in the reference": lambda folder: flip(folder / "training_state-reference.pt"),
-           "a flipped bit in the weights": lambda folder: flip(folder / "model.safetensors"),
-           "no state": lambda folder: (folder / "training_state.pt").write_bytes(b"not a state"),
-           "no weights": lambda folder: (folder / "model.safetensors").unlink(),
-           "no tokenizer": lambda folder: (folder / "tokenizer.json").unlink(),
-           "nothing": lambda folder: [file.unlink() for file in folder.iterdir()]}
+DAMAGES = {
+    "a bit in the training state": lambda folder: flip(folder / "training_state.pt"),
+    "a bit in the reference": lambda folder: flip(folder / "training_state-reference.pt"),
+    "a bit in the weights": lambda folder: flip(folder / "model.safetensors"),
+    "no state": lambda folder: (folder / "training_state.pt").write_bytes(b"not a state"),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "no tokenizer": lambda folder: (folder / "tokenizer.json").unlink(),
+    "nothing": lambda folder: [file.unlink() for file in folder.iterdir()]}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(damage, base, finished, tmp_path, capsys):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(
+        damage, base, finished, tmp_path, capsys):
     """Of 20 flipped bits in weights and 16 in training states 30 were taken as they were, and some
-    changed the result. The others ended the run, though a good checkpoint stood beside the bad one."""
+    changed the result. Others ended the run, though a good checkpoint stood beside the bad one."""
     run = cut(finished, tmp_path / "run")
     copied = {file.name: file.read_bytes() for file in (run / "checkpoint-2").iterdir()}
     DAMAGES[damage](run / "checkpoint-4")
@@ -148,7 +156,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(damage, bas
     capsys.readouterr()
     assert main(["grpo", "--resume", "--run-dir", str(run)]) == 0 and same(run, finished)
     lines = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
-    assert len(lines) == 1 and "checkpoint-4 is damaged" in lines[0] and "goes on from checkpoint-2" in lines[0]
+    assert len(lines) == 1
+    assert "checkpoint-4 is damaged" in lines[0] and "goes on from checkpoint-2" in lines[0]
     assert (run / "checkpoint-4").is_dir() and (run / "checkpoint-4.broken").is_dir()
 
 
@@ -165,7 +174,7 @@ def test_of_a_checkpoint_that_is_put_aside_nothing_stays_in_metrics_and_samples(
     flip(run.path / "checkpoint-4" / "training_state.pt")
     assert run.load_checkpoint(device="cpu")[2]["step"] == 2
     assert [m["step"] for m in run.metrics()] == [1, 2]
-    assert (run.path / "samples.md").read_text().count("## step") == 2            # before, and step 2, halfway
+    assert (run.path / "samples.md").read_text().count("## step") == 2       # before, and halfway
 
 
 def rewrite(folder, change):
@@ -176,12 +185,16 @@ def rewrite(folder, change):
     seal(folder, "training_state.pt")
 
 
-@pytest.mark.parametrize("change", [lambda s: s.update(step=10 ** 9), lambda s: s.update(step=float("nan")),
-                                    lambda s: s.pop("optimizer"), lambda s: s.pop("seconds"),
-                                    lambda s: s.update(numbers=None)],
-                         ids=["step 10**9", "step NaN", "no optimizer", "no seconds", "no numbers"])
+CHANGES = {"step 10**9": lambda state: state.update(step=10 ** 9),
+           "step NaN": lambda state: state.update(step=float("nan")),
+           "no optimizer": lambda state: state.pop("optimizer"),
+           "no seconds": lambda state: state.pop("seconds"),
+           "no numbers": lambda state: state.update(numbers=None)}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_training_state_of_something_else_is_put_aside(change, finished, tmp_path, capsys):
-    """A step of 10**9 or NaN ended the run as if it were complete, and a key that was missing in a traceback."""
+    """A step of 10**9 or NaN ended the run as if it were complete, a missing key in a traceback."""
     run = RunDir.resume(cut(finished, tmp_path / "run"))
     rewrite(run.path / "checkpoint-4", change)
     assert run.load_checkpoint(device="cpu")[2]["step"] == 2
@@ -190,12 +203,14 @@ def test_a_training_state_of_something_else_is_put_aside(change, finished, tmp_p
 
 def test_a_training_state_of_another_model_is_one_line(base, finished, tmp_path, capsys):
     run = cut(finished, tmp_path / "run")
-    rewrite(run / "checkpoint-4", lambda s: s["optimizer"]["state"][0].update(exp_avg=torch.zeros(3, 3)))
+    other = {"exp_avg": torch.zeros(3, 3)}
+    rewrite(run / "checkpoint-4", lambda state: state["optimizer"]["state"][0].update(other))
     assert main(["grpo", "--resume", "--run-dir", str(run)]) == 2
     assert "it is of another model" in (said := capsys.readouterr().err) and "Traceback" not in said
 
 
-@pytest.mark.parametrize("damage", ["no weights", "a flipped bit in the weights", "no tokenizer", "nothing"])
+@pytest.mark.parametrize("damage", [name for name in DAMAGES if "state" not in name
+                                    and "reference" not in name])
 def test_a_final_that_is_not_whole_is_made_again(damage, base, finished, tmp_path, capsys):
     """Without its weights final/ still counted: "this run is complete", exit code 0."""
     run = tmp_path / "run"
@@ -206,17 +221,14 @@ def test_a_final_that_is_not_whole_is_made_again(damage, base, finished, tmp_pat
 
 
 def test_a_checkpoint_holds_everything_once(base, finished, tmp_path):
-    """Weights stood in it twice, and the reference, which never changes, in each: 5 times their size.
-
-    Now 3 times, of which Adam's averages are 2, and the reference once for all checkpoints.
-    """
+    """Weights stood in it twice, and the reference, which does not change, in each: 5 times their
+    size. Now it is 3 times, 2 of them Adam's averages, and the reference once for all of them."""
     first, second = finished / "checkpoint-2", finished / "checkpoint-4"
     weights = (first / "model.safetensors").stat().st_size
     reference, again = (folder / "training_state-reference.pt" for folder in (first, second))
     assert reference.samefile(again) and reference.stat().st_nlink == 2
-    own = [file.stat().st_size for file in second.glob("training_state*.pt") if file.stat().st_nlink == 1]
-    assert 2 * weights * 0.8 < sum(own) < 2 * weights * 1.2 + 20_000         # names and shapes take a little
-    assert not torch.load(second / "training_state.pt", weights_only=True).keys() & {"model"}
+    own = (second / "training_state.pt").stat().st_size
+    assert 1.8 * weights < own < 2.2 * weights + 20_000    # names and shapes take a little
     # each folder is enough by itself
     run = cut(finished, tmp_path / "run")
     shutil.rmtree(run / "checkpoint-2")
@@ -225,7 +237,7 @@ def test_a_checkpoint_holds_everything_once(base, finished, tmp_path):
 
 def test_a_reference_that_changes_is_stored_as_it_is(base, tiny_grpo, tmp_path):
     run = tmp_path / "run"
-    main(["grpo", "--init", str(base), "--digits", "1", "--run-dir", str(run), *tiny_grpo, "--ref-sync-steps", "3"])
+    assert main(start(base, run, [*tiny_grpo, "--ref-sync-steps", "3"])) == 0
     files = [run / f"checkpoint-{n}" / "training_state-reference.pt" for n in (2, 4)]
     first, second = (torch.load(file, weights_only=True) for file in files)
     assert not files[0].samefile(files[1])
@@ -238,7 +250,8 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(base, finished, tmp_path, ca
     run = cut(finished, tmp_path / "run")
     for step in (2, 4):
         folder = run / f"checkpoint-{step}"
-        model, _, state = RunDir(cut(finished, tmp_path / f"copy-{step}")).load_checkpoint(device="cpu")
+        copy = RunDir(cut(finished, tmp_path / f"copy-{step}"))
+        _, _, state = copy.load_checkpoint(device="cpu")
         if step == 4:
             torch.save(state, folder / "training_state.pt")
         for name in ("SHA256SUMS", "training_state-reference.pt"):
@@ -248,20 +261,20 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(base, finished, tmp_path, ca
     assert "damaged" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flags", [["--lr", "1e39"], ["--weight-decay", "1e30", "--lr", "1e-3"]], ids=["lr", "weight decay"])
+@pytest.mark.parametrize("flags", [["--lr", "1e39"], ["--lr", "1e-3", "--weight-decay", "1e30"]])
 def test_absurd_numbers_end_in_one_line_and_save_nothing(flags, base, tiny_grpo, tmp_path, capsys):
-    """They ended in final/ with nothing but NaN in it, and exit code 0; or in NaN checkpoints, after
-    which --resume failed for good."""
-    run = tmp_path / "run"
-    start = ["grpo", "--init", str(base), "--digits", "1", "--run-dir", str(run), *tiny_grpo]
-    assert main([*start, "--checkpoint-every", "1", "--warmup-steps", "0", *flags]) == 2
+    """They ended in final/ with nothing but NaN in it, and exit code 0; or in NaN checkpoints,
+    after which --resume failed for good."""
+    run, each = tmp_path / "run", ["--checkpoint-every", "1", "--warmup-steps", "0"]
+    assert main(start(base, run, [*tiny_grpo, *each, *flags])) == 2
     said = capsys.readouterr().err
     assert re.search(r"step 1: the update made \S+ as large as", said) and "Traceback" not in said
     assert not list(run.glob("checkpoint-*")) and not (run / "final").exists()
 
 
-def test_weights_that_break_later_leave_the_last_good_checkpoint(base, finished, tiny_grpo, tmp_path, monkeypatch, capsys):
-    """Whoever breaks them: nothing that is not finite is saved, and --resume goes on from what is."""
+def test_weights_that_break_later_leave_the_last_good_checkpoint(
+        base, finished, tiny_grpo, tmp_path, monkeypatch, capsys):
+    """Whoever breaks them: what is not finite is not saved, and --resume goes on from what is."""
     run, log = tmp_path / "run", RunLog.log
 
     def breaking_log(self, step, metrics):
@@ -276,7 +289,7 @@ def test_weights_that_break_later_leave_the_last_good_checkpoint(base, finished,
 
     save = RunLog.save
     monkeypatch.setattr(RunLog, "log", breaking_log)
-    assert main(["grpo", "--init", str(base), "--digits", "1", "--run-dir", str(run), *tiny_grpo]) == 2
+    assert main(start(base, run, tiny_grpo)) == 2
     assert "step 4" in capsys.readouterr().err and RunDir(run).checkpoints() == [2]
     monkeypatch.undo()
     assert main(["grpo", "--resume", "--run-dir", str(run)]) == 0 and same(run, finished)
@@ -289,7 +302,7 @@ def test_a_final_model_that_is_not_finite_is_not_saved(base, tmp_path):
     run = RunDir.create(tmp_path / "run", {})
     with pytest.raises(NonFiniteError):
         run.save_final(model, tokenizer)
-    assert [path.name for path in run.path.iterdir()] == [".lock", "config.json"] or not run.finished
+    assert {path.name for path in run.path.iterdir()} == {".lock", "config.json"}
 
 
 def test_a_training_state_that_would_run_code_is_refused(finished, tmp_path, capsys):
@@ -305,7 +318,8 @@ def test_a_training_state_that_would_run_code_is_refused(finished, tmp_path, cap
     shutil.rmtree(run / "final")
     (run / "checkpoint-4" / "training_state.pt").write_bytes(pickle.dumps(Bomb()))
     (run / "checkpoint-4" / "SHA256SUMS").unlink()
-    assert main(["grpo", "--resume", "--run-dir", str(run)]) == 0 and not (tmp_path / "exploded").exists()
+    assert main(["grpo", "--resume", "--run-dir", str(run)]) == 0
+    assert not (tmp_path / "exploded").exists()
     assert "cannot be read as a training state" in capsys.readouterr().err
 
 
