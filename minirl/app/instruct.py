@@ -241,7 +241,7 @@ def run_ppo(run: RunDir, config: PPOConfig, common: InstructConfig, policies: Po
         train_ppo(model, tokenizer, judged, config, value_model=reward_model, pretraining=pretraining(common.seed), kl_control=kl_control,
                   reward_weights={"reward_model": 1.0, "true_reward": 0.0, "accuracy": 0.0}, **rest)
 
-    shown = {"reward": "score", "objective/kl": "KL", "value/explained_variance": "explained", "completions/mean_length": "length"}
+    shown = {"objective/scores": "score", "objective/kl": "KL", "value/explained_variance": "explained", "completions/mean_length": "length"}
     improve(run, "PPO", page, train_ppo, config.steps, config.steps * config.episodes * config.max_new_tokens, common, policies, reward_model, shown,
             device=device, profile=profile, seconds=seconds, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
 
@@ -266,6 +266,7 @@ def improve(run: RunDir, name: str, page: Callable, profiled_page: Callable, ste
     first.compiled = model.compiled = worth_compiling(common.compile, model, tokens)
     report = RunLog(run, tokenizer, title=name, steps=steps, state=state, every=common.checkpoint_every, seconds=seconds, shown=shown)
     measured = dict(seed=derive_seed(common.seed, "instruct", "evaluate"), reward_model=reward_model, **sampling)
+    n = common.eval_problems
     texts = encode_texts(tokenizer, pretraining(common.seed, 1000, "test"), model.config.max_seq_len)
 
     def save(state) -> None:
@@ -273,14 +274,15 @@ def improve(run: RunDir, name: str, page: Callable, profiled_page: Callable, ste
             run.write_samples(state.step, "halfway", markdown(measure(model, tokenizer, SHOWN, **measured)))
         report.save(state)
 
-    with compute_in(common.dtype, device), report:
-        before, text_before = measure(first, tokenizer, common.eval_problems, **measured), text_loss(first, tokenizer, texts)
+    with compute_in(common.dtype, device):
+        before = watched("measuring before", first, tokenizer, n, **measured)
+        text_before = text_loss(first, tokenizer, texts)
         if state is None:
             run.write_samples(0, "before", markdown(before))
-        with profiling(profile, profiled_page, run):
+        with report, profiling(profile, profiled_page, run):
             page(model, tokenizer, seed=common.seed, log=report.log, save=save, resume=state)
-    with compute_in(common.dtype, device):
-        after, text_after = measure(model, tokenizer, common.eval_problems, reference=first, **measured), text_loss(model, tokenizer, texts)
+        after = watched("measuring after", model, tokenizer, n, reference=first, **measured)
+        text_after = text_loss(model, tokenizer, texts)
     run.write_samples(steps, "after", markdown(after))
     summary = {"steps": steps, "accuracy_before": mean(before.right), "accuracy_after": mean(after.right), "mean_length_before": mean(before.lengths),
                "mean_length_after": mean(after.lengths), "true_reward_before": mean(before.true), "true_reward_after": mean(after.true),
@@ -293,7 +295,16 @@ def compare(common: InstructConfig, policies: Policies, reward_model: ScalarMode
     """The policy that the others start from, best-of-n from it, and the others, on the same held-out prompts."""
     first, tokenizer = load_policy(policies.start, device=device)
     measured = dict(seed=derive_seed(common.seed, "instruct", "evaluate"), reward_model=reward_model, reference=first, **sampling)
+    def compared(name: str, model, **rest) -> Measured:
+        return watched(f"measuring {name}", model, tokenizer, common.eval_problems, **measured, **rest)
+
+    best = f"best of {common.best_of}"
     with compute_in(common.dtype, device):
-        found = {"SFT": measure(first, tokenizer, common.eval_problems, **measured),
-                 f"best of {common.best_of}": measure(first, tokenizer, common.eval_problems, best_of=common.best_of, **measured)}
-        return found | {name: measure(load_policy(path, device=device)[0], tokenizer, common.eval_problems, **measured) for name, path in trained.items()}
+        found = {"SFT": compared("SFT", first), best: compared(best, first, best_of=common.best_of)}
+        return found | {name: compared(name, load_policy(path, device=device)[0]) for name, path in trained.items()}
+
+
+def watched(title: str, model, tokenizer, n: int, **rest) -> Measured:
+    """measure(), with its progress."""
+    with Progress(title, n, unit="prompt") as progress:
+        return measure(model, tokenizer, n, progress=progress, **rest)

@@ -80,7 +80,9 @@ def check_read(command: str, settings: CommonConfig, data: str | None, given: Co
                 refuse(DEMONSTRATED, "with --init and --rankings nobody writes demonstrations")
         if command == "rm":
             refuse(("best_of",), "minirl rm trains no policy to compare it with")
-            refuse(("reward_model",), "minirl rm trains one; use minirl ppo or minirl dpo")
+            if settings.reward_model is not None:
+                raise ValueError("--reward-model is given to minirl rm, which trains one: leave it out, or use "
+                                 "minirl ppo or minirl dpo")
 
 
 def check_sums(built: dict, settings: RunConfig, config: ModelConfig, tokenizer: Tokenizer, device) -> None:

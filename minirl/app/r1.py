@@ -36,7 +36,7 @@ from minirl.tasks.bilingual import LANGUAGES, WORDS, Bilingual, demonstrations
 from minirl.tasks.instructions import WORDS as GENERAL_WORDS
 from minirl.tasks.instructions import answers
 from minirl.tasks.mixture import Mixture
-from minirl.tasks.rewards import ANSWER, accuracy
+from minirl.tasks.rewards import accuracy, answer_of
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.r1 import RULES, General, R1Config, distill, train_r1, watched
 from minirl.train.reward_model import RewardModelConfig, as_reward
@@ -244,8 +244,8 @@ def majority(found: Evaluation) -> float:
     """How often the answer that most samples of a problem give is right."""
     right = 0.0
     for problem, completions in zip(found.problems, found.completions):
-        answers = [said[1].strip() if (said := ANSWER.search(c)) else None for c in completions]
-        right += accuracy([""], [f"<answer>{majority_vote(answers)}</answer>"], [problem.answer])[0]
+        vote = majority_vote([answer_of(completion) for completion in completions])
+        right += accuracy([""], [f"<answer>{vote}</answer>"], [problem.answer])[0]
     return right / len(found.problems)
 
 

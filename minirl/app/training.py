@@ -14,6 +14,7 @@ from minirl.app.evaluate import Evaluation, evaluate
 from minirl.app.plots import plot_runs
 from minirl.app.presets import GRPOPreset
 from minirl.app.profiling import profiled
+from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir, RunLog
 from minirl.app.text import code_span, hanging, table, wilson_interval
 from minirl.lm.checkpoint import load_pretrained
@@ -135,7 +136,7 @@ def run_sft(run: RunDir, base: BaseConfig, sft: SFTConfig, common: RunConfig, *,
     summary = {"steps": report.steps, "loss": run.metrics()[-1]["loss"]}
     if base.data is None:                                                    # else it has not read sums
         with compute_in(common.dtype, device):
-            after = evaluate(model, tokenizer, task, n=common.eval_problems, seed=common.seed)
+            after = watched("measuring", model, tokenizer, task, n=common.eval_problems, seed=common.seed)
         summary |= {"accuracy": after.accuracy, "mean_length": after.mean_length}
     summary["seconds"] = round(report.seconds, 1)
     finish(run, model, tokenizer, summary)
@@ -181,19 +182,24 @@ def run_grpo(run: RunDir, base: BaseConfig, sft: SFTConfig, grpo: GRPOConfig, co
             run.write_samples(state.step, "halfway", markdown(halfway))
         report.save(state)
 
-    with compute_in(common.dtype, device), report:
-        before = evaluate(first, tokenizer, task, **measure)
+    with compute_in(common.dtype, device):
+        before = watched("measuring before", first, tokenizer, task, **measure)
         if state is None:
             run.write_samples(0, "before", markdown(before))
-        with profiling(profile, train_grpo, run):
+        with report, profiling(profile, train_grpo, run):
             train_grpo(model, tokenizer, task, grpo, **preset.functions(grpo), seed=common.seed, log=report.log, save=save, resume=state)
-    with compute_in(common.dtype, device):
-        after = evaluate(model, tokenizer, task, **measure)
+        after = watched("measuring after", model, tokenizer, task, **measure)
     run.write_samples(grpo.steps, "after", markdown(after))
     summary = {"steps": grpo.steps, "accuracy_before": before.accuracy, "accuracy_after": after.accuracy, "mean_length_before": before.mean_length,
                "mean_length_after": after.mean_length, "seconds": round(report.seconds, 1)}
     finish(run, model, tokenizer, summary)
     return before, after, summary
+
+
+def watched(title: str, model, tokenizer, task, *, n: int, **rest) -> Evaluation:
+    """evaluate(), with its progress."""
+    with Progress(title, n, unit="completion") as progress:
+        return evaluate(model, tokenizer, task, n=n, progress=progress, **rest)
 
 
 def run_base(run: RunDir, base: BaseConfig, sft: SFTConfig, common: RunConfig, *, device) -> tuple[Path, float]:
@@ -250,6 +256,7 @@ def before_and_after(before: Evaluation, after: Evaluation) -> str:
     lines = [f"{len(before.problems)} distinct held-out problems, temperature 1", table(rows), ""]
     for (problem, old), (_, new) in zip(shown(before), shown(after)):
         lines += hanging("", problem.prompt)
-        for when, completion in (("before", old), ("after ", new)):
-            lines += hanging(f"  {when}  {verdict(completion, problem.answer)}  ", completion)
+        for when, completion in (("before", old), ("after", new)):
+            lines.append(f"  {when}: {verdict(completion, problem.answer)}")
+            lines += hanging("    ", completion)
     return "\n".join(lines)

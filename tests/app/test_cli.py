@@ -38,7 +38,7 @@ def test_bad_input_ends_in_one_line_that_says_what_to_do(argv, said, capsys, ins
 
 @pytest.mark.parametrize("argv, said", [
     (["--temperature", "-1"], "temperature is -1"), (["--max-new-tokens", "0"], "max_new_tokens is 0"), (["--max-new-tokens", "500"], "context of 128"),
-    (["1" * 200], "context of 128"), (["-n", "0"], "group is 0"), (["--top-p", "0"], "top_p is 0")])
+    (["1" * 200], "context of 128"), (["-n", "0"], "n is 0"), (["--top-p", "0"], "top_p is 0")])
 def test_bad_sampling_numbers(argv, said, capsys, base):
     assert said in refused(capsys, "sample", "--init", str(base), *argv)
 
@@ -49,19 +49,25 @@ def test_truncated_and_incomplete_checkpoints(capsys, base, tmp_path):
     shutil.copytree(base, cut)
     weights = cut / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
+    assert "model.safetensors is not what was saved" in refused(capsys, "sample", "--init", str(cut))
+    (cut / "SHA256SUMS").unlink()                                            # as a folder from elsewhere has none
     assert "may be cut short" in refused(capsys, "sample", "--init", str(cut))
     weights.unlink()
     assert "lacks model.safetensors" in refused(capsys, "sample", "--init", str(cut))
 
 
-def test_sample_shows_every_token_with_its_logprob(capsys, base):
-    assert main(["sample", "3+4=", "--init", str(base), "-n", "3", "--max-new-tokens", "5", "--seed", "1"]) == 0
-    out = capsys.readouterr().out
+def test_sample_shows_every_token_with_its_logprob_on_request(capsys, base):
+    argv = ["sample", "3+4=", "--init", str(base), "-n", "3", "--max-new-tokens", "5", "--seed", "1", "--logprobs"]
+    assert main(argv) == 0
+    out, error = capsys.readouterr()
     assert out.startswith("3+4=\n") and [f"  {i}. " in out for i in (1, 2, 3)] == [True] * 3
-    for line in re.findall(r"log-prob (-?[\d.]+), (\d+) tokens.*?: (.*)", out):
-        numbers = [float(x) for x in re.findall(r":(-?\d+\.\d\d)(?= |$)", line[2])]
-        assert len(numbers) == int(line[1]) and sum(numbers) == pytest.approx(float(line[0]), abs=0.01 * len(numbers))
-    main(["sample", "3+4=", "--init", str(base), "-n", "3", "--max-new-tokens", "5", "--seed", "1"])
+    assert error == f"checkpoint: {base}\n"
+    found = re.findall(r"log-prob (-?[\d.]+), (\d+) tokens.*?:((?: .*\n)(?: {7}.*\n)*)", out)
+    assert len(found) == 3
+    for total, tokens, listed in found:
+        numbers = [float(x) for x in re.findall(r":(-?\d+\.\d\d)(?= |$|\n)", listed)]
+        assert len(numbers) == int(tokens) and sum(numbers) == pytest.approx(float(total), abs=0.01 * len(numbers))
+    main(argv)
     assert capsys.readouterr().out == out
 
 

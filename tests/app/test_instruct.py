@@ -23,7 +23,9 @@ from minirl.train.reward_model import as_reward
 from minirl.train.sft import SFTConfig
 from minirl.train.state import derive_seed
 
-SMALL = ["--demonstrations", "96", "--ranked-prompts", "80", "--eval-problems", "16", "--best-of", "4", "--device", "cpu", "--checkpoint-every", "1"]
+SMALL = ["--eval-problems", "16", "--device", "cpu", "--checkpoint-every", "1"]
+LABELLED = ["--demonstrations", "96", "--ranked-prompts", "80"]      # of a run that makes its own rankings
+BEST_OF = ["--best-of", "4"]                                         # of one that compares policies
 PPO = ["--steps", "4", "--episodes", "8", "--minibatch-size", "4", "--ptx-coef", "0.1", "--ptx-batch-size", "4"]
 
 
@@ -46,7 +48,7 @@ def small():
 def rm(tmp_path_factory):
     """A finished `minirl rm`."""
     folder = tmp_path_factory.mktemp("rm") / "runs" / "rm"
-    assert main(["rm", "--run-dir", str(folder), *SMALL]) == 0
+    assert main(["rm", "--run-dir", str(folder), *SMALL, *LABELLED]) == 0
     return folder
 
 
@@ -58,7 +60,7 @@ def from_rm(rm, *more):
 def ppo(rm, tmp_path_factory):
     """A finished `minirl ppo` on what that left."""
     folder = tmp_path_factory.mktemp("ppo") / "runs" / "ppo"
-    assert main(["ppo", "--run-dir", str(folder), *from_rm(rm, *PPO)]) == 0
+    assert main(["ppo", "--run-dir", str(folder), *from_rm(rm, *BEST_OF, *PPO)]) == 0
     return folder
 
 
@@ -99,7 +101,7 @@ def test_rankings_are_of_the_right_prompts_and_sizes(rm):
 
 def test_ppo_leaves_its_files_and_one_table_of_all_four(rm, tmp_path, capsys):
     folder = tmp_path / "ppo"
-    assert main(["ppo", "--run-dir", str(folder), *from_rm(rm, *PPO)]) == 0
+    assert main(["ppo", "--run-dir", str(folder), *from_rm(rm, *BEST_OF, *PPO)]) == 0
     out = capsys.readouterr().out
     assert [bool(re.search(rf"^{name} +-?[\d.]+ \+- ", out, re.MULTILINE)) for name in ("SFT", "best of 4", "DPO", "PPO")] == [True] * 4
     summary = json.loads((folder / "summary.json").read_text())
@@ -117,7 +119,7 @@ def test_dpo_alone(rm, tmp_path, capsys):
 def test_a_run_without_init_makes_what_it_needs(tmp_path, capsys, monkeypatch):
     """And rl-init, not the many epochs of SFT, is where it starts."""
     run = tmp_path / "ppo"
-    assert main(["ppo", "--run-dir", str(run), *SMALL, *PPO]) == 0
+    assert main(["ppo", "--run-dir", str(run), *SMALL, *LABELLED, *BEST_OF, *PPO]) == 0
     assert {"base", "sft", "rl-init", "rm", "dpo", "rankings.jsonl"} <= {p.name for p in run.iterdir()} and not list((run / "sft").glob("epoch-*"))
     model, tokenizer = load_pretrained(run / "rl-init" / "final")
     start = instruct.measure(model, tokenizer, 16, seed=derive_seed(0, "instruct", "evaluate"), reward_model=load_reward_model(run / "rm" / "final")[0])
@@ -164,7 +166,7 @@ def test_rm_killed_in_any_stage_resumes_bit_for_bit(title, step, saved, rm, tmp_
     before = {"base": (), "sft": ("base",), "rl-init": ("base", "sft"), "reward model": ("base", "sft", "rl-init")}[title]
     dying_at(monkeypatch, title, step)
     with pytest.raises(Killed):
-        main(until(rm, run, *before) if before else ["rm", "--run-dir", str(run), *SMALL])
+        main(until(rm, run, *before) if before else ["rm", "--run-dir", str(run), *SMALL, *LABELLED])
     monkeypatch.undo()
     assert not (run / "final").exists() and (run / saved).is_dir()
     assert main(["rm", "--resume", "--run-dir", str(run)]) == 0
@@ -302,7 +304,7 @@ def test_a_policy_that_does_not_answer_is_named_before_anything_is_written(rm, t
     tokenizer = build_tokenizer()
     torch.manual_seed(0)
     save_pretrained(Transformer(ModelConfig(tokenizer.vocab_size, hidden_size=16, num_layers=1, num_heads=2)), tokenizer, tmp_path / "dumb")
-    assert main(["rm", "--run-dir", str(tmp_path / "rm"), "--init", str(tmp_path / "dumb"), *SMALL]) == 2
+    assert main(["rm", "--run-dir", str(tmp_path / "rm"), "--init", str(tmp_path / "dumb"), *SMALL, *LABELLED]) == 2
     assert "there is nothing to rank" in capsys.readouterr().err and not (tmp_path / "rm" / "rankings.jsonl").exists()
 
 
@@ -310,8 +312,11 @@ def test_a_policy_without_a_bos_and_in_bfloat16_is_trained(rm, tmp_path, capsys)
     """Qwen's checkpoints have no BOS, and most are in bfloat16: text begins with its own first token, and training is in float32."""
     start = tmp_path / "start"
     shutil.copytree(rm / "rl-init" / "final", start)
-    config = json.loads((start / "tokenizer_config.json").read_text())
-    (start / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "bos_token"}))
+    for name, key in (("tokenizer_config.json", "bos_token"), ("tokenizer.json", "post_processor")):
+        content = json.loads((start / name).read_text())
+        assert content.pop(key)
+        (start / name).write_text(json.dumps(content))
+    (start / "SHA256SUMS").unlink()
     model, tokenizer = load_pretrained(start)
     assert tokenizer.bos_id is None
     save_pretrained(model.to(torch.bfloat16), tokenizer, start)
