@@ -210,7 +210,6 @@ def build_tokenizer(texts: Iterable[str] = (), *, vocab_size: int | None = None,
         special_tokens=[AddedToken(s, special=True, normalized=False) for s in special],
         show_progress=False)
     backend.train_from_iterator(texts, trainer)
-    backend.post_processor = puts_in_front(backend, backend.token_to_id(BOS))
     return Tokenizer(backend, pad=PAD, bos=BOS, eos=EOS)
 
 
