@@ -25,8 +25,8 @@ def seal(folder: str | Path, *names: str) -> None:
     """
     folder = Path(folder)
     sums = read(folder) if names else {}
-    names = names or [file.name for file in folder.iterdir()
-                      if file.is_file() and not file.is_symlink() and file.name != SUMS]
+    names = names or [file.name for file in folder.iterdir() if file.is_file()
+                      and not file.is_symlink() and not file.name.startswith(SUMS)]
     sums |= {name: digest(folder / name) for name in names}
     partial = folder / f"{SUMS}.partial"
     lines = [f"{sums[name]}  {name}\n" for name in sorted(sums)]
@@ -47,13 +47,11 @@ def verify(folder: str | Path, *names: str) -> None:
             continue
         if not (folder / name).is_file():
             raise DigestError(f"{folder / name} is missing, but {SUMS} lists it: restore it, or "
-                              "delete "
-                              f"{folder / SUMS} if it was meant to go")
+                              f"delete {folder / SUMS} if it was meant to go")
         if digest(folder / name) != sums[name]:
-            raise DigestError(f"{folder / name} is not what was saved: its digest differs from the "
-                              "one in "
-                              f"{SUMS}. Restore it, or delete {folder / SUMS} if the change was "
-                              "meant")
+            raise DigestError(f"{folder / name} is not what was saved: its digest differs from "
+                              f"the one in {SUMS}. Restore it, or delete {folder / SUMS} if the "
+                              "change was meant")
 
 
 def read(folder: Path) -> dict[str, str]:
@@ -65,8 +63,7 @@ def read(folder: Path) -> dict[str, str]:
     matches = [LINE.fullmatch(line) for line in text.split("\n")]
     if not all(matches):
         raise DigestError(f"{file} is damaged: each line is a digest and a file's name; restore "
-                          "it, or "
-                          "delete it to load without a comparison")
+                          "it, or delete it to load without a comparison")
     sums = {match[2]: match[1] for match in matches}
     for name in sums:
         if Path(name).is_absolute() or ".." in Path(name).parts:

@@ -132,10 +132,8 @@ def check_full_attention(fields: Fields, layers: int, context: int) -> None:
     others = sorted({str(kind) for kind in types} - full)
     if others:
         raise CheckpointError(f"{fields.where}: use_sliding_window, max_window_layers or "
-                              "layer_types "
-                              f"ask for {', '.join(others)[:60]}: only full attention is "
-                              "supported; "
-                              "choose a checkpoint without sliding-window or other layers")
+                              f"layer_types ask for {', '.join(others)[:60]}: only full attention "
+                              "is supported; choose a checkpoint without sliding windows")
 
 
 def read_rope(fields: Fields, context: int) -> tuple[float, dict | None]:

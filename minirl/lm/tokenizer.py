@@ -144,9 +144,8 @@ class Tokenizer:
         try:
             self.backend.save(str(folder / "tokenizer.json"))
         except Exception as error:                               # the library raises bare Exception
-            raise OSError(f"{folder / 'tokenizer.json'} cannot be written ({error}): is there room "
-                          "on "
-                          "the disk?") from error
+            raise OSError(f"{folder / 'tokenizer.json'} cannot be written ({error}): "
+                          "is there room on the disk?") from error
         finally:
             self.backend.post_processor = processor
         ids = {"pad_token": self.pad_id, "bos_token": self.bos_id, "eos_token": self.eos_id}
@@ -286,8 +285,7 @@ def _special_tokens(config: dict, folder: Path) -> tuple[dict[str, str], list[Ad
     listed = {} if listed is None else listed
     if not isinstance(listed, dict) or not isinstance(extra, (dict, list)):
         raise TokenizerError(f"{where}: added_tokens_decoder is an object and extra_special_tokens "
-                             "a list, "
-                             f"not {type(listed).__name__} and {type(extra).__name__}")
+                             f"a list, not {type(listed).__name__} and {type(extra).__name__}")
     extra = list(extra.values()) if isinstance(extra, dict) else extra
     return names, [*(_token(entry, f"{where}: added_tokens_decoder") for entry in listed.values()),
                    *(_token(entry, f"{where}: extra_special_tokens") for entry in extra)]

@@ -59,8 +59,8 @@ def encode_rankings(tokenizer, rankings: Sequence[Ranking],
         for i, j in combinations(range(len(ranked)), 2):
             if ranked[i] == ranked[j]:
                 raise ValueError(f"{where}: completions {i + 1} and {j + 1} are the same "
-                                 f"{len(ranked[i])} tokens: "
-                                 "nothing can be learnt from comparing them; leave one out")
+                                 f"{len(ranked[i])} tokens: nothing can be learnt from comparing "
+                                 "them; leave one out")
         _check_fits(where, encoded[0], max(ranked, key=len), max_seq_len)
         prompts.append(encoded[0])
         completions.append(ranked)

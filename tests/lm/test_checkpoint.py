@@ -397,7 +397,7 @@ def test_pickled_weights_are_never_read(folder):
     ({"model_type": "gpt2"}, "type 'gpt2': llama, qwen2, qwen3"),
     ({"model_type": ...}, "type None"),
     ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 16,
-      "max_window_layers": 1}, "sliding-window"),
+      "max_window_layers": 1}, "sliding windows"),
     ({"hidden_act": "gelu"}, "'gelu'"),
     ({"mlp_bias": True}, "mlp_bias True"),
     ({"hidden_size": ...}, "config.json lacks 'hidden_size'"),
