@@ -180,7 +180,7 @@ def test_fast_is_a_preset(tmp_path):
 
 
 @pytest.mark.parametrize("argv, said", [(["--language", "fr"], "language is 'fr': en, ko or prompt"), (["--number-length", "9"], "number_length is 9"), (["--samples", "0"], "samples is 0"),
-                                        (["--scale", "0.1"], "scale is 0.1"), (["--too-long", "-1"], "too_long -1"),
+                                        (["--scale", "0.1"], "scale is 0.1"), (["--too-long", "-1"], "too_long is -1"),
                                         (["--preset", "paper"], "max_new_tokens 32768 do not fit a context of 128 tokens"), (["--max-new-tokens", "20"], "worked out in up to"),
                                         (["--max-new-tokens", "120"], "do not fit a context of 128"), (["--number-length", "5"], "add --max-new-tokens"),
                                         (["--profile"], "--profile is for commands of one page"), (["--small", "40"], "small is 40")])
