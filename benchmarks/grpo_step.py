@@ -51,8 +51,7 @@ class Pair:
         rows, device = config.prompts_per_step * config.group_size, model.device.type
         save_pretrained(model, tokenizer, folder)
         plain_tags(folder / "tokenizer.json")
-        bos = "" if tokenizer.bos_id is None else tokenizer.decode([tokenizer.bos_id])
-        data = Dataset.from_list([{"prompt": bos + p.prompt, "answer": p.answer} for p in problems])
+        data = Dataset.from_list([{"prompt": p.prompt, "answer": p.answer} for p in problems])      # BOS: by the tokenizer
         theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         arguments = TheirConfig(
             output_dir=str(folder / "out"), use_cpu=device == "cpu", bf16=dtype == "bfloat16", per_device_train_batch_size=micro_batch,

@@ -100,7 +100,7 @@ def their_side(run: Path, seed: int, steps: int) -> dict[str, float]:
     shutil.copytree(run / "base" / "final", folder / "base")
     plain_tags(folder / "base" / "tokenizer.json")
     problems = [p for step in range(steps) for p in task.sample(c.prompts_per_step, random.Random(derive_seed(seed, "grpo", step, "problems")))]
-    data = Dataset.from_list([{"prompt": tokenizer.decode([tokenizer.bos_id]) + p.prompt, "answer": p.answer} for p in problems])
+    data = Dataset.from_list([{"prompt": p.prompt, "answer": p.answer} for p in problems])
     model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay, fused=True)
     warmup = min(c.warmup_steps, steps - 1)

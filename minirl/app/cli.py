@@ -31,7 +31,7 @@ class Terminated(KeyboardInterrupt):
 
     def __init__(self, number: int):
         super().__init__()
-        self.code = 128 + number
+        self.number, self.code = number, 128 + number
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         module, function = COMMANDS[args.command].run.split(":")
         return getattr(importlib.import_module(module), function)(args) or 0
     except KeyboardInterrupt as stop:
-        kept = "; training goes on from the last checkpoint with --resume" if training else ""
-        print(f"\n{prog}: {stop or 'stopped' + kept}", file=sys.stderr)
+        by = signal.Signals(getattr(stop, "number", signal.SIGINT)).name
+        kept = f"; what its last checkpoint holds is kept: go on with {prog} --resume" if training else ""
+        print(f"\n{prog}: {str(stop) or f'stopped by {by}{kept}'}", file=sys.stderr)
         return getattr(stop, "code", 128 + signal.SIGINT)
     except BrokenPipeError:                                   # the reader of a pipe has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -90,7 +91,9 @@ def end_on_signals() -> dict:
 
     if threading.current_thread() is not threading.main_thread():
         return {}
-    return {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [number for number in (signal.SIGTERM, signal.SIGHUP)
+             if signal.getsignal(number) is not signal.SIG_IGN]                # as nohup has it
+    return {number: signal.signal(number, end) for number in heard}
 
 
 def parse(argv: list[str]) -> argparse.Namespace | None:

@@ -28,7 +28,7 @@ from minirl.tasks.preferences import Ranking
 from minirl.tasks.problem import RewardFunction
 from minirl.tasks.rewards import text
 from minirl.train.checks import check_fields
-from minirl.train.encoding import encode_rankings
+from minirl.train.encoding import encode_rankings, with_eos
 from minirl.train.seeding import seeded
 from minirl.train.state import (NonFiniteError, Sums, TrainState, check_weights, clip_gradient,
                                 derive_seed, make_optimizer, set_lr)
@@ -137,8 +137,8 @@ def train_reward_model(model, tokenizer, rankings: Sequence[Ranking], config: Re
 
 def score_texts(model: ScalarModel, tokenizer, prompts: Sequence[str], completions: Sequence[str]) -> torch.Tensor:
     """A reward model's scores of whole completions (an EOS is put behind each): (N,), on the CPU."""
-    ids = [ids + [tokenizer.eos_id] for ids in tokenizer.encode_batch(list(completions))]
-    return score_ids(model, [tokenizer.encode_prompt(prompt) for prompt in prompts], ids, tokenizer.pad_id)
+    before, after = tokenizer.encode_pairs(list(zip(prompts, completions, strict=True)))
+    return score_ids(model, before, [with_eos(tokenizer, ids) for ids in after], tokenizer.pad_id)
 
 
 def as_reward(model: ScalarModel, tokenizer) -> RewardFunction:

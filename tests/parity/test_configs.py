@@ -119,7 +119,14 @@ SAME = [
 ]
 
 
-@pytest.mark.parametrize("kind, changes", SAME, ids=str)
+def name_of(value) -> str:
+    """A test's name: the same in every process, as a function's address is not."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {name_of(entry)}" for key, entry in value.items())
+    return value.__name__ if callable(value) else str(value)
+
+
+@pytest.mark.parametrize("kind, changes", SAME, ids=name_of)
 def test_the_logits_are_theirs(written, tmp_path, kind, changes):
     """A tied flag beside another head dropped that head (logits off by 6.5); theta inside
     rope_scaling was read as 10,000; a QwQ whose window reaches no layer was refused."""
@@ -131,7 +138,7 @@ SLIDING = [windows(True, 4, 1), windows(True, 4, ..., ["full_attention", "slidin
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("changes", SLIDING, ids=str)
+@pytest.mark.parametrize("changes", SLIDING, ids=name_of)
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
 def test_layers_with_a_window_are_refused(written, tmp_path, kind, changes):
     """They were loaded as layers that see everything: transformers' logits are others."""
