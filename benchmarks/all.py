@@ -19,7 +19,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 # command, most seconds
-CPU = [("logprobs.py --repeats 3", 600), ("sampling.py", 600), ("grpo_step.py", 600), ("train_step.py", 180), ("scaling.py", 600), ("rms_norm.py", 120)]
+CPU = [("logprobs.py --repeats 3", 600), ("sampling.py", 600), ("grpo_step.py", 600), ("train_step.py", 180), ("scaling.py", 600), ("rms_norm.py", 120),
+       ("startup.py", 180)]
 CUDA = [("-m pytest tests/test_on_a_gpu.py tests/lm/test_decoding.py -k gpu", 120), ("train_step.py --device cuda --dtype bfloat16", 80),
         ("logprobs.py --device cuda", 90), ("sampling.py --device cuda --repeats 2", 120), ("grpo_step.py --device cuda --dtype bfloat16 --steps 2", 150),
         ("scaling.py --device cuda --dtype bfloat16", 110)]

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from minirl.app.cli import build_parser
+from minirl.app.text import columns_of
+from minirl.equations.objectives import clipped_surrogate
 
 ROOT = Path(__file__).parent.parent
 READMES = [ROOT / "README.md", ROOT / "README.ko.md"]
@@ -72,3 +75,31 @@ def test_the_two_commands_and_the_code(readme):
 def test_ci_runs_the_readmes_test_command():
     script = (ROOT / ".ci" / "run").read_text()
     assert "pip install" in script and "-c constraints.txt -e '.[test]'" in script and f"{TESTS}\n" in script
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda p: p.name)
+def test_no_line_is_wider_than_a_hundred_columns(readme):
+    wide = [line for line in readme.read_text(encoding="utf-8").splitlines() if columns_of(line) > 100]
+    assert not wide
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda p: p.name)
+def test_the_equation_is_the_library_s(readme):
+    """What is left out are checks and fields of the docstring; what is shown stands in the source."""
+    shown, = (block for block in blocks(readme.read_text(encoding="utf-8"), "python") if "def clipped" in block)
+    source = {" ".join(line.split()) for line in inspect.getsource(clipped_surrogate).splitlines()}
+    signature, *lines = (" ".join(line.split()) for line in shown.splitlines())
+    assert signature == "def clipped_surrogate(logp, old_logp, adv, *, clip_low=0.2, clip_high=0.2):"
+    for line in lines:
+        assert line in source or any(whole.startswith(line) for whole in source), line
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda p: p.name)
+def test_the_equations_run_by_themselves(readme):
+    """A group of rewards 1 0 0 1: std 1/sqrt(3), advantages 0.866 and -0.866, which cancel; what is left is
+    0.04 k3 at a log-ratio of -0.1."""
+    block, = (b for b in blocks(readme.read_text(encoding="utf-8"), "python") if "group_advantages" in b)
+    names = {}
+    exec(compile(block, str(readme), "exec"), names)
+    assert float(names["loss"]) == pytest.approx(0.04 * (0.904837418 + 0.1 - 1), abs=1e-6)
+    assert names["logp"].grad.abs().sum() > 0

@@ -107,14 +107,15 @@ def command_grpo(args: argparse.Namespace) -> None:
     preset = GRPO_PRESETS[run.config["preset"]]
     before, after, summary = run_grpo(run, built["base"], built["sft"], built["grpo"], built["run"], preset, device=device, profile=args.profile)
     print("\n" + before_and_after(before, after))
-    print(f"\n{summary['seconds']:.0f} s. {run.path}/ holds curves.png, samples.md, summary.json, metrics.jsonl and final/ (Hugging Face layout).")
+    print(f"\n{summary['seconds']:.0f} s. {run.path}/ holds curves.png, samples.md, summary.json, metrics.jsonl"
+          "\nand final/, a checkpoint in Hugging Face layout.")
     print("Next: minirl sample '123+456='  |  minirl eval  |  minirl plot")
 
 
 def described(built: dict, device: torch.device) -> str:
     common = built["run"]
     where = f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    start = f"from {common.init}" if common.init else "from nothing" if "sft" in built and "grpo" not in built else "from a base model trained here first"
+    start = f"from {common.init}" if common.init else "from nothing" if "sft" in built and "grpo" not in built else "from a new base model"
     return f"{subject(common)}, {start}, seed {common.seed}, {where}"
 
 
@@ -224,7 +225,8 @@ def finished(run: RunDir) -> bool:
 
 def show_comparison(run: RunDir, found: dict) -> None:
     print("\n" + comparison(found))
-    print(f"\n{read_json(run.path / 'summary.json')['seconds']:.0f} s. {run.path}/ holds curves.png, samples.md, summary.json, metrics.jsonl and final/ (Hugging Face layout).")
+    print(f"\n{read_json(run.path / 'summary.json')['seconds']:.0f} s. {run.path}/ holds curves.png, samples.md, summary.json, metrics.jsonl"
+          "\nand final/, a checkpoint in Hugging Face layout.")
 
 
 # looking

@@ -130,13 +130,6 @@ class Sums:
         return {name: float(total) / max(1, count) for name, (total, count) in self._sums.items()}
 
 
-def check_positive(config, *names: str) -> None:
-    """Raise ValueError unless these fields of a configuration are positive; those that count things are at least 1."""
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} is {getattr(config, name)}: " + ("at least 1" if isinstance(getattr(config, name), int) else "a positive number") + " is wanted")
-
-
 def freeze(model: nn.Module) -> nn.Module:
     """Eval mode, no gradients: a reference."""
     return model.eval().requires_grad_(False)
