@@ -19,7 +19,8 @@ TESTS = "python -m pytest -n auto --dist loadfile"
 
 
 def blocks(text, language=""):
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for kind, block in found if kind == language]
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda p: p.name)
