@@ -502,6 +502,19 @@ def log_of(run, tokenizer):
     return RunLog(run, tokenizer, title="x", steps=9, state=None, every=5, shown={})
 
 
+def test_between_a_checkpoint_and_the_next_step_a_signal_does_not_wait(tokenizer, tmp_path):
+    """There is nothing to save, and a step may take minutes."""
+    run = RunDir.create(tmp_path / "run", {"command": "sft"})
+    with pytest.raises(Stopped, match="by SIGTERM; nothing is saved yet"), log_of(run, tokenizer):
+        send(signal.SIGTERM)
+        pytest.fail("went on")
+    with pytest.raises(Stopped, match="by SIGINT; step 5 is saved"), log_of(run, tokenizer) as log:
+        log.log(5, {})
+        log.save(state_at(5))
+        send(signal.SIGINT)
+        pytest.fail("went on")
+
+
 def test_a_signal_after_the_last_save_still_stops(tokenizer, tmp_path):
     """The page has ended without another save: what called it must not go on."""
     run = RunDir.create(tmp_path / "run", {"command": "sft"})
