@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 # Compiled code is kept between runs, and not in /tmp, where torch puts it and which is emptied.
