@@ -78,7 +78,9 @@ def test_what_each_stage_ran_with_is_written_down(whole):
     assert "rewards/language_consistency/mean" in judged["r1-zero"] and "rewards/general/true_reward/mean" in judged["prefer-2"]
 
 
-@pytest.mark.parametrize("title, step", [("base", 30), ("rl-1", 3), pytest.param("sft", 3, marks=pytest.mark.slow), ("rm-2", 3), ("prefer-2", 2), ("distilled", 2)])
+@pytest.mark.parametrize("title, step", [
+    pytest.param("base", 30, marks=pytest.mark.slow), pytest.param("rl-1", 3, marks=pytest.mark.slow),
+    pytest.param("sft", 3, marks=pytest.mark.slow), ("rm-2", 3), ("prefer-2", 2), ("distilled", 2)])
 def test_killed_in_any_stage_it_goes_on_bit_for_bit(title, step, whole, tmp_path, monkeypatch):
     run, log = tmp_path / "r1", RunLog.log
 
