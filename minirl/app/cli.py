@@ -12,26 +12,18 @@ import importlib
 import os
 import signal
 import sys
-import threading
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from minirl.app.flags import fields_of, flag, keys_of
+from minirl.app.survival import Stopped, catching_signals
 from minirl.app.text import visible
 from minirl.tasks.arithmetic import SYMBOLS
 
 KINDS = {"int": int, "float": float, "str": str}
 WIDTH = 80
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP came. `code` is what a shell reports of a process that a signal ended."""
-
-    def __init__(self, number: int):
-        super().__init__()
-        self.number, self.code = number, 128 + number
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,19 +40,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):                    # a terminal that knows ASCII alone
             stream.reconfigure(errors="backslashreplace")
     prog, training = "minirl", False
-    before = end_on_signals()
     try:
-        args = parse(list(sys.argv[1:] if argv is None else argv))
-        if args is None:
-            return 0
-        prog, training = f"minirl {args.command}", hasattr(args, "resume")
-        module, function = COMMANDS[args.command].run.split(":")
-        return getattr(importlib.import_module(module), function)(args) or 0
+        with catching_signals(end):
+            args = parse(list(sys.argv[1:] if argv is None else argv))
+            if args is None:
+                return 0
+            prog, training = f"minirl {args.command}", hasattr(args, "resume")
+            module, function = COMMANDS[args.command].run.split(":")
+            return getattr(importlib.import_module(module), function)(args) or 0
     except KeyboardInterrupt as stop:
-        by = signal.Signals(getattr(stop, "number", signal.SIGINT)).name
-        kept = f"; what its last checkpoint holds is kept: go on with {prog} --resume" if training else ""
-        print(f"\n{prog}: {str(stop) or f'stopped by {by}{kept}'}", file=sys.stderr)
-        return getattr(stop, "code", 128 + signal.SIGINT)
+        code = getattr(stop, "code", 128 + signal.SIGINT)
+        kept = (f"; what its last checkpoint holds is kept: go on with {prog} --resume"
+                if training else "")
+        words = str(stop) or f"stopped by {signal.Signals(code - 128).name}{kept}"
+        print(f"\n{prog}: {words}", file=sys.stderr)
+        return code
     except BrokenPipeError:                                   # the reader of a pipe has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
@@ -69,9 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"{prog}: {visible(' '.join(message.split()))}", file=sys.stderr)
         return 2
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def explained(error: Exception) -> str:
@@ -84,16 +75,9 @@ def explained(error: Exception) -> str:
     return ""
 
 
-def end_on_signals() -> dict:
-    """Make SIGTERM and SIGHUP end a command as Ctrl-C does -> the handlers before."""
-    def end(number, frame):
-        raise Terminated(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    heard = [number for number in (signal.SIGTERM, signal.SIGHUP)
-             if signal.getsignal(number) is not signal.SIG_IGN]                # as nohup has it
-    return {number: signal.signal(number, end) for number in heard}
+def end(number: int, frame) -> None:
+    """What SIGTERM, SIGHUP and Ctrl-C do where no run catches them itself."""
+    raise Stopped("", number)
 
 
 def parse(argv: list[str]) -> argparse.Namespace | None:
@@ -159,7 +143,7 @@ def training(presets: str, *configs: str) -> Callable[[Parser], None]:
         parser.add_argument("--preset", choices=names, metavar="NAME", default=None,
                             help=f"{', '.join(names)}: a paper's settings, or a variant; flags beside it "
                                  f"win (default {names[0]})")
-        parser.add_argument("--run-dir", type=Path, default=None, action=NotEmpty, metavar="FOLDER",
+        parser.add_argument("--run-dir", type=Path, default=None, metavar="FOLDER",
                             help="where the run is kept (default: the next free name under runs/)")
         parser.add_argument("--resume", action="store_true",
                             help="go on with a run that was cut short (the newest, or --run-dir)")
@@ -170,15 +154,6 @@ def training(presets: str, *configs: str) -> Callable[[Parser], None]:
         parser.set_defaults(configs=configs)
 
     return add
-
-
-class NotEmpty(argparse.Action):
-    """A path that was given as "" would be the current folder."""
-
-    def __call__(self, parser, namespace, value, option_string=None):
-        if str(value) in ("", "."):
-            parser.error(f"{option_string} is empty: the name of a folder is wanted, such as runs/first")
-        setattr(namespace, self.dest, value)
 
 
 def add_r1(parser: Parser) -> None:

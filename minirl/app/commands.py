@@ -13,7 +13,7 @@ import torch
 
 from minirl.app.flags import flag
 from minirl.app.instruct import InstructConfig, choose_epoch, compare, make_policies, make_rankings, run_dpo, run_ppo, run_rm
-from minirl.app.looking import show_evaluation, show_samples
+from minirl.app.looking import check_ks, show_evaluation, show_samples
 from minirl.app.measure import comparison, epochs_table
 from minirl.app.plots import plot_runs
 from minirl.app.preflight import preflight
@@ -287,9 +287,7 @@ def command_eval(args: argparse.Namespace) -> None:
     if args.digits is not None or args.task is not None:
         Arithmetic(args.task or RunConfig.task, RunConfig.digits if args.digits is None else args.digits)
     ks = args.k or sorted({k for k in (1, 4, 8) if k <= args.samples})
-    for k in ks:
-        if not 1 <= k <= args.samples:
-            raise ValueError(f"pass@{k} needs at least {k} samples per problem, and k at least 1; --samples is {args.samples}")
+    check_ks(ks, args.samples)
     path, model, tokenizer, task = open_checkpoint(args)
     text = show_evaluation(model, tokenizer, task, problems=args.problems, samples=args.samples, ks=ks, temperature=args.temperature,
                            max_new_tokens=args.max_new_tokens, seed=args.seed, dtype=args.dtype)

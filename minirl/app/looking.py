@@ -173,13 +173,18 @@ def terminal_has_colours() -> bool:
     return sys.stdout.isatty() and not plain
 
 
-def show_evaluation(model, tokenizer, task, *, problems: int, samples: int, ks: list[int],
-                    temperature: float, max_new_tokens: int, seed: int, dtype: str) -> str:
-    """Accuracy and unbiased pass@k on held-out problems, each with its 95 % interval."""
+def check_ks(ks: Sequence[int], samples: int) -> None:
+    """Raise ValueError for a pass@k that so many samples do not tell."""
     for k in ks:
         if not 1 <= k <= samples:
             raise ValueError(f"pass@{k} needs at least {k} samples per problem, and k at least 1; "
                              f"--samples is {samples}")
+
+
+def show_evaluation(model, tokenizer, task, *, problems: int, samples: int, ks: list[int],
+                    temperature: float, max_new_tokens: int, seed: int, dtype: str) -> str:
+    """Accuracy and unbiased pass@k on held-out problems, each with its 95 % interval."""
+    check_ks(ks, samples)
     with compute_in(dtype, model.device), \
             Progress("measuring", problems * samples, unit="completion") as progress:
         result = evaluate(model, tokenizer, task, n=problems, samples=samples, seed=seed,

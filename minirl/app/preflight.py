@@ -11,11 +11,11 @@ from minirl.app.instruct import InstructConfig, split_rankings
 from minirl.app.measure import MAX_NEW_TOKENS, TASK
 from minirl.app.presets import check_flags
 from minirl.app.r1 import R1_WORDS, R1RunConfig, check_lengths
-from minirl.app.training import BaseConfig, CommonConfig, RunConfig, base_config
-from minirl.lm.checkpoint import load_pretrained, load_reward_model
+from minirl.app.training import SIZES, BaseConfig, CommonConfig, RunConfig, base_config
+from minirl.lm.checkpoint import inspect_pretrained, load_reward_model
 from minirl.lm.memory import ADAMW, check_room, parameters_of, sampling_bytes
 from minirl.lm.model import ModelConfig
-from minirl.lm.precision import compute_in, pick_device
+from minirl.lm.precision import pick_device
 from minirl.lm.sampling import check_context
 from minirl.lm.tokenizer import TAGS, Tokenizer, build_tokenizer
 from minirl.tasks.arithmetic import Arithmetic, demonstrations
@@ -24,7 +24,6 @@ from minirl.tasks.preferences import load_demonstrations
 from minirl.train.encoding import encode_pairs, encode_rankings
 
 LOOKED_AT = 200          # problems whose lengths stand for all of a task's
-SIZES = ("hidden_size", "num_layers", "num_heads", "intermediate_size", "max_seq_len")
 MADE = ("examples", "worked_share", "guessed_share", "task", "digits", "eval_problems")
 LABELLED = ("ranked_prompts", "labeller_noise")
 DEMONSTRATED = ("demonstrations", "right_share")
@@ -40,7 +39,6 @@ def preflight(command: str, built: dict, preset: str, given: Collection[str]) ->
     check_read(command, built["run"], getattr(built.get("base"), "data", None), given)
     settings = built["run"]
     device = pick_device(settings.device)
-    compute_in(settings.dtype, device)
     config, tokenizer = starting_point(settings, built.get("base", BaseConfig()))
     copies = ADAMW if command in ("sft", "dpo") else ADAMW + 1                   # and a reference
     check_room(4 * copies * parameters_of(config), device, f"training {parameters_of(config):,} weights")
@@ -55,8 +53,7 @@ def preflight(command: str, built: dict, preset: str, given: Collection[str]) ->
 def starting_point(settings: CommonConfig, base: BaseConfig) -> tuple[ModelConfig, Tokenizer]:
     """The sizes and the tokenizer of the model that a run starts from, read or as it will be made."""
     if settings.init is not None:
-        model, tokenizer = load_pretrained(settings.init)
-        return model.config, tokenizer
+        return inspect_pretrained(settings.init)
     words = R1_WORDS if isinstance(settings, R1RunConfig) else WORDS if isinstance(settings, InstructConfig) else ()
     tokenizer = build_tokenizer(special_tokens=(*TAGS, *words))
     return base_config(base, tokenizer), tokenizer

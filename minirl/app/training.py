@@ -26,18 +26,20 @@ from minirl.tasks.preferences import load_demonstrations
 from minirl.tasks.rewards import accuracy
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.sft import SFTConfig, train_sft
-from minirl.train.checks import check_fields
+from minirl.train.checks import POSITIVE, SHARE, SIDE_BY_SIDE, check_fields
 from minirl.train.state import derive_seed
 
 SHOWN = 3                # problems that a run shows before and after
 CPU_FLOPS = 1e11         # about what two cores reach in float32
+SIZES = ("hidden_size", "num_layers", "num_heads", "intermediate_size", "max_seq_len")
+READ = "[1, 16777216]"   # texts that are read: each is made and encoded before the first step
 INTERVALS = {            # of the fields of run configurations, here and in instruct.py and r1.py
-    "seed": "[0, 9223372036854775807]", "digits": "[1, 5]", "number_length": "[1, 5]", "small": "[0, 65536]",
-    "worked_share": "[0, 1]", "guessed_share": "[0, 1]", "right_share": "[0, 1]", "labeller_noise": "(0, inf)",
-    "too_long": "[0, 1000000]",
-    **dict.fromkeys(("eval_problems", "checkpoint_every", "hidden_size", "num_layers", "num_heads", "intermediate_size",
-                     "max_seq_len", "best_of", "samples"), "[1, 1048576]"),
-    **dict.fromkeys(("examples", "demonstrations", "ranked_prompts", "general_examples", "cold_start_examples"), "[1, 16777216]")}
+    **dict.fromkeys((*SIZES, "eval_problems", "checkpoint_every", "best_of", "samples"), SIDE_BY_SIDE),
+    **dict.fromkeys(("examples", "demonstrations", "ranked_prompts", "general_examples",
+                     "cold_start_examples"), READ),
+    **dict.fromkeys(("worked_share", "guessed_share", "right_share"), SHARE),
+    **dict.fromkeys(("digits", "number_length"), "[1, 5]"), "labeller_noise": POSITIVE,
+    "seed": "[0, 9223372036854775807]", "small": "[0, 65536]", "too_long": "[0, 1000000]"}
 PAYS_FROM = 300          # seconds of matrix products: compiling costs up to a minute, and saves a tenth to a third of a step
 
 
@@ -75,8 +77,6 @@ class CommonConfig:
         check_fields(self, **INTERVALS)
         check_compile(self.compile)
         compute_in(self.dtype, torch.device("cpu"))
-        if self.init == "":
-            raise ValueError("--init is empty: a folder or a hub id is wanted, or no --init")
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,7 @@ def make_base(config: BaseConfig, *, seed: int, device, words: tuple[str, ...] =
 
 def base_config(config: BaseConfig, tokenizer: Tokenizer) -> ModelConfig:
     """The sizes of the model that make_base makes."""
-    sizes = {name: getattr(config, name) for name in
-             ("hidden_size", "num_layers", "num_heads", "intermediate_size", "max_seq_len")}
+    sizes = {name: getattr(config, name) for name in SIZES}
     return ModelConfig(tokenizer.vocab_size, **sizes, rope_theta=100.0, qk_norm=True, initializer_range=0.15)
 
 

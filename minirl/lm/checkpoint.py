@@ -95,11 +95,21 @@ def load_pretrained(path_or_hub_id: str | Path, *, dtype: torch.dtype | None = N
     DigestError for a file that has changed since it was saved; ValueError for broken JSON. Each
     names the file.
     """
+    return _load(_find_policy(path_or_hub_id), dtype, device)
+
+
+def inspect_pretrained(path_or_hub_id: str | Path) -> tuple[ModelConfig, Tokenizer]:
+    """What load_pretrained would load, all its checks made, but without the weights in memory."""
+    config, tokenizer, _, _ = _inspect(_find_policy(path_or_hub_id))
+    return config, tokenizer
+
+
+def _find_policy(path_or_hub_id: str | Path) -> Path:
     folder = find_checkpoint(path_or_hub_id)
     if (folder / SCORE).is_file():
         raise CheckpointError(f"{folder} holds a reward model, which scores text and writes none: "
                               "name a policy, or read it with load_reward_model")
-    return _load(folder, dtype, device)
+    return folder
 
 
 def load_reward_model(path: str | Path, *, dtype: torch.dtype | None = None,
@@ -123,11 +133,12 @@ def load_reward_model(path: str | Path, *, dtype: torch.dtype | None = None,
     return model.to(device).eval(), tokenizer
 
 
-def _load(folder: Path, dtype: torch.dtype | None, device) -> tuple[Transformer, Tokenizer]:
+def _inspect(folder: Path) -> tuple[ModelConfig, Tokenizer, dict[str, Entry], torch.dtype]:
+    """What a folder holds, compared with itself: sizes, tokenizer, headers, and the dtype."""
     verify(folder, "config.json")
     fields = Fields(read_json(folder / "config.json"), folder / "config.json")
     config = from_hf_config(fields)
-    dtype = dtype or named_dtype(fields)
+    dtype = named_dtype(fields)
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the "
@@ -137,8 +148,13 @@ def _load(folder: Path, dtype: torch.dtype | None, device) -> tuple[Transformer,
     entries = read_entries(files)
     config = replace(config, tie_embeddings=is_tied(config, entries, folder))
     check_shapes(config, entries, folder)
+    return config, tokenizer, entries, dtype or entries[EMBEDDING].dtype
+
+
+def _load(folder: Path, dtype: torch.dtype | None, device) -> tuple[Transformer, Tokenizer]:
+    config, tokenizer, entries, own_dtype = _inspect(folder)
     model = Transformer.without_weights(config)
-    tensors = read_tensors(entries, device=device, dtype=dtype or entries[EMBEDDING].dtype)
+    tensors = read_tensors(entries, device=device, dtype=dtype or own_dtype)
     if config.tie_embeddings:
         tensors[HEAD] = tensors[EMBEDDING]
     state = {name: tensors[hf_name(name)] for name in model.state_dict()}
