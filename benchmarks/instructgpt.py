@@ -25,7 +25,7 @@ from minirl.app.measure import TASK, mean, measure
 from minirl.app.plots import COLOURS, smooth, tidy
 from minirl.app.rundir import RunDir
 from minirl.app.text import mean_interval
-from minirl.equations.test_time import best_of_n_kl
+from minirl.equations.inference_time import best_of_n_kl
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.lm.tokenizer import read_json
 from minirl.tasks.instructions import KINDS, done, right_answer, true_reward

@@ -20,7 +20,7 @@ from minirl.equations.objectives import (cispo, clipped_surrogate, clipped_value
                                          sequence_ratio, value_loss)
 from minirl.equations.preferences import dpo_loss, ipo_loss, label_smoothed_dpo_loss, simpo_loss
 from minirl.equations.reduce import aggregate, masked_mean, masked_whiten
-from minirl.equations.test_time import majority_vote, pass_at_k
+from minirl.equations.inference_time import majority_vote, pass_at_k
 
 
 def tensor(rows):

@@ -15,7 +15,7 @@ from minirl.equations.mismatch import effective_sample_size, importance_ratio, m
 from minirl.equations.objectives import (cispo, clipped_surrogate, dual_clipped_surrogate, gspo_token, kl_penalised_surrogate, policy_gradient, sapo,
                                          sequence_clipped_surrogate)
 from minirl.equations.preferences import dpo_loss
-from minirl.equations.test_time import reward_guided
+from minirl.equations.inference_time import reward_guided
 from tests.oracle import Oracle
 
 ONE, SMALL, ENDING = (3, 1, None), (3, 2, None), (3, 3, 2)                                  # vocab, length, eos: 3, 9 and 15 completions

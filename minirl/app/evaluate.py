@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from minirl.app.progress import Progress
-from minirl.equations.test_time import pass_at_k
+from minirl.equations.inference_time import pass_at_k
 from minirl.lm.sampling import sample
 from minirl.tasks.problem import Problem, columns
 from minirl.tasks.rewards import judge

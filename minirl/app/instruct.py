@@ -25,7 +25,7 @@ from minirl.app.plots import plot_calibration, plot_epochs
 from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir, RunLog
 from minirl.app.training import BaseConfig, CommonConfig, finish, load_policy, make_base, profiling, supervised, worth_compiling
-from minirl.equations.test_time import best_of_n
+from minirl.equations.inference_time import best_of_n
 from minirl.lm.checkpoint import load_pretrained, load_reward_model, save_pretrained
 from minirl.lm.heads import ScalarModel
 from minirl.lm.precision import compute_in

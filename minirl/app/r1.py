@@ -28,7 +28,7 @@ from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir, RunLog
 from minirl.app.text import columns_of, hanging, padded, table, wilson_interval
 from minirl.app.training import BaseConfig, CommonConfig, finish, load_policy, make_base, supervised, worth_compiling
-from minirl.equations.test_time import majority_vote
+from minirl.equations.inference_time import majority_vote
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.lm.precision import compute_in
 from minirl.lm.tokenizer import read_json

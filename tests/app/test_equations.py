@@ -36,7 +36,7 @@ def test_the_page_is_not_stale():
     ("advantages.gae", "GAE, arXiv:1506.02438", "eqs. 9 and 16"), ("preferences.ranking_loss", "InstructGPT, arXiv:2203.02155", "eq. 1"),
     ("objectives.ptx_objective", "InstructGPT, arXiv:2203.02155", "eq. 2"), ("preferences.dpo_loss", "DPO, arXiv:2305.18290", "eq. 7"),
     ("objectives.sequence_ratio", "GSPO, arXiv:2507.18071", "eq. 7"), ("coefficients.grpo_coefficient", "DeepSeekMath, arXiv:2402.03300", "eq. 21"),
-    ("kl.AdaptiveKLController", "Ziegler et al., arXiv:1909.08593", "section 2.2"), ("test_time.pass_at_k", "Codex, arXiv:2107.03374", "eq. 1"),
+    ("kl.AdaptiveKLController", "Ziegler et al., arXiv:1909.08593", "section 2.2"), ("inference_time.pass_at_k", "Codex, arXiv:2107.03374", "eq. 1"),
     ("advantages.optimal_baseline", "Weaver and Tao 2001", "-"), ("objectives.clipped_value_loss", "none", "-")])
 def test_rows_read_from_docstrings(name, paper, equation):
     entry, = (entry for entry in ENTRIES if entry.name == name)

@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 
-from minirl.equations.test_time import majority_vote
+from minirl.equations.inference_time import majority_vote
 from minirl.tasks.rewards import (accuracy, answer_of, combine, format_reward, judge,
                                   language_consistency, normalise_answer, text, weighted_sum)
 

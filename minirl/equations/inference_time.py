@@ -1,4 +1,4 @@
-"""Test-time compute: what several samples of one problem are worth, and how one answer is made of them."""
+"""Inference-time compute: what several samples of one problem are worth, and how one answer is made of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of minirl.equations.test_time."""
+"""Tests of minirl.equations.inference_time."""
 
 from itertools import combinations, product
 from math import comb, log, prod
@@ -6,8 +6,16 @@ from math import comb, log, prod
 import pytest
 import torch
 
-from minirl.equations.test_time import (best_of_n, best_of_n_kl, majority_accuracy, majority_vote, pass_at_k, reward_guided, solution_score,
-                                        weighted_vote)
+from minirl.equations.inference_time import (
+    best_of_n,
+    best_of_n_kl,
+    majority_accuracy,
+    majority_vote,
+    pass_at_k,
+    reward_guided,
+    solution_score,
+    weighted_vote,
+)
 
 NAN, INF = float("nan"), float("inf")
 
