@@ -30,7 +30,7 @@ from minirl.app.progress import Progress
 from minirl.app.survival import (LOCK, Lock, Stopped, catching_signals, delete_folder, partial_of,
                                  remove, replacing, replacing_folder, room, settle_all, sync,
                                  tell_at_once, warn)
-from minirl.app.training_state import load_training_state, save_training_state
+from minirl.train.training_state import load_training_state, save_training_state
 from minirl.lm.checkpoint import SCORE, CheckpointError, load_pretrained, save_pretrained
 from minirl.lm.digests import SUMS, DigestError, seal, verify
 from minirl.lm.digests import read as read_sums

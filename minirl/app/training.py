@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from minirl.app.evaluate import Evaluation, evaluate
 from minirl.app.plots import plot_runs
 from minirl.app.presets import GRPOPreset
-from minirl.app.profiling import profiled
+from minirl.train.profiling import profiled
 from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir, RunLog
 from minirl.app.text import code_span, hanging, table, wilson_interval
@@ -208,8 +208,20 @@ def run_base(run: RunDir, base: BaseConfig, sft: SFTConfig, common: RunConfig, *
     return stage.path / "final", summary["seconds"]
 
 
-def profiling(wanted: bool, page, run: RunDir):
-    return profiled(page, run.path / "profile.json.gz") if wanted else contextlib.nullcontext()
+@contextlib.contextmanager
+def profiling(wanted: bool, page: Callable, run: RunDir) -> Iterator[None]:
+    """With --profile: profile a page that runs inside, and print the report, also of a run that ends early."""
+    if not wanted:
+        yield
+        return
+    profile = None
+    try:
+        with profiled(page) as profile:
+            yield
+    finally:
+        if profile is not None:
+            title, rows = profile.report(run.path / "profile.json.gz")
+            print(title, *[table(rows)] if rows else [], sep="\n")
 
 
 def finish(run: RunDir, model, tokenizer, summary: dict) -> None:

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from minirl.app.profiling import SKIPPED, StageProfile, profiled, stage_lines
+from minirl.train.profiling import SKIPPED, StageProfile, profiled, stage_lines
 from minirl.train.grpo import train_grpo
 from minirl.train.sft import train_sft
 
@@ -40,18 +40,20 @@ def test_a_function_without_stages_is_refused():
         stage_lines(stage_lines)
 
 
-def test_shares_and_trace_of_a_page(tmp_path, capsys):
+def test_shares_and_trace_of_a_page(tmp_path):
     """At least 30 ms a step in stage 1, and 10 ms in stage 4."""
     before = sys.gettrace()
-    with profiled(page, tmp_path / "trace.json.gz"):
+    with profiled(page) as profile:
         assert page(8) == 8
     assert sys.gettrace() is before
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("steps 3 to 5 ")
-    rows = {line.split("  ")[0]: line.split() for line in lines[2:]}
-    assert list(rows) == ["1 sample", "2 score", "4 update", "all"]
-    assert float(rows["1 sample"][2]) >= 0.03 and float(rows["4 update"][2]) >= 0.01 > float(rows["2 score"][2])
-    assert sum(int(rows[name][3].rstrip("%")) for name in ("1 sample", "2 score", "4 update")) in range(98, 103)
+    title, lines = profile.report(tmp_path / "trace.json.gz")
+    assert title.startswith("steps 3 to 5 ")
+    rows = {name: cells for name, *cells in lines[1:]}
+    stages = ["1 sample", "2 score", "4 update"]
+    assert list(rows) == [*stages, "all"]
+    assert float(rows["1 sample"][0]) >= 0.03
+    assert float(rows["4 update"][0]) >= 0.01 > float(rows["2 score"][0])
+    assert sum(int(rows[name][1].rstrip("%")) for name in stages) in range(98, 103)
     events = json.loads(gzip.open(tmp_path / "trace.json.gz").read())["traceEvents"]
     marks = [e["name"] for e in events if e.get("cat") == "user_annotation" and e["name"] in rows]
     assert marks == ["1 sample", "2 score", "4 update"] * 3
@@ -67,16 +69,18 @@ def test_products_are_counted_in_the_stage_that_made_them():
     assert set(spent) == {"4 update"} and 0 < spent["4 update"] < profile.seconds["4 update"]
 
 
-def test_a_short_run_says_that_nothing_was_profiled(tmp_path, capsys):
-    with profiled(page, tmp_path / "trace.json.gz"):
+def test_a_short_run_says_that_nothing_was_profiled(tmp_path):
+    with profiled(page) as profile:
         page(SKIPPED)
-    assert "nothing profiled" in capsys.readouterr().out and not (tmp_path / "trace.json.gz").exists()
+    title, rows = profile.report(tmp_path / "trace.json.gz")
+    assert "nothing profiled" in title and rows == []
+    assert not (tmp_path / "trace.json.gz").exists()
 
 
 @pytest.mark.parametrize("stop", [0, 3])
-def test_an_error_in_the_page_is_passed_on_and_tracing_ends(tmp_path, stop):
+def test_an_error_in_the_page_is_passed_on_and_tracing_ends(stop):
     before = sys.gettrace()
     with pytest.raises(ValueError, match="stopped"):
-        with profiled(page, tmp_path / "trace.json.gz"):
+        with profiled(page):
             page(8, stop)
     assert sys.gettrace() is before

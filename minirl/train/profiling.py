@@ -18,8 +18,6 @@ from pathlib import Path
 
 import torch
 
-from minirl.app.text import table
-
 SKIPPED, PROFILED = 2, 3      # steps: the first ones also compile and allocate
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product_flash_attention_for_cpu",
             "aten::_scaled_dot_product_flash_attention_for_cpu_backward", "aten::_scaled_dot_product_flash_attention",
@@ -94,27 +92,38 @@ class StageProfile:
                 spent[stage] += (e.device_time_total or e.cpu_time_total) / 1e6
         return spent
 
-    def report(self, trace: Path) -> str:
-        """Write the trace, and say what it shows."""
+    @property
+    def has_steps(self) -> bool:
+        """Whether the page made a step behind the first ones: else there is nothing to report."""
+        return hasattr(self, "finished")
+
+    def report(self, trace: Path) -> tuple[str, list[tuple[str, ...]]]:
+        """Write the trace, and return what it shows: a title and the rows of a table.
+
+        Without profiled steps nothing is written, the title says so, and there are no rows.
+        """
+        if not self.has_steps:
+            return (f"nothing profiled: the run had no step behind its first {SKIPPED}, which also "
+                    "compile and allocate"), []
         self.finished.export_chrome_trace(str(trace))
-        steps, products, whole = min(PROFILED, self.step - SKIPPED), self.products(), sum(self.seconds.values())
+        steps = min(PROFILED, self.step - SKIPPED)
+        products, whole = self.products(), sum(self.seconds.values())
         rows = [("stage", "seconds a step", "share", "of it products")]
-        rows += [(name, f"{s / steps:.4f}", f"{s / whole:.0%}", f"{products[name] / s:.0%}" if s else "-") for name, s in self.seconds.items()]
-        rows += [("all", f"{whole / steps:.4f}", "100%", f"{sum(products.values()) / whole:.0%}")]
-        last = SKIPPED + steps
-        return f"steps {SKIPPED + 1} to {last} under the profiler, which slows them; trace: {trace} (open it in https://ui.perfetto.dev)\n{table(rows)}"
+        rows += [(name, f"{s / steps:.4f}", f"{s / whole:.0%}",
+                  f"{products[name] / s:.0%}" if s else "-") for name, s in self.seconds.items()]
+        rows += [("all", f"{whole / steps:.4f}", "100%",
+                  f"{sum(products.values()) / whole:.0%}")]
+        title = (f"steps {SKIPPED + 1} to {SKIPPED + steps} under the profiler, which slows them; "
+                 f"trace: {trace} (open it in https://ui.perfetto.dev)")
+        return title, rows
 
 
 @contextmanager
-def profiled(page: Callable, trace: Path) -> Iterator[None]:
-    """While a page runs inside: profile a few steps of it, then print the shares and write the trace."""
+def profiled(page: Callable) -> Iterator[StageProfile]:
+    """Profile a few steps of a page that runs inside; ask the profile for its report afterwards."""
     profile = StageProfile(page)
     profile.start()
     try:
-        yield
+        yield profile
     finally:
         profile.stop()
-    if hasattr(profile, "finished"):
-        print(profile.report(trace))
-    else:
-        print(f"nothing profiled: the run had no step behind its first {SKIPPED}, which also compile and allocate")
