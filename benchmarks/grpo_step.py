@@ -24,9 +24,10 @@ import torch
 from common import MODELS, Listed, Words, commit, heading, make_model, ratio, row, spread, synchronise, table_head, word_tokenizer
 
 import minirl.train.grpo as page
-from minirl.app.training import BaseConfig, RunConfig, make_base
+from minirl.app.training import BaseConfig, RunConfig
 from minirl.lm.checkpoint import load_pretrained, save_pretrained
 from minirl.lm.precision import compute_in
+from minirl.lm.tiny import make_base
 from minirl.tasks.arithmetic import Arithmetic, demonstrations
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.sft import SFTConfig, train_sft

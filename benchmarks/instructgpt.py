@@ -27,6 +27,7 @@ from minirl.app.rundir import RunDir
 from minirl.app.text import mean_interval
 from minirl.equations.inference_time import best_of_n_kl
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
+from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import read_json
 from minirl.tasks.instructions import KINDS, done, right_answer, true_reward
 from minirl.tasks.preferences import Ranking, pairs
@@ -35,7 +36,6 @@ from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.ppo import PPOConfig, train_ppo
 from minirl.train.reward_model import RewardModelConfig, as_reward, train_reward_model
 from minirl.train.adamw import AdamW
-from minirl.train.state import derive_seed
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)

@@ -34,9 +34,9 @@ from minirl.app.evaluate import evaluate
 from minirl.app.training import RunConfig
 from minirl.equations.schedules import cosine_to_floor
 from minirl.lm.checkpoint import load_pretrained
+from minirl.lm.seeds import derive_seed
 from minirl.tasks.arithmetic import Arithmetic
 from minirl.train.grpo import GRPOConfig
-from minirl.train.state import derive_seed
 
 REACHED, OVER = 0.95, 5        # the accuracy that counts as learnt, and over how many steps its mean is taken
 

@@ -24,8 +24,8 @@ import matplotlib.pyplot as plt
 import torch
 
 from minirl.app.evaluate import evaluate
-from minirl.app.training import BaseConfig, make_base
 from minirl.equations.advantages import group_advantages
+from minirl.lm.tiny import TinySizes, make_base
 from minirl.tasks.bilingual import WORDS, Bilingual, demonstrations
 from minirl.tasks.rewards import language_consistency
 from minirl.train.grpo import GRPOConfig, train_grpo
@@ -74,7 +74,7 @@ assert group_advantages(rules + spoken).argmax() == 0 and group_advantages(rules
 # %%
 task = Bilingual((2,), stories=0.0, reason_in="ko")
 read = demonstrations(Bilingual((2,), stories=0.0), 14_000 if FAST else 24_000, random.Random(0), worked_share=0.6, brief_share=0.2, mixed_share=0.5, slip_share=0.5)
-base, tokenizer = make_base(BaseConfig(), seed=0, device="cpu", words=WORDS)
+base, tokenizer = make_base(TinySizes(), seed=0, device="cpu", words=WORDS)
 train_sft(base, tokenizer, read, SFTConfig(), seed=0)
 
 config = GRPOConfig(steps=40 if FAST else 80, max_new_tokens=32, kl_coef=0.001, lr=6e-4)

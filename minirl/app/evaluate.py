@@ -12,9 +12,9 @@ import torch
 from minirl.app.progress import Progress
 from minirl.equations.inference_time import pass_at_k
 from minirl.lm.sampling import sample
+from minirl.lm.seeds import derive_seed
 from minirl.tasks.problem import Problem, columns
 from minirl.tasks.rewards import judge
-from minirl.train.state import derive_seed
 
 DRAWS = 4096                      # problems that are drawn at a time, at most
 PATIENCE = 8                      # draws without a new problem, for each that has come, ...

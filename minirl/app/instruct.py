@@ -24,11 +24,13 @@ from minirl.app.measure import MAX_NEW_TOKENS, SHOWN, TASK, Measured, completed,
 from minirl.app.plots import plot_calibration, plot_epochs
 from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir, RunLog
-from minirl.app.training import BaseConfig, CommonConfig, finish, load_policy, make_base, profiling, supervised, worth_compiling
+from minirl.app.training import BaseConfig, CommonConfig, finish, load_policy, profiling, supervised, worth_compiling
 from minirl.equations.inference_time import best_of_n
 from minirl.lm.checkpoint import load_pretrained, load_reward_model, save_pretrained
 from minirl.lm.heads import ScalarModel
 from minirl.lm.precision import compute_in
+from minirl.lm.seeds import derive_seed
+from minirl.lm.tiny import make_base
 from minirl.lm.tokenizer import read_json
 from minirl.tasks.instructions import WORDS, Instructions, answers, pretraining_text, right_answer, true_reward
 from minirl.tasks.preferences import Ranking, labelled, load_rankings, pairs, save_rankings
@@ -38,7 +40,6 @@ from minirl.train.encoding import encode_pairs, encode_texts
 from minirl.train.ppo import KLControl, PPOConfig, train_ppo
 from minirl.train.reward_model import RewardModelConfig, as_reward, score_texts, train_reward_model
 from minirl.train.sft import SFT_PRESETS, SFTConfig
-from minirl.train.state import derive_seed
 
 FEWEST, MOST = 4, 9            # completions of a ranking: InstructGPT, section 3.5
 HELD_OUT = 200                 # rankings of held-out prompts

@@ -17,10 +17,10 @@ from minirl.lm.heads import ScalarModel
 from minirl.lm.logprobs import rollout_logprobs, token_logprobs
 from minirl.lm.rollouts import Rollouts, completion_batch, micro_batches
 from minirl.lm.sampling import sample
+from minirl.lm.seeds import derive_seed
 from minirl.tasks.instructions import Instructions, right_answer, true_reward
 from minirl.tasks.problem import Problem, columns
 from minirl.train.reward_model import as_reward
-from minirl.train.state import derive_seed
 
 TASK = Instructions()
 MAX_NEW_TOKENS = 16

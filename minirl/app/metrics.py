@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from minirl.app.survival import replacing, warn
+from minirl.app.survival import GO_ON, warn
+from minirl.lm.files import replacing
 
 Line = tuple[bytes, dict | None]           # as it stands, and what it says: None where unreadable
 
@@ -59,7 +60,7 @@ def cut_metrics(file: Path, last: int) -> None:
         warn(f"{file}: {', '.join(faults)}; all lines are kept, and the run goes on")
     content = b"".join(line + b"\n" for line, _ in lines)
     if content != (file.read_bytes() if file.is_file() else b""):
-        with replacing(file) as partial:
+        with replacing(file, GO_ON) as partial:
             partial.write_bytes(content)
 
 

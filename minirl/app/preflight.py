@@ -11,12 +11,13 @@ from minirl.app.instruct import InstructConfig, split_rankings
 from minirl.app.measure import MAX_NEW_TOKENS, TASK
 from minirl.app.presets import check_flags
 from minirl.app.r1 import R1_WORDS, R1RunConfig, check_lengths
-from minirl.app.training import SIZES, BaseConfig, CommonConfig, RunConfig, base_config
+from minirl.app.training import BaseConfig, CommonConfig, RunConfig
 from minirl.lm.checkpoint import inspect_pretrained, load_reward_model
 from minirl.lm.memory import ADAMW, check_room, parameters_of, sampling_bytes
 from minirl.lm.model import ModelConfig
 from minirl.lm.precision import pick_device
 from minirl.lm.sampling import check_context
+from minirl.lm.tiny import SIZES, tiny_config
 from minirl.lm.tokenizer import TAGS, Tokenizer, build_tokenizer
 from minirl.tasks.arithmetic import Arithmetic, demonstrations
 from minirl.tasks.instructions import WORDS
@@ -56,7 +57,7 @@ def starting_point(settings: CommonConfig, base: BaseConfig) -> tuple[ModelConfi
         return inspect_pretrained(settings.init)
     words = R1_WORDS if isinstance(settings, R1RunConfig) else WORDS if isinstance(settings, InstructConfig) else ()
     tokenizer = build_tokenizer(special_tokens=(*TAGS, *words))
-    return base_config(base, tokenizer), tokenizer
+    return tiny_config(base, tokenizer.vocab_size), tokenizer
 
 
 def check_read(command: str, settings: CommonConfig, data: str | None, given: Collection[str]) -> None:

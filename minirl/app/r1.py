@@ -27,10 +27,12 @@ from minirl.app.plots import plot_hacking, plot_stages
 from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir, RunLog
 from minirl.app.text import columns_of, hanging, padded, table, wilson_interval
-from minirl.app.training import BaseConfig, CommonConfig, finish, load_policy, make_base, supervised, worth_compiling
+from minirl.app.training import BaseConfig, CommonConfig, finish, load_policy, supervised, worth_compiling
 from minirl.equations.inference_time import majority_vote
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.lm.precision import compute_in
+from minirl.lm.seeds import derive_seed
+from minirl.lm.tiny import make_base
 from minirl.lm.tokenizer import read_json
 from minirl.tasks.bilingual import LANGUAGES, WORDS, Bilingual, demonstrations
 from minirl.tasks.instructions import WORDS as GENERAL_WORDS
@@ -41,7 +43,6 @@ from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.r1 import RULES, General, R1Config, distill, train_r1, watched
 from minirl.train.reward_model import RewardModelConfig, as_reward
 from minirl.train.sft import SFTConfig
-from minirl.train.state import derive_seed
 
 # What the base models read: so much is reasoned at length and so much briefly, half of it in both languages at once; half of the hasty ones slip; some have no tags.
 READS = dict(worked_share=0.5, brief_share=0.25, mixed_share=0.5, slip_share=0.5, bare_share=0.2)

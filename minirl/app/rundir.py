@@ -27,13 +27,13 @@ from pathlib import Path
 
 from minirl.app.metrics import cut_metrics, read_lines
 from minirl.app.progress import Progress
-from minirl.app.survival import (LOCK, Lock, Stopped, catching_signals, delete_folder, partial_of,
-                                 remove, replacing, replacing_folder, room, settle_all, sync,
-                                 tell_at_once, warn)
+from minirl.app.survival import GO_ON, Stopped, catching_signals, tell_at_once, warn
 from minirl.train.training_state import load_training_state, save_training_state
 from minirl.lm.checkpoint import SCORE, CheckpointError, load_pretrained, save_pretrained
 from minirl.lm.digests import SUMS, DigestError, seal, verify
 from minirl.lm.digests import read as read_sums
+from minirl.lm.files import (LOCK, Lock, delete_folder, partial_of, remove, replacing,
+                             replacing_folder, room, settle_all, sync)
 from minirl.lm.tokenizer import read_json
 from minirl.train.state import check_weights
 
@@ -97,7 +97,7 @@ class RunDir:
             raise ValueError(f"{str(path) or repr('')} holds no run to resume: there is no "
                              "config.json in it")
         run._check_command(command)
-        with room(run.path):
+        with room(run.path, GO_ON):
             run._lock = Lock.of(run.path)
             run._recover()
         return run
@@ -171,16 +171,16 @@ class RunDir:
 
     def replacing(self, name: str) -> AbstractContextManager[Path]:
         """A path beside `name` to write to; it takes the name when the block ends well."""
-        return replacing(self.path / name)
+        return replacing(self.path / name, GO_ON)
 
     def replacing_folder(self, name: str) -> AbstractContextManager[Path]:
         """The same for a folder. A folder that already has the name makes room for the new one."""
-        return replacing_folder(self.path / name)
+        return replacing_folder(self.path / name, GO_ON)
 
     # metrics
 
     def append_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        with room(self.path), open(self.path / "metrics.jsonl", "a", encoding="utf-8") as f:
+        with room(self.path, GO_ON), open(self.path / "metrics.jsonl", "a", encoding="utf-8") as f:
             f.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def metrics(self) -> list[dict]:
@@ -213,7 +213,7 @@ class RunDir:
         check_weights(state.model, state.step)
         steps = self.checkpoints()
         before = self.path / f"checkpoint-{steps[-1]}" if steps else None
-        with room(self.path):
+        with room(self.path, GO_ON):
             if (self.path / "metrics.jsonl").is_file():
                 sync(self.path / "metrics.jsonl")          # a checkpoint has the lines of its steps
             with self.replacing_folder(f"checkpoint-{state.step}") as folder:

@@ -18,20 +18,20 @@ from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir, RunLog
 from minirl.app.text import code_span, hanging, table, wilson_interval
 from minirl.lm.checkpoint import load_pretrained
-from minirl.lm.model import ModelConfig, Transformer
+from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
-from minirl.lm.tokenizer import TAGS, Tokenizer, build_tokenizer, read_json
+from minirl.lm.seeds import derive_seed
+from minirl.lm.tiny import SIZES, TinySizes, make_base
+from minirl.lm.tokenizer import read_json
 from minirl.tasks.arithmetic import Arithmetic, demonstrations
 from minirl.tasks.preferences import load_demonstrations
 from minirl.tasks.rewards import accuracy
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.sft import SFTConfig, train_sft
 from minirl.train.checks import POSITIVE, SHARE, SIDE_BY_SIDE, check_fields
-from minirl.train.state import derive_seed
 
 SHOWN = 3                # problems that a run shows before and after
 CPU_FLOPS = 1e11         # about what two cores reach in float32
-SIZES = ("hidden_size", "num_layers", "num_heads", "intermediate_size", "max_seq_len")
 READ = "[1, 16777216]"   # texts that are read: each is made and encoded before the first step
 INTERVALS = {            # of the fields of run configurations, here and in instruct.py and r1.py
     **dict.fromkeys((*SIZES, "eval_problems", "checkpoint_every", "best_of", "samples"), SIDE_BY_SIDE),
@@ -44,14 +44,9 @@ PAYS_FROM = 300          # seconds of matrix products: compiling costs up to a m
 
 
 @dataclass(frozen=True)
-class BaseConfig:
+class BaseConfig(TinySizes):
     """The base model and what it reads: sizes, and how many demonstrations, of which a share is worked out and the rest answered at once."""
 
-    hidden_size: int = 96
-    num_layers: int = 2
-    num_heads: int = 6
-    intermediate_size: int = 384
-    max_seq_len: int = 128
     examples: int = 24_000             # demonstrations
     worked_share: float = 0.5          # of them worked out
     guessed_share: float = 0.5         # of those answered at once a guess: haste errs
@@ -85,23 +80,6 @@ class RunConfig(CommonConfig):
 
     task: str = "addition"             # addition, subtraction or multiplication (by one digit)
     digits: int = 3                    # 1 to 5
-
-
-def make_base(config: BaseConfig, *, seed: int, device, words: tuple[str, ...] = (), tokenizer=None):
-    """A fresh tiny transformer and its byte tokenizer, with one token for each of `words`, or the tokenizer that is given.
-
-    Attention must find columns by position, and the feed-forward part must learn a table of sums: a short RoPE wavelength, q/k norms, wide
-    weights at the start and a wide feed-forward part do so several times sooner than the family's defaults, made for large models.
-    """
-    tokenizer = tokenizer or build_tokenizer(special_tokens=(*TAGS, *words))
-    torch.manual_seed(derive_seed(seed, "init"))
-    return Transformer(base_config(config, tokenizer)).to(device), tokenizer
-
-
-def base_config(config: BaseConfig, tokenizer: Tokenizer) -> ModelConfig:
-    """The sizes of the model that make_base makes."""
-    sizes = {name: getattr(config, name) for name in SIZES}
-    return ModelConfig(tokenizer.vocab_size, **sizes, rope_theta=100.0, qk_norm=True, initializer_range=0.15)
 
 
 def load_policy(path: Path | str, *, device):

@@ -28,11 +28,12 @@ from minirl.equations.preferences import dpo_loss, implicit_reward
 from minirl.equations.schedules import cosine_to_floor
 from minirl.lm.logprobs import token_logprobs
 from minirl.lm.rollouts import TOKEN_BUDGET, completion_batch, micro_batches
+from minirl.lm.seeds import derive_seed
 from minirl.tasks.preferences import Ranking
 from minirl.train.checks import check_fields
 from minirl.train.encoding import encode_rankings
 from minirl.train.state import (NonFiniteError, Sums, TrainState, check_weights, clip_gradient,
-                                derive_seed, freeze, make_optimizer, set_lr)
+                                freeze, make_optimizer, set_lr)
 
 # logp_chosen, logp_rejected and, with a reference, ref_chosen, ref_rejected, (n,) each -> (n,)
 Loss = Callable[..., Tensor]

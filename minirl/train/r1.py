@@ -34,6 +34,7 @@ from functools import cache
 import torch
 
 from minirl.lm.sampling import sample
+from minirl.lm.seeds import derive_seed
 from minirl.tasks.instructions import Instructions
 from minirl.tasks.mixture import Mixture
 from minirl.tasks.preferences import Ranking
@@ -43,7 +44,6 @@ from minirl.train.checks import check_fields
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.reward_model import RewardModelConfig, as_reward, train_reward_model
 from minirl.train.sft import SFTConfig, train_sft
-from minirl.train.state import derive_seed
 
 Page = Callable[..., object]                               # page(model, log=, save=, resume=) -> the trained model
 Stage = Callable[[str, object, object, Page], object]      # stage(name, the page's configuration, model to start from, page) -> the trained model

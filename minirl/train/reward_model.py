@@ -24,14 +24,14 @@ from minirl.equations.rewards import reward_bias
 from minirl.equations.schedules import cosine_to_floor
 from minirl.lm.heads import ScalarModel, score_ids
 from minirl.lm.rollouts import TOKEN_BUDGET, completion_batch, micro_batches
+from minirl.lm.seeds import derive_seed, seeded
 from minirl.tasks.preferences import Ranking
 from minirl.tasks.problem import RewardFunction
 from minirl.tasks.rewards import text
 from minirl.train.checks import check_fields
 from minirl.train.encoding import encode_rankings, with_eos
-from minirl.train.seeding import seeded
 from minirl.train.state import (NonFiniteError, Sums, TrainState, check_weights, clip_gradient,
-                                derive_seed, make_optimizer, set_lr)
+                                make_optimizer, set_lr)
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ from minirl.equations.reduce import aggregate
 from minirl.equations.schedules import cosine_to_floor
 from minirl.lm.logprobs import token_logprobs
 from minirl.lm.rollouts import TOKEN_BUDGET, completion_batch, micro_batches
+from minirl.lm.seeds import derive_seed, seeded
 from minirl.train.checks import check_fields
 from minirl.train.encoding import encode_pairs
-from minirl.train.seeding import seeded
 from minirl.train.state import (NonFiniteError, Sums, TrainState, check_weights, clip_gradient,
-                                derive_seed, make_optimizer, set_lr)
+                                make_optimizer, set_lr)
 
 
 @dataclass(frozen=True)

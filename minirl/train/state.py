@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -79,12 +78,6 @@ def make_optimizer(model: nn.Module, *, lr: float, betas: tuple[float, float], w
     vectors = [p for p in model.parameters() if p.dim() < 2]
     return AdamW([{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}],
                  lr=lr, betas=betas)
-
-
-def derive_seed(seed: int, *names: object) -> int:
-    """An independent 63-bit seed for each purpose: derive_seed(0, "grpo", step, "sample")."""
-    digest = hashlib.blake2b(repr((seed, *names)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def clip_gradient(model: nn.Module, max_norm: float, *, step: int) -> float:

@@ -16,12 +16,12 @@ from minirl.app.rundir import RunDir, RunLog, newest_checkpoint
 from minirl.lm.checkpoint import load_pretrained, load_reward_model, save_pretrained
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import ModelConfig, Transformer
+from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import build_tokenizer
 from minirl.tasks.instructions import KINDS, split_of
 from minirl.tasks.preferences import load_rankings, pairs
 from minirl.train.reward_model import as_reward
 from minirl.train.sft import SFTConfig
-from minirl.train.state import derive_seed
 
 SMALL = ["--eval-problems", "16", "--device", "cpu", "--checkpoint-every", "1"]
 LABELLED = ["--demonstrations", "96", "--ranked-prompts", "80"]      # of a run that makes its own rankings

@@ -11,10 +11,11 @@ import torch
 from minirl.app.cli import main
 from minirl.app.evaluate import evaluate
 from minirl.app.presets import GRPO_PRESETS, IDLE, PPO_PRESETS, check_flags
-from minirl.app.training import BaseConfig, make_base
+from minirl.app.training import BaseConfig
 from minirl.equations.advantages import group_advantages
 from minirl.equations.objectives import clipped_surrogate
 from minirl.lm.model import ModelConfig, Transformer
+from minirl.lm.tiny import make_base
 from minirl.lm.tokenizer import build_tokenizer
 from minirl.tasks.arithmetic import Arithmetic, demonstrations
 from minirl.tasks.problem import Problem

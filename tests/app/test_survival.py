@@ -19,49 +19,14 @@ from safetensors.torch import load_file
 from minirl.app import rundir, training
 from minirl.app.cli import main
 from minirl.app.rundir import RunDir, RunLog
-from minirl.app.survival import (SIGNALS, Lock, NoSpace, Stopped, catching_signals, replacing, room,
-                                 settle)
-from minirl.app.training import BaseConfig, make_base
+from minirl.app.survival import SIGNALS, Stopped, catching_signals
 from minirl.lm.checkpoint import load_pretrained
+from minirl.lm.files import Lock
+from minirl.lm.tiny import TinySizes, make_base
 from minirl.train.state import TrainState, make_optimizer
+from tests.lm.kills import moments, process_that_locks
 
 ROOT = Path(__file__).parents[2]
-FULL = Path("/dev/full")                                   # a file on a disk that is always full
-needs_full = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it, nothing is cleaned up."""
-
-
-CALLS = "replace", "rename", "unlink", "rmdir", "link", "mkdir", "fsync"
-
-
-def kill_before(monkeypatch, n):
-    """The n-th call that changes a name, or waits for the disk, is the one that is not made."""
-    made = itertools.count(1)
-    for name in CALLS:
-        def call(*args, real=getattr(os, name), **kwargs):
-            if next(made) == n:
-                raise Killed
-            return real(*args, **kwargs)
-        monkeypatch.setattr(os, name, call)
-
-
-def moments(monkeypatch, begin, work):
-    """Do work(begin()), killed before its first call, its second, ... -> each time's begin()."""
-    for n in itertools.count(1):
-        started = begin()
-        with monkeypatch.context() as patch:
-            kill_before(patch, n)
-            try:
-                work(started)
-            except Killed:
-                pass
-            else:
-                assert n > 1
-                return
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +35,8 @@ def tokenizer():
 
 
 def tiny_model():
-    sizes = BaseConfig(hidden_size=8, num_layers=1, num_heads=2, intermediate_size=8,
-                       max_seq_len=16)
+    sizes = TinySizes(hidden_size=8, num_layers=1, num_heads=2, intermediate_size=8,
+                      max_seq_len=16)
     return make_base(sizes, seed=0, device="cpu")
 
 
@@ -141,42 +106,6 @@ def test_a_final_that_is_killed_at_any_call_is_the_old_or_the_new(tokenizer, tmp
     assert seen == sorted(seen) and set(seen) == {1, 2}
 
 
-def test_tidying_up_may_be_killed_too(tmp_path, monkeypatch):
-    """Between the two renames: the new folder is complete, the old one out of the way."""
-    numbers = itertools.count()
-
-    def begin():
-        folder = tmp_path / str(next(numbers))
-        for name in ("final.partial", "final.replaced"):
-            (folder / name).mkdir(parents=True)
-            (folder / name / "x").write_text(name)
-        return folder / "final"
-
-    for final in moments(monkeypatch, begin, settle):
-        settle(final)
-        assert (final / "x").read_text() == "final.partial"
-        assert os.listdir(final.parent) == ["final"]
-
-
-def test_the_old_folder_comes_back_where_the_new_one_is_gone(tmp_path):
-    (tmp_path / "final.replaced").mkdir()
-    settle(tmp_path / "final")
-    assert os.listdir(tmp_path) == ["final"]
-
-
-def test_a_file_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
-    def begin():
-        (tmp_path / "x.json").write_text("old")
-        return tmp_path / "x.json"
-
-    def work(file):
-        with replacing(file) as partial:
-            partial.write_text("new")
-
-    seen = [file.read_text() for file in moments(monkeypatch, begin, work)]
-    assert set(seen) == {"old", "new"} and seen == sorted(seen, reverse=True)
-
-
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 def test_power_loss_finds_content_and_names_on_the_disk(tokenizer, tmp_path, monkeypatch):
     """Files were synced, folders and metrics.jsonl never: after power loss a renamed folder may be
@@ -231,14 +160,6 @@ def test_links_at_the_names_of_leftovers_go_and_what_they_point_to_stays(tmp_pat
     assert (mine / "x").read_text() == "precious"
 
 
-def test_a_file_is_not_written_through_a_link_at_its_partial_name(tmp_path):
-    (tmp_path / "mine").write_text("precious")
-    (tmp_path / "x.partial").symlink_to(tmp_path / "mine")
-    with replacing(tmp_path / "x") as partial:
-        partial.write_text("new")
-    assert (tmp_path / "mine").read_text() == "precious" and (tmp_path / "x").read_text() == "new"
-
-
 def test_a_final_that_only_lacks_its_name_gets_it(tokenizer, tmp_path):
     """Complete, and killed before the rename. It was deleted, though it may be the only copy."""
     run = RunDir.create(tmp_path / "run", {})
@@ -248,62 +169,6 @@ def test_a_final_that_only_lacks_its_name_gets_it(tokenizer, tmp_path):
     (run.path / "final").rename(run.path / "final.partial")
     (run.path / "final.partial" / "tokenizer.json").unlink()
     assert not RunDir.resume(run.path).finished and not list(run.path.glob("final*"))
-
-
-# a full disk
-
-def torch_to_a_path(file):
-    torch.save({"x": torch.zeros(1000)}, file)
-
-
-def torch_to_a_file(file):
-    with open(file, "wb") as f:
-        torch.save({"x": torch.zeros(1000)}, f)
-
-
-def text(file):
-    file.write_text("x" * 100_000)
-
-
-def in_an_error_of_our_own(file):
-    try:
-        text(file)
-    except OSError as error:
-        raise ValueError("cannot be written") from error
-
-
-@needs_full
-@pytest.mark.parametrize("write", [torch_to_a_path, torch_to_a_file, text, in_an_error_of_our_own])
-def test_each_library_says_in_its_own_way_that_the_disk_is_full(write, tmp_path):
-    """torch raised "unexpected pos 14848 vs 14742", a RuntimeError: 25 lines of traceback."""
-    says = f"no space left in {tmp_path}: make room, and go on with --resume"
-    with pytest.raises(NoSpace, match=says), room(tmp_path):
-        write(FULL)
-
-
-class SafetensorError(Exception):
-    """What safetensors raises is no OSError either."""
-
-
-@pytest.mark.parametrize("error, says", [
-    (SafetensorError("I/O error: No space left on device (os error 28)"), "no space left"),
-    (OSError(errno.EDQUOT, "Disk quota exceeded"), "no space left"),
-    (OSError(errno.EIO, "Input/output error"), "^.Errno 5. Input/output error$"),
-    (ValueError("lr is -1"), "^lr is -1$"), (ZeroDivisionError("x"), "^x$")])
-def test_only_a_full_disk_is_one(error, says, tmp_path):
-    wanted = NoSpace if says == "no space left" else type(error)
-    with pytest.raises(wanted, match=says), room(tmp_path):
-        raise error
-
-
-def test_another_failed_write_that_a_library_reports_is_an_oserror(tmp_path):
-    """A limit on file sizes, a broken disk: behind torch's "unexpected pos" stands the reason."""
-    says = f"{tmp_path} cannot be written to: .*File too large"
-    with pytest.raises(OSError, match=says), room(tmp_path):
-        try:
-            raise OSError(errno.EFBIG, "File too large")
-        finally:
-            raise RuntimeError("unexpected pos 64 vs 0")
 
 
 @pytest.fixture
@@ -356,32 +221,17 @@ def test_a_disk_that_fills_up_is_one_line_until_there_is_room(
 
 # one process for each run
 
-HOLD = """
-import sys, pathlib
-from minirl.app.survival import Lock
-lock = Lock.of(pathlib.Path(sys.argv[1]))
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
 def test_a_second_process_is_refused_until_the_first_has_died(tmp_path):
     """Two --resume of one run wrote every line of metrics twice, and one of them died of it."""
     path = tmp_path / "run"
     RunDir.create(path, {})
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], cwd=ROOT,
-                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        assert holder.stdout.readline() == b"held\n"
+    with process_that_locks(path) as holder:
         with pytest.raises(ValueError, match=f"run is in use by process {holder.pid}: wait for"):
             RunDir.resume(path)
         (path / "config.json").unlink()                    # it has the lock, and no config.json yet
         with pytest.raises(ValueError, match="run is in use by process"):
             RunDir.create(path, {})
         assert not (path / "config.json").exists()
-    finally:
-        holder.kill()
-        holder.wait()
     run = RunDir.create(path, {})
     assert (run.path / ".lock").read_text() == f"{os.getpid()}\n"
 
@@ -389,14 +239,6 @@ def test_a_second_process_is_refused_until_the_first_has_died(tmp_path):
 def test_one_process_may_open_its_run_twice(tmp_path):
     first = RunDir.create(tmp_path / "run", {})
     assert RunDir.resume(first.path)._lock is first._lock is Lock.of(first.path)
-
-
-def test_a_lock_does_not_write_through_a_link(tmp_path):
-    (tmp_path / "mine").write_text("precious")
-    (tmp_path / ".lock").symlink_to(tmp_path / "mine")
-    with pytest.raises(OSError):
-        Lock.of(tmp_path)
-    assert (tmp_path / "mine").read_text() == "precious"
 
 
 def start_one(root, barrier, number):

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 
 from minirl.app.cli import main
 from minirl.app.rundir import RunDir, RunLog
-from minirl.app.training import BaseConfig, RunConfig, make_base, run_grpo, worth_compiling
+from minirl.app.training import BaseConfig, RunConfig, run_grpo, worth_compiling
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.digests import seal
+from minirl.lm.tiny import make_base
 from minirl.train.grpo import GRPOConfig
 from minirl.train.sft import SFTConfig
 from minirl.train.state import NonFiniteError

@@ -8,10 +8,11 @@ import torch
 
 from minirl.lm.logprobs import token_logprobs
 from minirl.lm.sampling import sample
+from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import build_tokenizer
 from minirl.tasks.arithmetic import Arithmetic
 from minirl.train.grpo import GRPOConfig, train_grpo
-from minirl.train.state import NonFiniteError, derive_seed
+from minirl.train.state import NonFiniteError
 from tests.train.small import TOKENIZER, Digits, copied, length, tiny, weights
 
 CONFIG = GRPOConfig(steps=3, prompts_per_step=3, group_size=4, lr=1e-2, warmup_steps=0, min_lr_ratio=1.0, beta2=0.95, max_new_tokens=6)

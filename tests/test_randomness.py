@@ -1,4 +1,4 @@
-"""minirl/train/seeding.py"""
+"""A training page draws from its own seed, and leaves torch's global generator as it was."""
 
 import random
 
@@ -10,30 +10,8 @@ from minirl.train.dpo import DPOConfig, train_dpo
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.ppo import PPOConfig, train_ppo
 from minirl.train.reward_model import RewardModelConfig, train_reward_model
-from minirl.train.seeding import seeded
 from minirl.train.sft import SFTConfig, train_sft
 from tests.train.small import PAIRS, RANKINGS, TOKENIZER, Digits, length, tiny
-
-
-def test_inside_the_seed_counts_and_outside_nothing_has_happened():
-    torch.manual_seed(5)
-    expected = torch.rand(4)
-    torch.manual_seed(7)
-    inner = torch.rand(2)
-    torch.manual_seed(5)
-    before = torch.rand(2)
-    with seeded(7, torch.device("cpu")):
-        assert torch.equal(torch.rand(2), inner)
-    assert torch.equal(torch.cat([before, torch.rand(2)]), expected)
-
-
-def test_after_an_error_too():
-    state = torch.get_rng_state()
-    with pytest.raises(KeyError), seeded(7, torch.device("cpu")):
-        torch.rand(2)
-        raise KeyError
-    assert torch.equal(torch.get_rng_state(), state)
-
 
 PAGES = {
     "sft": lambda model: train_sft(model, TOKENIZER, PAIRS, SFTConfig(dropout=0.2)),
