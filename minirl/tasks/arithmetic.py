@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from minirl.tasks.problem import Problem, draw
+from minirl.tasks.problem import Problem, RewardFunction, draw
 from minirl.tasks.rewards import accuracy, format_reward
 
 SYMBOLS = {"addition": "+", "subtraction": "-", "multiplication": "*"}
@@ -39,8 +39,16 @@ class Arithmetic:
             raise ValueError(f"digits is {self.digits!r}: 1 to 5 is wanted")
 
     @property
-    def rewards(self) -> dict:
+    def name(self) -> str:
+        return f"{self.digits}-digit {self.operation}"
+
+    @property
+    def rewards(self) -> dict[str, RewardFunction]:
         return {"accuracy": accuracy, "format_reward": format_reward}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return dict.fromkeys(self.rewards, 1.0)
 
     def sample(self, n: int, rng: random.Random, *, split: str = "train") -> list[Problem]:
         """n problems of a split, drawn evenly and with replacement."""

@@ -17,12 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from minirl.tasks.arithmetic import Arithmetic
-from minirl.tasks.problem import Problem
+from minirl.tasks.problem import Problem, RewardFunction
 from minirl.tasks.rewards import accuracy, format_reward, language_consistency
 
 DIGITS = {"en": ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
           "ko": ("영", "일", "이", "삼", "사", "오", "육", "칠", "팔", "구")}
 LANGUAGES = tuple(DIGITS)
+NAMES = {"en": "English", "ko": "Korean"}
 PLACES = {"en": ("", " tens", " hundreds", " thousands", " ten-thousands"),              # behind a digit, from the right
           "ko": ("", " 십", " 백", " 천", " 만")}
 COLUMNS = {"en": ("ones:", ", tens:", ", hundreds:", ", thousands:", ", ten-thousands:"),      # in front of a column
@@ -81,8 +82,18 @@ class Bilingual:
             raise ValueError(f"stories is {self.stories}: a share in [0, 1] is wanted")
 
     @property
-    def rewards(self) -> dict:
-        return {"accuracy": accuracy, "format_reward": format_reward, "language_consistency": language_consistency}
+    def name(self) -> str:
+        digits = " and ".join(f"{digits}-digit" for digits in self.digits)
+        return f"{digits} addition in {' and '.join(NAMES[lang] for lang in self.languages)}"
+
+    @property
+    def rewards(self) -> dict[str, RewardFunction]:
+        return {"accuracy": accuracy, "format_reward": format_reward,
+                "language_consistency": language_consistency}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return dict.fromkeys(self.rewards, 1.0)
 
     def sample(self, n: int, rng: random.Random, *, split: str = "train") -> list[BilingualProblem]:
         """n problems of a split, drawn with replacement."""

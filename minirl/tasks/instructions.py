@@ -17,7 +17,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minirl.tasks.problem import Problem, draw
+from minirl.tasks.problem import Problem, RewardFunction, draw
 from minirl.tasks.rewards import text
 
 LETTERS = "abcdefgh"
@@ -54,8 +54,16 @@ class Instructions:
             raise ValueError(f"longest is {self.longest}: 3 to 12 letters are wanted")
 
     @property
-    def rewards(self) -> dict:
+    def name(self) -> str:
+        return "instructions"
+
+    @property
+    def rewards(self) -> dict[str, RewardFunction]:
         return {"accuracy": right_answer, "true_reward": true_reward}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return dict.fromkeys(self.rewards, 1.0)
 
     def sample(self, n: int, rng: random.Random, *, split: str = "train") -> list[Problem]:
         """n problems of a split, drawn with replacement."""

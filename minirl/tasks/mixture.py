@@ -12,9 +12,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from minirl.tasks.bilingual import Bilingual, BilingualProblem
-from minirl.tasks.instructions import Instructions
-from minirl.tasks.problem import RewardFunction
+from minirl.tasks.bilingual import BilingualProblem
+from minirl.tasks.problem import RewardFunction, Task, weights_of
 from minirl.tasks.rewards import judge
 
 
@@ -32,8 +31,8 @@ class Mixture:
     Paper      DeepSeek-R1, arXiv:2501.12948v2, eqs. 8 to 10 (there, general answers have a reward for their format, too).
     """
 
-    reasoning: Bilingual
-    general: Instructions
+    reasoning: Task
+    general: Task
     preference: RewardFunction
     general_share: float = 0.5
 
@@ -42,7 +41,16 @@ class Mixture:
             raise ValueError(f"general_share is {self.general_share}: a share in [0, 1] is wanted")
 
     @property
-    def rewards(self) -> dict:
+    def name(self) -> str:
+        return f"{self.reasoning.name} and {self.general.name}"
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The reasoning task's weights, 1 for the preference, and 0 for what is only watched."""
+        return {**dict.fromkeys(self.rewards, 0.0), **weights_of(self.reasoning), "preference": 1.0}
+
+    @property
+    def rewards(self) -> dict[str, RewardFunction]:
         judged = {"preference": self.preference, **{f"general/{name}": reward for name, reward in self.general.rewards.items()}}
         rules = self.reasoning.rewards
         return ({name: judging(name, reward, general=False) for name, reward in rules.items()}

@@ -1,32 +1,33 @@
-"""Problem, and what a task is.
+"""What a problem is, and what a task is.
 
-A task is any object with
+A task draws problems and names the reward functions that judge completions of them: see `Task`.
+Reward functions have the signature that TRL uses, f(prompts, completions, **columns) -> one number
+per completion. `columns` are the problems' fields by name ("answer", ...), each a list with one
+entry per completion. Reward functions are called by keyword, so their parameters may stand in any
+order. None and NaN mean "no verdict".
 
-    sample(n, rng, *, split="train") -> list[Problem]      n problems of a split ("train" or "test"), drawn with a random.Random
-    rewards: dict[str, RewardFunction]                     named reward functions, each f(prompts, completions, **columns) -> list[float | None];
-                                                           the one called "accuracy" says what counts as right in evaluation
-
-Reward functions have the signature TRL uses: `columns` are the problems' fields by name ("answer", ...), each a list with one entry per
-completion. They are called by keyword, so that parameters may stand in any order. None and NaN mean
-"no verdict". A task knows no model and no tokenizer: prompts and completions are text, or
-conversations in TRL's form. Problems are equal where their fields are, and can be put into a set.
+A task knows no model and no tokenizer: prompts and completions are text, or conversations in TRL's
+format.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 RewardFunction = Callable[..., "list[float | None]"]
-MISSES = 10_000        # in a row: no matter of chance where one problem in ten is held out
+MISSES = 10_000        # in a row: not by chance where one problem in ten is held out
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One question.
+    """One question. A task may subclass it to add fields.
 
-    `prompt` is what the model reads, `answer` what a right completion says. For demonstrations, where known: `worked` is one way to get there,
-    and `written` the answer in their spelling.
+    `prompt` is what the model reads, `answer` what a right completion says. For demonstrations,
+    where known: `worked` is one way to get there, and `written` the answer in their spelling.
+    Problems are equal where their fields are, and can be put into a set.
     """
 
     prompt: str
@@ -35,18 +36,75 @@ class Problem:
     written: str = ""
 
 
+class Task(Protocol):
+    """What is learnt and how it is scored. Any object with these members is a task.
+
+    name      what a title calls it, such as "3-digit addition"
+    rewards   reward functions by name; the one called "accuracy" says which completions evaluation
+              counts as right: those with verdict 1
+    weights   how much each verdict counts in the sum that training maximises; a reward of weight 0
+              is judged and reported, one without a weight is not judged
+    sample    n problems of a split ("train" or "test"), drawn with replacement
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def rewards(self) -> Mapping[str, RewardFunction]: ...
+
+    @property
+    def weights(self) -> Mapping[str, float]: ...
+
+    def sample(self, n: int, rng: random.Random, *, split: str = "train") -> Sequence[Problem]: ...
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The problems of a task, judged by other rewards or with other weights."""
+
+    task: Task
+    rewards: Mapping[str, RewardFunction]
+    weights: Mapping[str, float]
+    name: str = ""                     # left out: the task's
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.task.name)
+
+    def sample(self, n: int, rng: random.Random, *, split: str = "train") -> Sequence[Problem]:
+        return self.task.sample(n, rng, split=split)
+
+
+def weights_of(task: Task) -> dict[str, float]:
+    """The task's weights by reward; 1 for each of its rewards where it has no `weights`.
+
+    Raises ValueError for a weight of a reward that the task does not have.
+    """
+    weights = getattr(task, "weights", None)
+    if weights is None:
+        weights = dict.fromkeys(task.rewards, 1.0)
+    for name in weights:
+        if name not in task.rewards:
+            raise ValueError(f"weights: there is no reward {name!r}; the task has "
+                             f"{', '.join(task.rewards) or 'none'}")
+    return dict(weights)
+
+
 def draw(n: int, split: str, one: Callable[[], tuple[Problem, str]]) -> list[Problem]:
-    """n problems of a split. one() makes a problem and says which split it is in. Raises ValueError
-    where the split has hardly any."""
+    """n problems of a split. one() makes a problem and says which split it is in.
+
+    Raises ValueError where the split has hardly any problems.
+    """
     if split not in ("train", "test"):
         raise ValueError(f"split is {split!r}: train or test is wanted")
     if n < 0:
         raise ValueError(f"n is {n}: a number of problems is wanted")
-    problems, misses = [], 0
+    problems: list[Problem] = []
+    misses = 0
     while len(problems) < n:
-        problem, where = one()
+        problem, its_split = one()
         misses += 1
-        if where == split:
+        if its_split == split:
             problems.append(problem)
             misses = 0
         elif misses == MISSES:
@@ -55,10 +113,13 @@ def draw(n: int, split: str, one: Callable[[], tuple[Problem, str]]) -> list[Pro
     return problems
 
 
-def columns(problems: Sequence[Problem], *, repeat: int = 1) -> dict[str, list]:
-    """The problems' fields by name, each entry `repeat` times in a row: what reward functions get for groups of `repeat` completions.
+def columns(problems: Sequence[Problem], *, repeat: int = 1) -> dict[str, list[Any]]:
+    """The problems' fields by name, each entry `repeat` times in a row.
 
-    A task may subclass Problem to add fields; all problems of one call are of one class.
+    This is what reward functions get for groups of `repeat` completions. All problems of one call
+    must be of one class.
     """
-    names = [field.name for field in fields(problems[0] if problems else Problem) if field.name != "prompt"]
-    return {name: [getattr(p, name) for p in problems for _ in range(repeat)] for name in names}
+    kind = problems[0] if problems else Problem
+    names = [field.name for field in fields(kind) if field.name != "prompt"]
+    return {name: [getattr(problem, name) for problem in problems for _ in range(repeat)]
+            for name in names}

@@ -1,0 +1,96 @@
+"""One way to ask a policy: sample completions of a task's problems, decode them and judge them.
+
+Every training page and every evaluation goes through `collect`. Completions are handed to reward
+functions as text and as the ids that were sampled, so that nothing is decoded and encoded again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from minirl.lm.model import Transformer
+from minirl.lm.rollouts import Rollouts
+from minirl.lm.sampling import sample
+from minirl.lm.tokenizer import Tokenizer
+from minirl.tasks.problem import Problem, Task, columns, weights_of
+from minirl.tasks.rewards import judge, weighted_sum
+
+ROWS = 512        # completions that are sampled together, unless the caller says otherwise
+
+
+class Counter(Protocol):
+    """Something that is told how far the work has got, such as a progress bar."""
+
+    def update(self, n: int = 1, note: str = "") -> None: ...
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Completions of P problems, B = P * group rows. Row p * group + g is sample g of problem p.
+
+    problems      P of them
+    rollouts      tokens, mask and log-probs, (B, T) each
+    completions   B texts
+    verdicts      for each reward B numbers, None where there is no verdict
+    rewards       (B,) float32 on the CPU: the weighted sum of a row's verdicts, NaN: no verdict
+    """
+
+    problems: Sequence[Problem]
+    rollouts: Rollouts
+    completions: list[str]
+    verdicts: dict[str, list[float | None]]
+    rewards: Tensor
+
+
+def collect(model: Transformer, tokenizer: Tokenizer, task: Task, problems: Sequence[Problem], *,
+            group: int = 1, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0,
+            top_p: float = 1.0, generator: torch.Generator | None = None) -> Collected:
+    """Sample `group` completions of each problem, and judge them by the task's rewards.
+
+    Raises     ValueError for a prompt that does not fit the context, sampling options out of range,
+               and a reward function that does not give one number (or None) per completion.
+    See        lm.sampling.sample, tasks.rewards.judge, collect_in_parts.
+
+    The rewards that have a weight are asked, in the order of the weights; a reward of weight 0 is
+    judged and does not count in the sum. They get the problems' fields as columns, and
+    `completion_ids`: the sampled ids of each row, which end with EOS unless it was cut off.
+    """
+    weights = weights_of(task)
+    prompts = [tokenizer.encode_prompt(problem.prompt) for problem in problems]
+    rollouts = sample(model, prompts, group=group, max_new_tokens=max_new_tokens,
+                      temperature=temperature, top_k=top_k, top_p=top_p,
+                      eos_id=tokenizer.stop_ids, pad_id=tokenizer.pad_id, generator=generator)
+    ids = rollouts.completion_ids()                                       # B lists
+    completions = [tokenizer.decode_completion(row) for row in ids]       # B texts
+
+    texts = [problem.prompt for problem in problems for _ in range(group)]
+    by_name = {**columns(problems, repeat=group), "completion_ids": ids}    # B entries each
+    verdicts = judge(task.rewards, weights, texts, completions, **by_name)
+    sums: list[float | None] = [None] * len(completions)
+    if verdicts:
+        sums = weighted_sum(list(verdicts.values()), list(weights.values()))
+    rewards = torch.tensor([math.nan if total is None else total for total in sums])     # (B,)
+    return Collected(problems, rollouts, completions, verdicts, rewards)
+
+
+def collect_in_parts(model: Transformer, tokenizer: Tokenizer, task: Task,
+                     problems: Sequence[Problem], *, group: int = 1, rows: int = ROWS,
+                     progress: Counter | None = None, **sampling: Any) -> Iterator[Collected]:
+    """`collect` for many problems: parts of at most `rows` completions, one after the other.
+
+    A part has at least one problem. `sampling` goes to `collect`. `progress.update(n)` is called
+    after each part of n completions.
+    """
+    size = max(1, rows // group)
+    for start in range(0, len(problems), size):
+        part = collect(model, tokenizer, task, problems[start:start + size], group=group,
+                       **sampling)
+        if progress is not None:
+            progress.update(len(part.completions))
+        yield part
