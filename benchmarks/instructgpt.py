@@ -24,8 +24,8 @@ from minirl.app.instruct import InstructConfig, JudgedBy, choose_epoch, held_out
 from minirl.app.measure import TASK, mean, measure
 from minirl.app.plots import COLOURS, smooth, tidy
 from minirl.app.rundir import RunDir
-from minirl.app.text import mean_interval
 from minirl.equations.inference_time import best_of_n_kl
+from minirl.inference.intervals import mean_interval
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import read_json

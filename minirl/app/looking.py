@@ -12,7 +12,8 @@ import torch
 
 from minirl.app.evaluate import evaluate
 from minirl.app.progress import Progress
-from minirl.app.text import WIDTH, columns_of, table, visible, wilson_interval
+from minirl.app.text import WIDTH, columns_of, table, visible
+from minirl.inference.intervals import wilson_interval
 from minirl.lm.precision import compute_in
 from minirl.lm.sampling import sample
 

@@ -11,8 +11,9 @@ import torch
 
 from minirl.app.evaluate import distinct_problems
 from minirl.app.progress import Progress
-from minirl.app.text import code_span, hanging, mean_interval, table
+from minirl.app.text import code_span, hanging, table
 from minirl.equations.inference_time import best_of_n, best_of_n_kl
+from minirl.inference.intervals import mean_interval
 from minirl.lm.heads import ScalarModel
 from minirl.lm.logprobs import rollout_logprobs, token_logprobs
 from minirl.lm.rollouts import Rollouts, completion_batch, micro_batches

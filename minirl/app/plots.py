@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minirl.app.rundir import RunDir
-from minirl.app.text import escaped, shortened, visible, wilson_interval
+from minirl.app.text import escaped, shortened, visible
+from minirl.inference.intervals import wilson_interval
 from minirl.lm.tokenizer import read_json
 
 AUTO, LOG = "from the data", "from the data; logarithmic where they span much"

@@ -26,9 +26,10 @@ from minirl.app.measure import mean
 from minirl.app.plots import plot_hacking, plot_stages
 from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir, RunLog
-from minirl.app.text import columns_of, hanging, padded, table, wilson_interval
+from minirl.app.text import columns_of, hanging, padded, table
 from minirl.app.training import BaseConfig, CommonConfig, finish, load_policy, supervised, worth_compiling
 from minirl.equations.inference_time import majority_vote
+from minirl.inference.intervals import wilson_interval
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.lm.precision import compute_in
 from minirl.lm.seeds import derive_seed

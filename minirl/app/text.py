@@ -1,8 +1,7 @@
-"""Text for people: what a model wrote made safe to show, aligned tables, means with intervals."""
+"""Text for people: what a model wrote made safe to show, and aligned tables."""
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -120,30 +119,3 @@ def table(rows: Sequence[Sequence[str]], width: int = WIDTH) -> str:
         cells += [padded(cell, w, right=True) for cell, w in zip(others, widths[1:])]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
-
-
-def wilson_interval(mean: float, n: int, *, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a mean of n numbers in [0, 1] (Wilson 1927): inside [0, 1] at any mean.
-
-    For several samples per problem take n = distinct problems: numbers between 0 and 1 vary at most
-    as much as yes and no do, so it is then wide enough. Of no number it is all of [0, 1].
-    """
-    if n < 1:
-        return 0.0, 1.0
-    centre = (mean + z * z / (2 * n)) / (1 + z * z / n)
-    spread = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
-    # the mean is inside, whatever was rounded
-    return max(0.0, min(mean, centre - spread)), min(1.0, max(mean, centre + spread))
-
-
-def mean_interval(numbers: Sequence[float]) -> str:
-    """Mean and half the width of its 95 % interval.
-
-    >>> mean_interval([1.0, 2.0, 3.0])
-    '2.000 +- 1.132'
-    """
-    n, mean = len(numbers), sum(numbers) / len(numbers)
-    if n < 2:
-        return f"{mean:.3f}"
-    variance = sum((x - mean) ** 2 for x in numbers) / (n - 1)
-    return f"{mean:.3f} +- {1.96 * math.sqrt(variance / n):.3f}"

@@ -16,7 +16,8 @@ from minirl.app.presets import GRPOPreset
 from minirl.train.profiling import profiled
 from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir, RunLog
-from minirl.app.text import code_span, hanging, table, wilson_interval
+from minirl.app.text import code_span, hanging, table
+from minirl.inference.intervals import wilson_interval
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in

@@ -9,11 +9,9 @@ import pytest
 from minirl.app.text import (
     code_span,
     columns_of,
-    mean_interval,
     shortened,
     table,
     visible,
-    wilson_interval,
 )
 
 
@@ -130,38 +128,6 @@ def test_a_table_lines_up_under_hangul_and_is_never_wider_than_a_terminal():
 )
 def test_names_are_shortened_in_the_middle(text, width, short):
     assert shortened(text, width) == short and columns_of(short) <= width
-
-
-@pytest.mark.parametrize(
-    "mean, n, low, high",
-    [
-        (0.5, 100, 0.4038, 0.5962),
-        (0.0, 10, 0.0, 0.2775),
-        (1.0, 10, 0.7225, 1.0),
-        (0.9, 20, 0.6990, 0.9721),
-    ],
-)
-def test_wilson_interval_from_published_tables(mean, n, low, high):
-    """An interval of +- 1.96 standard errors has no width where every answer is right; this does."""
-    assert wilson_interval(mean, n) == (pytest.approx(low, abs=2e-4), pytest.approx(high, abs=2e-4))
-
-
-def test_an_interval_always_holds_its_mean():
-    """At means of 0 and 1 rounding once put the end of the interval 1e-17 beyond the mean, and a
-    figure with error bars of negative length cannot be drawn."""
-    for n in range(1, 400):
-        for mean in (0.0, 1.0, 0.5):
-            low, high = wilson_interval(mean, n)
-            assert 0.0 <= low <= mean <= high <= 1.0
-
-
-def test_of_no_number_nothing_is_known():
-    assert wilson_interval(float("nan"), 0) == (0.0, 1.0)
-
-
-def test_mean_intervals_by_hand():
-    """Of 1, 2, 3 the standard deviation is 1: 1.96 / sqrt(3) = 1.1316."""
-    assert mean_interval([1, 2, 3]) == "2.000 +- 1.132" and mean_interval([0.25]) == "0.250"
 
 
 def test_text_and_progress_load_no_torch():
