@@ -35,6 +35,7 @@ TABLE = [
     (advantages, "batch_mean_advantages", "G", {}),
     (advantages, "optimal_baseline opo_advantages", "G N", {}),
     (advantages, "remax_advantages", "G c", {}),
+    (advantages, "spread", "c M", {}),
     (advantages, "process_advantages", "S", {}),
     (advantages, "reinforce_plus_plus_advantages", "c C C M", {"kl_coef": 0.1}),
     (objectives, "policy_gradient value_loss", "L C", {}),

@@ -1,12 +1,13 @@
-"""Advantages: how much better a completion, a step or a token was than what was to be expected.
+"""Advantages: how much better a completion, a step or a token was than expected.
 
-    with a value function    gae (and discounted_returns, what a value function learns)
-    with a group             group_advantages (GRPO, Dr. GRPO), leave_one_out_advantages (RLOO), maxrl_advantages, opo_advantages,
-                             process_advantages (rewards per step)
-    with neither             batch_mean_advantages, reinforce_plus_plus_advantages (the batch),
-                             remax_advantages (one greedy answer)
+    with a value function  gae; discounted_returns is what a value function learns
+    with a group           group_advantages (GRPO, Dr. GRPO), leave_one_out_advantages (RLOO),
+                           maxrl_advantages, opo_advantages, process_advantages (step rewards)
+    with the batch         batch_mean_advantages, reinforce_plus_plus_advantages
+    with a greedy answer   remax_advantages
 
-Groups are the last dimension: (P, G). Returns and values are per token: (B, T). Nothing here has a gradient.
+Groups are the last dimension: (P, G). Returns and values are per token: (B, T). `spread` turns one
+advantage per completion into one per token. Nothing here has a gradient.
 """
 
 from __future__ import annotations
@@ -14,191 +15,247 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from minirl.equations.checks import check_constants
 from minirl.equations.kl import kl_shaped_rewards
 from minirl.equations.reduce import masked_whiten, within_rounding
 
 
 def discounted_returns(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0) -> Tensor:
-    r"""What is still to come: the discounted sum of this and all later rewards of a row.
+    r"""The return of each token: the discounted sum of its reward and of all later ones.
 
-    Equation   R_t = r_t + gamma R_{t+1}
-    Paper      Williams 1992 (REINFORCE); GAE, arXiv:1506.02438, section 2; in RLHF gamma = 1: InstructGPT, arXiv:2203.02155, appendix C.
-    Shapes     rewards, mask (B, T) -> (B, T), 0 under a zero mask; t counts sampled tokens, so tool output between them discounts nothing
+    Equation   R_t = r_t + γ R_{t+1}
+    Paper      Williams 1992 (REINFORCE); GAE, arXiv:1506.02438, section 2. In RLHF γ = 1:
+               InstructGPT, arXiv:2203.02155, appendix C.
+    Shapes     rewards, mask: (B, T) -> (B, T), 0 under a zero mask. t counts sampled tokens: tool
+               output between them adds no discount.
     Gradient   none: rewards are numbers.
-    Raises     ValueError if shapes differ, a reward under the mask is not finite or requires grad, or gamma is outside [0, 1].
+    Raises     ValueError if shapes differ, a reward under the mask is not finite or requires grad,
+               or gamma is outside [0, 1].
+    See        gae, of which this is the case V = 0, λ = 1.
 
-    >>> discounted_returns(torch.tensor([[0.0, 2.0, 0.0, 4.0]]), torch.tensor([[0, 1, 0, 1]]), gamma=0.5)        # 2 + 4/2
+    >>> rewards, mask = torch.tensor([[0.0, 2.0, 0.0, 4.0]]), torch.tensor([[0, 1, 0, 1]])
+    >>> discounted_returns(rewards, mask, gamma=0.5)  # 2 + 4/2
     tensor([[0., 4., 0., 4.]])
     """
     zeros = torch.zeros_like(rewards)
     return gae(rewards, zeros, mask, gamma=gamma, lam=1.0)[0]
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float = 1.0, lam: float = 0.95, bootstrap: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    *,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    bootstrap: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     r"""Generalised advantage estimation, and the returns that the value function is fitted to.
 
-    Equation   delta_t = r_t + gamma V_{t+1} - V_t
-               A_t     = delta_t + gamma lam A_{t+1}  =  sum_l (gamma lam)^l delta_{t+l},         returns_t = A_t + V_t
-    Paper      GAE, arXiv:1506.02438, eqs. 9 and 16; PPO, arXiv:1707.06347, eqs. 11 and 12. lam = 0: delta (eq. 17); lam = 1: return - V (eq. 18).
-    Shapes     rewards, values, mask (B, T), bootstrap (B,) -> advantages (B, T), returns (B, T), both 0 under a zero mask
+    Equation   δ_t = r_t + γ V_{t+1} - V_t
+               A_t = δ_t + γ λ A_{t+1} = Σ_l (γ λ)^l δ_{t+l}                (lam is λ)
+               returns_t = A_t + V_t
+    Paper      GAE, arXiv:1506.02438, eqs. 9 and 16; PPO, arXiv:1707.06347, eqs. 11 and 12.
+               λ = 0 gives δ_t (GAE, eq. 17), λ = 1 gives the return minus V_t (eq. 18).
+    Shapes     rewards, values, mask: (B, T), bootstrap: (B,) -> advantages (B, T), returns (B, T),
+               both 0 under a zero mask
     Gradient   none: both are numbers.
-    Raises     ValueError if shapes differ, if a reward or value under the mask is not finite or requires grad, or if gamma or lam is outside [0, 1].
-    See        kl.kl_shaped_rewards, which makes rewards; objectives.clipped_value_loss, which takes returns; reduce.masked_whiten.
+    Raises     ValueError if shapes differ, if a reward or value under the mask is not finite or
+               requires grad, or if gamma or lam is outside [0, 1].
+    See        kl.kl_shaped_rewards for the rewards, objectives.clipped_value_loss for the returns,
+               reduce.masked_whiten for the advantages.
 
-    After the last sampled token V is 0: the episode is over. A row that was cut off (`truncated`) is not over, and `bootstrap` gives the V of the
-    state behind it. A mask with gaps is stepped over: tool output takes no action, so "next" is the next sampled token.
+    After the last sampled token V is 0, because the episode is over. A truncated row is not over:
+    `bootstrap` is V of the state after its last token. Gaps in the mask are stepped over: tool
+    output is no action, so "next" means the next sampled token.
 
     >>> rewards, values = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.5, 0.6, 0.8]])
-    >>> adv, returns = gae(rewards, values, torch.ones(1, 3), lam=1.0)                   # 1 - 0.5, 1 - 0.6, 1 - 0.8
-    >>> adv, returns
+    >>> gae(rewards, values, torch.ones(1, 3), lam=1.0)  # 1 - 0.5, 1 - 0.6, 1 - 0.8; returns 1
     (tensor([[0.5000, 0.4000, 0.2000]]), tensor([[1., 1., 1.]]))
-    >>> gae(rewards, values, torch.ones(1, 3), lam=0.0)[0]                               # 0.6 - 0.5, 0.8 - 0.6, 1 - 0.8
+    >>> gae(rewards, values, torch.ones(1, 3), lam=0.0)[0]  # 0.6 - 0.5, 0.8 - 0.6, 1 - 0.8
     tensor([[0.1000, 0.2000, 0.2000]])
     """
-    if not rewards.shape == values.shape == mask.shape or rewards.dim() != 2 or (bootstrap is not None and bootstrap.shape != rewards.shape[:1]):
-        raise ValueError(f"rewards {tuple(rewards.shape)}, values {tuple(values.shape)}, mask {tuple(mask.shape)}, bootstrap "
-                         f"{None if bootstrap is None else tuple(bootstrap.shape)}: three times (B, T), and (B,) for bootstrap, are wanted")
+    _check_episodes(rewards, values, mask, bootstrap)
     if not (0 <= gamma <= 1 and 0 <= lam <= 1):
-        raise ValueError(f"gamma is {gamma}, lam {lam}: both in [0, 1] are wanted")
-    mask, rewards = mask.bool(), rewards if rewards.is_floating_point() else rewards.float()
-    values = values.to(rewards.dtype) if not values.is_floating_point() else values
-    for name, x in (("rewards", rewards), ("values", values), ("bootstrap", bootstrap)):
-        if x is not None and (x.requires_grad or not bool((x if name == "bootstrap" else x[mask]).isfinite().all())):
-            raise ValueError(f"{name}: requires_grad {x.requires_grad}, or a number under the mask that is not finite: finite constants are wanted; detach them")
+        raise ValueError(f"gamma is {gamma}, lam {lam}: expected both in [0, 1]")
+    mask = mask.bool()
+    if not rewards.is_floating_point():
+        rewards = rewards.float()
+    if not values.is_floating_point():
+        values = values.to(rewards.dtype)
     adv = torch.zeros_like(values)
-    next_adv = values.new_zeros(len(values))                                                 # (B,)
+    next_adv = values.new_zeros(len(values))  # (B,)
     next_value = torch.zeros_like(next_adv) if bootstrap is None else bootstrap.to(values.dtype)
     for t in reversed(range(values.shape[1])):
+        sampled = mask[:, t]  # (B,); where it is 0, the next token stays the next token
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        next_adv = torch.where(mask[:, t], delta + gamma * lam * next_adv, next_adv)         # a slot under a zero mask hands on what came from behind
-        next_value = torch.where(mask[:, t], values[:, t], next_value)
-        adv[:, t] = torch.where(mask[:, t], next_adv, 0)
-    return adv, torch.where(mask, adv + values, 0)
+        next_adv = torch.where(sampled, delta + gamma * lam * next_adv, next_adv)
+        next_value = torch.where(sampled, values[:, t], next_value)
+        adv[:, t] = torch.where(sampled, next_adv, 0)
+    returns = torch.where(mask, adv + values, 0)
+    return adv, returns
 
 
-def group_advantages(rewards: Tensor, *, scale: str = "group", ddof: int = 1, eps: float = 1e-4) -> Tensor:
-    r"""Each reward against the other samples of its prompt.
+def spread(adv: Tensor, mask: Tensor) -> Tensor:
+    r"""Give every sampled token the advantage of its completion.
 
-    Equation   A_i = (r_i - mean(r)) / (std(r) + eps)                 scale = "group"
-               A_i = (r_i - mean(r)) / (std(all rewards) + eps)       scale = "batch": the mean stays the group's
-               A_i =  r_i - mean(r)                                   scale = "none"
-    Paper      DeepSeekMath, arXiv:2402.03300, section 4.1.2 (outcome supervision); "none": Dr. GRPO, arXiv:2503.20783, section 3.2.
-    Erratum    The paper writes "std" and leaves ddof open. TRL and verl take 1 (as here), others 0; at G = 2 that is +-0.71 or +-1.
-    Shapes     rewards (P, G) -> (P, G)
+    Equation   A_{i,t} = A_i
+    Paper      DeepSeekMath, arXiv:2402.03300, section 4.1.2: with outcome supervision all tokens
+               of a completion share its advantage.
+    Shapes     adv: (B,), mask: (B, T) -> (B, T), 0 under a zero mask
+    Raises     ValueError if shapes do not fit, or if adv requires grad.
+
+    >>> spread(torch.tensor([0.5, -1.0]), torch.tensor([[0, 1, 1], [0, 1, 0]]))
+    tensor([[ 0.0000,  0.5000,  0.5000],
+            [ 0.0000, -1.0000,  0.0000]])
+    """
+    if mask.dim() != 2 or adv.shape != mask.shape[:1]:
+        raise ValueError(f"adv {tuple(adv.shape)} beside mask {tuple(mask.shape)}: expected (B,), "
+                         "one advantage per completion, beside (B, T)")
+    check_constants(adv=adv)
+    return torch.where(mask.bool(), adv[:, None], 0)
+
+
+def group_advantages(
+    rewards: Tensor, *, scale: str = "group", ddof: int = 1, eps: float = 1e-4
+) -> Tensor:
+    r"""Compare each reward with those of the other samples of its prompt.
+
+    Equation   A_i = (r_i - mean(r)) / (std(r) + ε)                scale = "group"
+               A_i = (r_i - mean(r)) / (std(all rewards) + ε)      scale = "batch"
+               A_i = r_i - mean(r)                                 scale = "none"
+               mean(r) is the group's in all three                 (eps is ε)
+    Paper      DeepSeekMath, arXiv:2402.03300, section 4.1.2 (outcome supervision). scale = "none":
+               Dr. GRPO, arXiv:2503.20783, section 3.2.
+    Erratum    The paper writes "std" and leaves the divisor open: n - 1 (ddof = 1: here, TRL, verl)
+               or n (ddof = 0). At G = 2 the advantages are ±0.71 or ±1.
+    Shapes     rewards: (P, G) -> (P, G)
     Gradient   none: rewards are numbers.
-    Raises     ValueError if rewards is not (P, G), holds an infinity or requires grad, scale is unknown, or ddof is not 0 or 1.
-    See        objectives.clipped_surrogate takes them, one per token of the completion.
+    Raises     ValueError if rewards is not (P, G), holds an infinity or requires grad, if scale is
+               unknown, or if ddof is not 0 or 1.
+    See        spread, for one advantage per token; objectives.clipped_surrogate, which takes them.
 
-    A NaN reward means "no verdict": it is left out of mean and std, and its advantage is 0. Where all rewards of a group are equal, every
-    advantage is exactly 0 (asked of max and min: the float32 mean of eight 0.7 is not 0.7, and
-    6e-8 / 1e-8 would be an advantage of 6). 0.3 and 0.1 + 0.2 are equal, too: see zero_spread.
+    A NaN reward means "no verdict": mean and std leave it out, and its advantage is 0. Where all
+    rewards of a group are equal, every advantage is exactly 0. The test is on max and min: the
+    float32 mean of eight 0.7 is not 0.7, and 6e-8 / 1e-8 would be an advantage of 6. Rewards that
+    differ by rounding alone, such as 0.3 and 0.1 + 0.2, count as equal: see zero_spread.
 
-    >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))                     # mean 1/4, std 1/2
+    >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))  # mean 1/4, std 1/2
     tensor([[ 1.4997, -0.4999, -0.4999, -0.4999]])
     >>> group_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), scale="none")
     tensor([[ 0.7500, -0.2500, -0.2500, -0.2500]])
     """
-    rewards = _grouped(rewards)
+    rewards = _as_groups(rewards)
     if scale not in ("group", "batch", "none"):
-        raise ValueError(f"scale is {scale!r}: one of group, batch, none is wanted")
+        raise ValueError(f"scale is {scale!r}: expected one of group, batch, none")
     if ddof not in (0, 1):
-        raise ValueError(f"ddof is {ddof}: 0 (divide by n) or 1 (by n - 1) is wanted")
-    count = (~rewards.isnan()).sum(-1, keepdim=True)                            # (P, 1)
-    centred = _centred(rewards)
+        raise ValueError(f"ddof is {ddof}: expected 0 (divide by n) or 1 (by n - 1)")
+    count = (~rewards.isnan()).sum(-1, keepdim=True)  # (P, 1)
+    centred = _centred(rewards)  # (P, G)
     if scale == "group":
         centred = centred / (_std(centred, count, ddof) + eps)
     elif scale == "batch":
-        everyone = _centred(rewards.flatten()[None])                            # (1, P * G)
-        centred = centred / (_std(everyone, count.sum(), ddof) + eps)
+        batch = _centred(rewards.flatten()[None])  # (1, P * G)
+        centred = centred / (_std(batch, count.sum(), ddof) + eps)
     return torch.where(zero_spread(rewards), 0, centred).to(rewards.dtype)
 
 
 def batch_mean_advantages(rewards: Tensor) -> Tensor:
-    r"""REINFORCE with a baseline that needs no groups: each reward against the mean of the batch.
+    r"""Compare each reward with the mean of the batch: REINFORCE with a baseline, without groups.
 
     Equation   A_i = r_i - mean(all rewards)
     Paper      Williams 1992 (REINFORCE), section 4 ("reinforcement baseline").
-    Shapes     rewards (P, G) -> (P, G)
-    Gradient   none. Each of the N = P G samples is in its own baseline, so that the expectation is
-               (N - 1)/N of the policy gradient.
+    Shapes     rewards: (P, G) -> (P, G)
+    Gradient   none. Each of the N = P G samples is part of its own baseline, so the expected
+               estimate is (N - 1)/N of the policy gradient.
     Raises     ValueError as group_advantages.
     See        group_advantages with scale="none", where the mean is that of the prompt's samples.
 
     NaN, "no verdict", is left out and gets 0. Where all rewards are equal, every advantage is 0.
 
-    >>> batch_mean_advantages(torch.tensor([[1.0, 0.0], [0.0, float("nan")]]))           # mean 1/3
+    >>> batch_mean_advantages(torch.tensor([[1.0, 0.0], [0.0, float("nan")]]))  # mean 1/3
     tensor([[ 0.6667, -0.3333],
             [-0.3333,  0.0000]])
     """
-    rewards = _grouped(rewards)
+    rewards = _as_groups(rewards)
     if len(rewards) == 0:
         return rewards
-    everyone = rewards.flatten()[None]                                          # (1, P * G)
-    adv = torch.where(zero_spread(everyone), 0, _centred(everyone))
+    batch = rewards.flatten()[None]  # (1, P * G)
+    adv = torch.where(zero_spread(batch), 0, _centred(batch))
     return adv.view_as(rewards).to(rewards.dtype)
 
 
 def leave_one_out_advantages(rewards: Tensor) -> Tensor:
-    r"""RLOO: each reward against the mean of the others, a baseline that the sample itself has no part in.
+    r"""RLOO: compare each reward with the mean of the others, a baseline without the sample itself.
 
-    Equation   A_i = r_i - 1/(G - 1) sum_{j != i} r_j  =  G/(G - 1) (r_i - mean(r))
-    Paper      RLOO, arXiv:2402.14740, section 3.2 (there r holds the KL penalty of the whole sequence).
-    Shapes     rewards (P, G) -> (P, G)
-    Gradient   none. Times grad log pi its expectation is exactly the policy gradient, at every G > 1; Dr. GRPO's is (G - 1)/G of it.
+    Equation   A_i = r_i - 1/(G-1) Σ_{j≠i} r_j = G/(G-1) (r_i - mean(r))
+    Paper      RLOO, arXiv:2402.14740, section 3.2. There r includes the KL penalty of the whole
+               sequence.
+    Shapes     rewards: (P, G) -> (P, G)
+    Gradient   none. E[A ∇ log π] is exactly the policy gradient, at every G > 1; with
+               Dr. GRPO's advantages it is (G-1)/G of it.
     Raises     ValueError as group_advantages.
 
-    NaN, "no verdict", is left out and gets 0; so does a sample that has no other to be compared with.
+    NaN, "no verdict", is left out and gets 0. So does a sample without others to compare with.
 
-    >>> leave_one_out_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))               # 1 - 0; 0 - 1/3
+    >>> leave_one_out_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))  # 1 - 0; 0 - 1/3
     tensor([[ 1.0000, -0.3333, -0.3333, -0.3333]])
     """
-    rewards = _grouped(rewards)
-    count = (~rewards.isnan()).sum(-1, keepdim=True)
+    rewards = _as_groups(rewards)
+    count = (~rewards.isnan()).sum(-1, keepdim=True)  # (P, 1)
     scaled = _centred(rewards) * count / (count - 1).clamp(min=1)
     return torch.where(zero_spread(rewards), 0, scaled).to(rewards.dtype)
 
 
 def maxrl_advantages(rewards: Tensor) -> Tensor:
-    r"""Maximum-likelihood RL: the reward's distance from the mean in units of the mean, so that hard prompts count for more.
+    r"""Maximum-likelihood RL: divide by the mean reward, so that hard prompts count for more.
 
-    Equation   A_i = (r_i - mean(r)) / mean(r),  0 where mean(r) = 0
-    Paper      MaxRL, arXiv:2602.02710. log p = -sum_k (1 - p)^k / k; the sum up to k = N is J_N.
-    Erratum    With 0 where nothing was right, this is unbiased for the gradient of J_{G-1}, not of J_G.
-    Shapes     rewards (P, G), not negative -> (P, G)
+    Equation   A_i = (r_i - mean(r)) / mean(r), and 0 where mean(r) = 0
+    Paper      MaxRL, arXiv:2602.02710. It expands log p = -Σ_k (1-p)^k / k, p the chance of being
+               right; J_N is the sum up to k = N.
+    Erratum    With 0 where no sample is right, the estimate is unbiased for ∇J_{G-1}, not ∇J_G.
+    Shapes     rewards: (P, G), none negative -> (P, G)
     Gradient   none.
     Raises     ValueError as group_advantages, and for a negative reward.
 
-    >>> maxrl_advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))      # (1 - 1/4) / (1/4) = 3
+    >>> rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    >>> maxrl_advantages(rewards)  # (1 - 1/4) / (1/4) = 3
     tensor([[ 3., -1., -1., -1.],
             [ 0.,  0.,  0.,  0.]])
     """
-    rewards = _grouped(rewards)
+    rewards = _as_groups(rewards)
     if bool((rewards < 0).any()):
-        raise ValueError(f"a reward is {float(rewards.nan_to_num().min())}: rewards of at least 0 are wanted, as they stand for a chance of being right")
-    mean = _mean(rewards)                                                       # (P, 1)
+        raise ValueError(f"a reward is {float(rewards.nan_to_num().min())}: expected rewards of at "
+                         "least 0, as their mean stands for the chance of being right")
+    mean = _mean(rewards)  # (P, 1)
     scaled = _centred(rewards) / torch.where(mean > 0, mean, 1)
     return torch.where(zero_spread(rewards), 0, scaled).to(rewards.dtype)
 
 
 def optimal_baseline(rewards: Tensor, weights: Tensor) -> Tensor:
-    r"""The baseline of least variance: a mean of the rewards in which a sample counts as much as its gradient is long.
+    r"""Return the baseline of least variance: rewards weighted by the squared length of gradients.
 
-    Equation   b = sum_i w_i r_i / sum_i w_i,   w_i = |grad log pi(o_i)|^2
-    Paper      Weaver and Tao 2001, "The optimal reward baseline for gradient-based reinforcement learning"; b* = E[s^2 R] / E[s^2].
-    Shapes     rewards, weights (P, G) -> (P, 1)
-    Raises     ValueError as group_advantages, if shapes differ, or if a weight is negative, not finite or requires grad.
-    See        opo_advantages, which takes lengths for w.
+    Equation   b = Σ_i w_i r_i / Σ_i w_i,   w_i = |∇ log π(o_i)|²
+    Paper      Weaver and Tao 2001, "The optimal reward baseline for gradient-based reinforcement
+               learning": b* = E[s² R] / E[s²], s = ∇ log π.
+    Shapes     rewards, weights: (P, G) -> (P, 1)
+    Raises     ValueError as group_advantages, if shapes differ, or if a weight is negative, not
+               finite or requires grad.
+    See        opo_advantages, which takes lengths as weights.
 
-    The plain mean is not it: for a coin with p = 0.9 and reward 1 for heads, b* = 1 - p leaves no variance, b = p more than no baseline does.
+    The mean reward is another number. For a coin with p = 0.9 that pays 1 for heads, b* = 1 - p
+    leaves no variance at all, and b = p leaves more than no baseline.
 
-    >>> optimal_baseline(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 3.0]]))
+    >>> optimal_baseline(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 3.0]]))  # 1 / (1 + 3)
     tensor([[0.2500]])
     """
-    rewards = _grouped(rewards)
-    if weights.shape != rewards.shape or weights.requires_grad or not bool(((weights >= 0) & (weights < float("inf"))).all()):
-        raise ValueError(f"weights {tuple(weights.shape)} beside rewards {tuple(rewards.shape)}, requires_grad {weights.requires_grad}: finite constants of the "
-                         "same shape, none of them negative, are wanted")
-    wide = torch.promote_types(rewards.dtype, torch.float32)                    # lengths add up
+    rewards = _as_groups(rewards)
+    check_constants(weights=weights)
+    usable = (weights >= 0) & (weights < float("inf"))
+    if weights.shape != rewards.shape or not bool(usable.all()):
+        raise ValueError(f"weights {tuple(weights.shape)} beside rewards {tuple(rewards.shape)}: "
+                         "expected the same shape, and finite weights, none of them negative")
+    wide = torch.promote_types(rewards.dtype, torch.float32)  # the sum of lengths is large
     weights = torch.where(rewards.isnan(), 0, weights.to(wide))
     total = weights.sum(-1, keepdim=True)
     weighted = (weights * rewards.nan_to_num(nan=0.0)).sum(-1, keepdim=True)
@@ -206,101 +263,114 @@ def optimal_baseline(rewards: Tensor, weights: Tensor) -> Tensor:
 
 
 def opo_advantages(rewards: Tensor, lengths: Tensor) -> Tensor:
-    r"""On-policy RL with an optimal baseline: a completion's gradient is taken to be as long (squared) as its number of tokens.
+    r"""Subtract the optimal baseline, with the number of tokens for the gradient's squared length.
 
-    Equation   A_i = r_i - sum_j |o_j| r_j / sum_j |o_j|
+    Equation   A_i = r_i - Σ_j |o_j| r_j / Σ_j |o_j|
     Paper      OPO, arXiv:2505.23585, section 3.
-    Shapes     rewards, lengths (P, G) -> (P, G)
+    Shapes     rewards, lengths: (P, G) -> (P, G)
     Gradient   none.
     Raises     ValueError as optimal_baseline.
 
-    >>> opo_advantages(torch.tensor([[1.0, 0.0]]), torch.tensor([[10, 30]]))           # baseline 10/40
+    >>> opo_advantages(torch.tensor([[1.0, 0.0]]), torch.tensor([[10, 30]]))  # baseline 10/40
     tensor([[ 0.7500, -0.2500]])
     """
-    rewards = _grouped(rewards)
-    return torch.where(zero_spread(rewards) | rewards.isnan(), 0, rewards - optimal_baseline(rewards, lengths))
+    rewards = _as_groups(rewards)
+    adv = rewards - optimal_baseline(rewards, lengths)
+    return torch.where(zero_spread(rewards) | rewards.isnan(), 0, adv)
 
 
 def remax_advantages(rewards: Tensor, greedy_rewards: Tensor) -> Tensor:
-    r"""ReMax: against the reward of the greedy answer to the same prompt, which costs one more completion and no group.
+    r"""ReMax: compare with the reward of the prompt's greedy answer, one more completion each.
 
     Equation   A_i = r_i - r(greedy answer)
     Paper      ReMax, arXiv:2310.10505, section 4.
-    Shapes     rewards (P, G), greedy_rewards (P,) -> (P, G)
+    Shapes     rewards: (P, G), greedy_rewards: (P,) -> (P, G)
     Gradient   none.
     Raises     ValueError as group_advantages, and if shapes do not fit.
 
     >>> remax_advantages(torch.tensor([[1.0, 0.0]]), torch.tensor([1.0]))
     tensor([[ 0., -1.]])
     """
-    rewards = _grouped(rewards)
+    rewards = _as_groups(rewards)
     if greedy_rewards.shape != rewards.shape[:1]:
-        raise ValueError(f"greedy_rewards {tuple(greedy_rewards.shape)} beside rewards {tuple(rewards.shape)}: (P,) beside (P, G) is wanted")
-    return (rewards - _grouped(greedy_rewards[:, None])).nan_to_num(nan=0.0)
+        raise ValueError(f"greedy_rewards {tuple(greedy_rewards.shape)} beside rewards "
+                         f"{tuple(rewards.shape)}: expected (P,) beside (P, G)")
+    baseline = _as_groups(greedy_rewards[:, None], "greedy_rewards")  # (P, 1)
+    return (rewards - baseline).nan_to_num(nan=0.0)
 
 
 def process_advantages(step_rewards: Tensor, *, ddof: int = 1, eps: float = 1e-4) -> Tensor:
-    r"""GRPO with process supervision: every step's reward normalised over all steps of the group, then summed from each step to the end.
+    r"""GRPO with process supervision: normalise step rewards over the group, then sum to the end.
 
-    Equation   r~_ij = (r_ij - mean(R)) / (std(R) + eps),  R = all step rewards of the group;    A_ij = sum_{k >= j} r~_ik
+    Equation   r̃_{i,j} = (r_{i,j} - mean(R)) / (std(R) + ε),   R = all step rewards of the group
+               A_{i,j} = Σ_{k≥j} r̃_{i,k}
     Paper      DeepSeekMath, arXiv:2402.03300, section 4.1.3.
-    Erratum    As for group_advantages the paper leaves ddof open.
-    Shapes     step_rewards (P, G, S), NaN where a sample has no such step -> (P, G, S), 0 there
+    Erratum    The paper leaves ddof open, as for group_advantages.
+    Shapes     step_rewards: (P, G, S), NaN where a sample has no such step -> (P, G, S), 0 there
     Gradient   none.
-    Raises     ValueError if the shape is not (P, G, S), a reward is infinite or requires grad, a step follows a missing one, or ddof is not 0 or 1.
+    Raises     ValueError if the shape is not (P, G, S), a reward is infinite or requires grad, a
+               step follows a missing one, or ddof is not 0 or 1.
 
-    A token's advantage is that of the step it is in. Where all step rewards of a group are equal, every advantage is exactly 0.
+    A token's advantage is that of its step. Where all step rewards of a group are equal, every
+    advantage is exactly 0.
 
-    >>> nan = float("nan")                                                             # mean 3/4, std 1/2: -1.5 0.5 0.5 | 0.5
+    >>> nan = float("nan")  # mean 3/4, std 1/2: the steps become -1.5 0.5 0.5 | 0.5
     >>> process_advantages(torch.tensor([[[0.0, 1.0, 1.0], [1.0, nan, nan]]]), eps=0.0)
     tensor([[[-0.5000,  1.0000,  0.5000],
              [ 0.5000,  0.0000,  0.0000]]])
     """
     if step_rewards.dim() != 3 or 0 in step_rewards.shape[1:]:
-        raise ValueError(f"step_rewards is {tuple(step_rewards.shape)}: (P, G, S), one row of S steps per sample, is wanted")
+        raise ValueError(f"step_rewards is {tuple(step_rewards.shape)}: expected (P, G, S), one "
+                         "row of S steps per sample")
     missing = step_rewards.isnan()
     if bool((missing.int().cummax(-1).values != missing).any()):
-        raise ValueError("a step follows one that is NaN: NaN stands behind a sample's last step only; give every step a reward")
-    normalised = group_advantages(step_rewards.flatten(1), ddof=ddof, eps=eps).view_as(step_rewards)
-    return torch.where(missing, 0, normalised.flip(-1).cumsum(-1).flip(-1))
+        raise ValueError("a step follows one that is NaN: NaN may stand only after a sample's last "
+                         "step; give every step a reward")
+    steps = group_advantages(step_rewards.flatten(1), ddof=ddof, eps=eps).view_as(step_rewards)
+    return torch.where(missing, 0, steps.flip(-1).cumsum(-1).flip(-1))
 
 
-def reinforce_plus_plus_advantages(scores: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    r"""REINFORCE++: the reward to come, KL penalty included, normalised over all tokens of the batch. No group, no value function.
+def reinforce_plus_plus_advantages(
+    scores: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tensor, kl_coef: float
+) -> Tensor:
+    r"""REINFORCE++: the KL-shaped return of each token, whitened over all tokens of the batch.
 
-    Equation   A_t = (R_t - mean) / std over the batch,   R_t = score - beta sum_{s >= t} k1_s
-    Paper      REINFORCE++, arXiv:2501.03262, section 3.
-    Shapes     scores (B,), logp, ref_logp, mask (B, T) -> (B, T)
+    Equation   A_t = (R_t - mean) / std over the batch,   R_t = score - β Σ_{s≥t} k1_s
+    Paper      REINFORCE++, arXiv:2501.03262, section 3. No group, no value function.
+    Shapes     scores: (B,), logp, ref_logp, mask: (B, T) -> (B, T)
     Gradient   none.
     Raises     ValueError as kl.kl_shaped_rewards.
 
-    >>> zero = torch.zeros(2, 2)
-    >>> reinforce_plus_plus_advantages(torch.tensor([1.0, 0.0]), zero, zero, torch.ones(2, 2), 0.1)        # 1 1 0 0: mean 1/2, var 1/3
+    >>> scores, zero = torch.tensor([1.0, 0.0]), torch.zeros(2, 2)
+    >>> adv = reinforce_plus_plus_advantages(scores, zero, zero, torch.ones(2, 2), 0.1)
+    >>> adv  # returns 1 1 0 0: mean 1/2, variance 1/3
     tensor([[ 0.8660,  0.8660],
             [-0.8660, -0.8660]])
     """
-    return masked_whiten(discounted_returns(kl_shaped_rewards(scores, logp, ref_logp, mask, kl_coef), mask), mask)
+    rewards = kl_shaped_rewards(scores, logp, ref_logp, mask, kl_coef)  # (B, T)
+    return masked_whiten(discounted_returns(rewards, mask), mask)
 
 
 def dynamic_sampling(rewards: Tensor) -> Tensor:
-    r"""DAPO's filter: the prompts whose groups teach something, because not all of their samples got the same reward.
+    r"""DAPO's filter: keep the prompts whose samples got different rewards; the others have A = 0.
 
-    Equation   keep the prompt if 0 < #right < G                                       (DAPO then samples more prompts until the batch is full)
-    Paper      DAPO, arXiv:2503.14476, section 3.2, eq. 11.
-    Shapes     rewards (P, G) -> (P,) bool
+    Equation   keep the prompt if 0 < #right < G
+    Paper      DAPO, arXiv:2503.14476, section 3.2, eq. 11. DAPO then samples further prompts until
+               the batch is full.
+    Shapes     rewards: (P, G) -> (P,) bool
     Raises     ValueError as group_advantages.
 
     >>> dynamic_sampling(torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
     tensor([False,  True, False])
     """
-    return ~zero_spread(_grouped(rewards)).squeeze(-1)
+    return ~zero_spread(_as_groups(rewards)).squeeze(-1)
 
 
 def zero_spread(rewards: Tensor) -> Tensor:
-    r"""Groups in which nothing can be compared: all judged rewards equal, or none judged. (P, G) -> (P, 1) bool.
+    r"""Return True for a group without differences: all verdicts equal, or none. (P, G) -> (P, 1).
 
-    Equal but for rounding: a weighted sum of several rewards may come out as 0.1 + 0.2 for one
-    sample and as 0.3 for another, and that is no difference to learn from.
+    Equal means equal but for rounding: a weighted sum of several rewards may be 0.1 + 0.2 for one
+    sample and 0.3 for another, and that is no difference to learn from.
 
     >>> zero_spread(torch.tensor([[0.7, 0.7, 0.7], [0.0, 1.0, float("nan")]]))
     tensor([[ True],
@@ -311,26 +381,50 @@ def zero_spread(rewards: Tensor) -> Tensor:
     return within_rounding(low, high)
 
 
-def _grouped(rewards: Tensor) -> Tensor:
-    """Checked rewards (P, G), as floating-point numbers: counts and yes-or-no are rewards too."""
-    if rewards.dim() != 2 or rewards.shape[1] == 0 or rewards.requires_grad or bool(rewards.isinf().any()):
-        raise ValueError(f"rewards: shape {tuple(rewards.shape)}, requires_grad {rewards.requires_grad}, {int(rewards.isinf().sum())} of them infinite: "
-                         "finite numbers (NaN for no verdict) of shape (P, G), one row per prompt, are wanted")
+def _check_episodes(
+    rewards: Tensor, values: Tensor, mask: Tensor, bootstrap: Tensor | None
+) -> None:
+    """Raise ValueError unless shapes fit, and all that the mask shows is a finite constant."""
+    after = rewards.new_zeros(rewards.shape[:1]) if bootstrap is None else bootstrap
+    one_shape = rewards.shape == values.shape == mask.shape and rewards.dim() == 2
+    if not one_shape or after.shape != rewards.shape[:1]:
+        raise ValueError(f"rewards {tuple(rewards.shape)}, values {tuple(values.shape)}, mask "
+                         f"{tuple(mask.shape)}, bootstrap {tuple(after.shape)}: expected three "
+                         "times (B, T), and (B,) for bootstrap")
+    check_constants(rewards=rewards, values=values, bootstrap=after)
+    shown = mask.bool()
+    for name, x in (("rewards", rewards[shown]), ("values", values[shown]), ("bootstrap", after)):
+        if not bool(x.isfinite().all()):
+            raise ValueError(f"{name}: a number under the mask is not finite: expected finite "
+                             "numbers; leave such rows out of the batch")
+
+
+def _as_groups(rewards: Tensor, name: str = "rewards") -> Tensor:
+    """Return (P, G) rewards as floating-point numbers; counts and yes-or-no are rewards too."""
+    if rewards.dim() != 2 or rewards.shape[1] == 0:
+        raise ValueError(f"{name} has the shape {tuple(rewards.shape)}: expected (P, G), one row "
+                         "per prompt")
+    check_constants(**{name: rewards})
+    infinite = int(rewards.isinf().sum())
+    if infinite:
+        raise ValueError(f"{name}: {infinite} of them infinite: expected finite numbers, or NaN "
+                         "for no verdict")
     return rewards if rewards.is_floating_point() else rewards.float()
 
 
 def _centred(rewards: Tensor) -> Tensor:
-    """Rewards minus their group's mean; 0 where there is no verdict. (P, G), float32 at least."""
+    """Return rewards minus their group's mean, 0 without a verdict. (P, G), float32 at least."""
     return torch.where(rewards.isnan(), 0, rewards - _mean(rewards))
 
 
 def _mean(rewards: Tensor) -> Tensor:
-    """The mean of each group's verdicts. (P, 1), float32 at least, as float16 ends at 65,504."""
+    """Return the mean of each group's verdicts, (P, 1), float32 at least: float16 overflows."""
     judged = ~rewards.isnan()
-    wide = torch.where(judged, rewards, 0).to(torch.promote_types(rewards.dtype, torch.float32))
-    return wide.sum(-1, keepdim=True) / judged.sum(-1, keepdim=True).clamp(min=1)
+    wide = torch.promote_types(rewards.dtype, torch.float32)
+    total = torch.where(judged, rewards, 0).to(wide).sum(-1, keepdim=True)
+    return total / judged.sum(-1, keepdim=True).clamp(min=1)
 
 
 def _std(centred: Tensor, count: Tensor, ddof: int) -> Tensor:
-    """Standard deviation along the last dimension from already centred values; 0 of fewer than two."""
+    """Return the standard deviation of centred values in the last dimension; 0 of fewer than 2."""
     return (centred.square().sum(-1, keepdim=True) / (count - ddof).clamp(min=1)).sqrt()

@@ -325,5 +325,5 @@ def test_adaptive_kl_controller_never_turns_the_penalty_into_a_bonus():
 ])
 def test_controllers_bad_arguments_raise(call):
     """NaN compares false with everything: a NaN KL would leave kl_coef as it is, and the run without a sign of it, or make NaN of it for ever."""
-    with pytest.raises(ValueError, match="wanted"):
+    with pytest.raises(ValueError, match="expected"):
         call()
