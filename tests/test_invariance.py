@@ -297,7 +297,7 @@ def test_shapes_that_would_broadcast_raise(name):
             if x.dim() == 2 and sum(y.dim() == 2 for y in inputs) == 1:
                 wrong -= {(B, 1)}                                                            # one token per sequence, which fits
         for shape in wrong:
-            with pytest.raises(ValueError, match="wanted") as error:
+            with pytest.raises(ValueError, match="expected") as error:
                 apply(name, [torch.ones(shape).to(x.dtype) if j == i else y for j, y in enumerate(inputs)])
             assert str(shape) in str(error.value)
 

@@ -101,12 +101,12 @@ def test_online_rft_differs_in_the_data_only():
 
 
 def test_bad_arguments_raise():
-    with pytest.raises(ValueError, match=r"correct \(3, 4\) beside logp \(3, 4\): \(B,\) beside \(B, T\) is wanted"):
+    with pytest.raises(ValueError, match=r"correct \(3, 4\) beside logp \(3, 4\): expected \(B,\) beside \(B, T\)"):
         rft_coefficient(MASK, LOGP)
-    with pytest.raises(ValueError, match=r"adv \(3,\).*wanted"):
+    with pytest.raises(ValueError, match=r"adv \(3,\).*expected"):
         grpo_coefficient(torch.zeros(3), torch.zeros(3, 3), torch.zeros(3, 3))
     for i in range(4):
-        with pytest.raises(ValueError, match=r"\(3, 3\).*wanted"):
+        with pytest.raises(ValueError, match=r"\(3, 3\).*expected"):
             dpo_coefficient(*[torch.zeros(3, 3) if j == i else torch.zeros(3) for j in range(4)])
 
 

@@ -59,7 +59,7 @@ def test_large_numbers_stay_in_range():
 
 @pytest.mark.parametrize("n, c, k", [(5, 6, 1), (5, -1, 1), (5, 2, 0), (5, 2, 6), (0, 0, 1)])
 def test_bad_arguments_raise(n, c, k):
-    with pytest.raises(ValueError, match="wanted"):
+    with pytest.raises(ValueError, match="expected"):
         pass_at_k(n, c, k)
 
 
@@ -217,9 +217,9 @@ def test_reward_guided_is_the_best_under_the_penalty(beta):
     (lambda: majority_accuracy(NAN, 3), "p = nan"),
     (lambda: solution_score(STEPS, "mean"), "'mean'.*last, min, product"), (lambda: solution_score(STEPS[:, :0], "min"), "first step"),
     (lambda: solution_score(torch.tensor(0.5), "min"), "first step"), (lambda: solution_score(torch.tensor([NAN, 0.5]), "last"), "first step"),
-    (lambda: solution_score(torch.tensor([0.5, NAN, 0.5]), "product"), "behind a missing one"),
+    (lambda: solution_score(torch.tensor([0.5, NAN, 0.5]), "product"), "after a missing one"),
     (lambda: solution_score(torch.tensor([0.5, 1.5]), "min"), "outside .*sigmoid"), (lambda: solution_score(torch.tensor([-0.1]), "last"), "outside"),
-    (lambda: reward_guided(torch.zeros(3, 3), torch.zeros(3), beta=1.0), r"ref_logp \(3, 3\) and rewards \(3,\).*same shape"),
+    (lambda: reward_guided(torch.zeros(3, 3), torch.zeros(3), beta=1.0), r"ref_logp \(3, 3\), rewards \(3,\): .*same shape"),
     (lambda: reward_guided(torch.zeros(3), torch.zeros(3), beta=0.0), "beta is 0.0.*positive"),
     (lambda: reward_guided(torch.zeros(3), torch.zeros(3), beta=NAN), "beta is nan"),
 ])
@@ -243,7 +243,7 @@ def test_no_answer_has_no_vote(nothing):
 
 @pytest.mark.parametrize("nothing", [None, float("nan")])
 def test_no_score_is_no_number(nothing):
-    with pytest.raises(ValueError, match="a score is None or NaN: numbers are wanted"):
+    with pytest.raises(ValueError, match="a score is None or NaN: expected numbers"):
         weighted_vote(["a", "b"], [1.0, nothing])
     with pytest.raises(ValueError, match="none of them NaN"):
         best_of_n([1.0, nothing])

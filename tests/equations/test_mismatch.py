@@ -119,11 +119,11 @@ def test_bias_of_the_gradient_by_enumeration():
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda x: importance_ratio(x, x[0]), r"logp \(2, 2\) and behavior_logp \(2,\): the same shape"),
+    (lambda x: importance_ratio(x, x[0]), r"behavior_logp is \(2,\) beside \(2, 2\): expected the same shape"),
     (lambda x: importance_ratio(x, x.clone().requires_grad_()), "behavior_logp requires grad"),
-    (lambda x: sequence_weights(x, x, x[0]), r"mask \(2,\).*wanted"), (lambda x: sequence_weights(x[0], x[0], x[0]), r"\(B, T\)"),
+    (lambda x: sequence_weights(x, x, x[0]), r"mask \(2,\).*expected"), (lambda x: sequence_weights(x[0], x[0], x[0]), r"\(B, T\)"),
     (lambda x: truncated_weights(x, 0.0), "cap is 0.0.*positive"), (lambda x: truncated_weights(x, NAN), "cap is nan"),
-    (lambda x: masked_weights(x, 0.5, floor=0.5), "floor is 0.5 and cap 0.5.*wanted"),
+    (lambda x: masked_weights(x, 0.5, floor=0.5), "floor is 0.5 and cap 0.5.*expected"),
     (lambda x: masked_weights(x, 1.0, floor=-0.1), "floor is -0.1"),
     (lambda x: effective_sample_size(x - 1), "negative"), (lambda x: effective_sample_size(x * NAN), "not finite"),
     (lambda x: effective_sample_size(x + INF), "not finite"),

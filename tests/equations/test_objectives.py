@@ -201,7 +201,7 @@ def test_shapes_that_would_broadcast_raise(name, wrong):
     """One advantage per sequence, (B,), against (B, T) with B == T lands on the wrong axis without a word."""
     good, bad = torch.zeros(3, 3), torch.zeros(wrong)
     for arguments in ((good, good, bad), (good, bad, good), (bad, good, good)):
-        with pytest.raises(ValueError, match="same shape is wanted; spread one number per sequence"):
+        with pytest.raises(ValueError, match="expected the same shape; spread one number per sequence"):
             OBJECTIVES[name](*arguments, good)
 
 
@@ -227,14 +227,14 @@ GOOD = torch.zeros(3, 3)
     (lambda: sequence_clipped_surrogate(GOOD, GOOD, GOOD, GOOD, length_normalised=True, **GSPO),
      r"adv is \(3, 3\) .* one constant per sequence, \(B,\)"),
     (lambda: sequence_clipped_surrogate(GOOD, GOOD, torch.ones(3, 1), GOOD, length_normalised=False, **GSPO), r"adv is \(3, 1\)"),
-    (lambda: sequence_ratio(GOOD, GOOD, torch.ones(3), length_normalised=True), r"mask \(3,\) beside logp \(3, 3\): twice \(B, T\)"),
+    (lambda: sequence_ratio(GOOD, GOOD, torch.ones(3), length_normalised=True), r"mask \(3,\) beside logp \(3, 3\): expected twice \(B, T\)"),
     (lambda: sequence_ratio(GOOD, torch.zeros(3), GOOD, length_normalised=True), "old_logp"),
     (lambda: sequence_ratio(GOOD[0], GOOD[0], GOOD[0], length_normalised=True), "T"),
     (lambda: dual_clipped_surrogate(GOOD, GOOD, GOOD, cap=1.2), "cap is 1.2"),
     (lambda: dual_clipped_surrogate(GOOD, GOOD, GOOD, clip_high=2.5, cap=3.0), "above"),
     (lambda: dual_clipped_surrogate(GOOD, GOOD, GOOD, cap=NAN), "cap"), (lambda: cispo(GOOD, GOOD, GOOD, cap=0.0), "cap is 0.0"),
     (lambda: cispo(GOOD, GOOD, GOOD, cap=NAN), "cap"),
-    (lambda: sapo(GOOD, GOOD, GOOD, temp_pos=0.0), "temp_pos is 0.0"), (lambda: sapo(GOOD, GOOD, GOOD, temp_neg=-1.0), "temp_neg -1.0"),
+    (lambda: sapo(GOOD, GOOD, GOOD, temp_pos=0.0), "temp_pos is 0.0"), (lambda: sapo(GOOD, GOOD, GOOD, temp_neg=-1.0), "temp_neg is -1.0"),
     (lambda: kl_penalised_surrogate(GOOD, GOOD, GOOD, torch.zeros(3), 0.1), r"kl is \(3,\)"),
     (lambda: policy_gradient(GOOD, torch.zeros(3)), "same shape"),
     (lambda: policy_gradient(GOOD, GOOD.clone().requires_grad_()), "adv requires grad"),

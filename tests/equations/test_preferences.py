@@ -181,7 +181,7 @@ def test_constants_and_beta(loss):
         with pytest.raises(ValueError, match=f"{name} requires grad"):
             loss(*[x.clone().requires_grad_() if j == i else x for j in range(4)])
     for beta in (0.0, -0.1, NAN):
-        with pytest.raises(ValueError, match=f"beta is {beta}: a positive number"):
+        with pytest.raises(ValueError, match=f"beta is {beta}: expected a positive number"):
             loss(x, x, x, x, beta=beta)
 
 
@@ -192,7 +192,7 @@ def test_constants_and_beta(loss):
     (lambda x: label_smoothed_dpo_loss(x, x, x, x, smoothing=0.5), "smoothing is 0.5.*1/2"),
     (lambda x: label_smoothed_dpo_loss(x, x, x, x, smoothing=-0.1), "smoothing is -0.1"),
     (lambda x: ranking_loss(x), r"scores is \(2,\)"), (lambda x: ranking_loss(x[:, None]), r"scores is \(2, 1\).*at least two"),
-    (lambda x: bradley_terry_loss(x, x, margin=x[:1]), r"margin \(1,\): the same shape"),
+    (lambda x: bradley_terry_loss(x, x, margin=x[:1]), r"margin \(1,\): expected the same shape"),
 ])
 def test_other_bad_arguments_raise(call, message):
     with pytest.raises(ValueError, match=message):
@@ -214,7 +214,7 @@ def test_a_loss_is_of_one_number_per_completion(shape):
     for call in (*pairs, partial(bradley_terry_loss, x, x), partial(simpo_loss, x, x),
                  partial(bradley_terry_loss, x, x, margin=x),
                  partial(kto_loss, x, x, x.bool(), kl=0.0)):
-        with pytest.raises(ValueError, match=r"\(N,\), is wanted; add up"):
+        with pytest.raises(ValueError, match=r"expected one number per completion, \(N,\); add up"):
             call()
 
 
@@ -222,7 +222,7 @@ def test_a_loss_is_of_one_number_per_completion(shape):
 def test_labels_of_kto_are_yes_or_no(labels):
     """-1 for a bad completion is not 0, so that it was a good one: every label was."""
     zero = torch.zeros(2)
-    with pytest.raises(ValueError, match="True for good and False for bad .* labels > 0"):
+    with pytest.raises(ValueError, match="True for good and False for bad; .* labels > 0"):
         kto_loss(zero, zero, torch.tensor(labels), kl=0.0)
     for labels in (torch.tensor([1, 0]), torch.tensor([1.0, 0.0]), torch.tensor([True, False])):
         loss = kto_loss(zero, zero, labels, kl=0.0, undesirable_weight=3.0)

@@ -34,7 +34,7 @@ def test_overlong_penalty_shapes_and_dtypes():
     ([1], {"max_length": 10, "cache": 11}, "max_length is 10, cache 11"),
 ])
 def test_overlong_penalty_bad_arguments_raise(lengths, options, message):
-    with pytest.raises(ValueError, match=message + ".*wanted"):
+    with pytest.raises(ValueError, match=message + ".*expected"):
         overlong_penalty(torch.tensor(lengths), **options)
 
 
@@ -75,7 +75,7 @@ def test_scores_that_are_all_equal_raise():
 ])
 @pytest.mark.parametrize("function", [reward_bias, reward_gain_and_bias])
 def test_bad_scores_raise(function, scores, message):
-    with pytest.raises(ValueError, match=message + ".*wanted"):
+    with pytest.raises(ValueError, match=message + ".*expected"):
         function(scores)
 
 

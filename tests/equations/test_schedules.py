@@ -32,7 +32,7 @@ def test_rises_then_falls_to_the_floor(floor, warmup):
     (0, 5, {"warmup": 5}), (0, 5, {"warmup": -1}),
 ])
 def test_bad_arguments_raise(step, steps, options):
-    with pytest.raises(ValueError, match="wanted"):
+    with pytest.raises(ValueError, match="expected"):
         cosine_to_floor(step, steps, **options)
 
 
@@ -57,7 +57,7 @@ def test_update_ema_hand_numbers(decay, steps, expected):
 def test_update_ema_bad_arguments_raise(averages, weights, decay):
     """zip would stop at the shorter list and lerp would broadcast (1,) over (2,); and no average may have moved before the mistake is seen."""
     averages = [torch.zeros(n) for n in averages]
-    with pytest.raises(ValueError, match="wanted"):
+    with pytest.raises(ValueError, match="expected"):
         update_ema(averages, [torch.ones(n) for n in weights], decay=decay)
     assert all((a == 0).all() for a in averages)
 
@@ -71,5 +71,5 @@ def test_warmup_to_constant_by_hand():
 
 @pytest.mark.parametrize("bad", [dict(step=-1), dict(step=0, warmup=-1), dict(step=0, start=1.5), dict(step=0, start=float("nan"))])
 def test_warmup_to_constant_refuses(bad):
-    with pytest.raises(ValueError, match="wanted"):
+    with pytest.raises(ValueError, match="expected"):
         warmup_to_constant(**bad)
