@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from minirl.lm.attention import take
 from minirl.lm.logprobs import states_around
 from minirl.lm.rollouts import TOKEN_BUDGET, Rollouts, completion_batch, micro_batches
+from minirl.lm.seeds import seeded
 
 
 class ScalarHead(nn.Module):
@@ -83,6 +85,16 @@ class ScalarModel(nn.Module):
         """Add a constant to every score and value: see equations.rewards.reward_bias."""
         with torch.no_grad():
             self.head.linear.bias += bias
+
+
+def value_model_from(start: ScalarModel | None, policy: nn.Module, *, seed: int) -> ScalarModel:
+    """Return a value function that can be trained: a copy of `start`, or of the policy with a fresh
+    head, drawn with `seed`."""
+    with seeded(seed, policy.device):
+        model = copy.deepcopy(start or ScalarModel(policy).to(policy.device))
+    model.eval().requires_grad_(True)
+    model.set_dropout(0.0)
+    return model
 
 
 @torch.no_grad()
