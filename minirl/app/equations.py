@@ -1,6 +1,6 @@
-"""The index of equations: which function computes which equation of which paper, and what tests it.
+"""The index of equations: which function computes which equation, and what tests it.
 
-It is read from the docstrings in the source, without importing it, so that it needs no torch.
+It reads the docstrings from the source with ast, without importing it, so it needs no torch.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]                     # the checkout, where tests and tutorials stand
+ROOT = Path(__file__).parents[2]  # the checkout, which holds tests and tutorials
 FIELD = re.compile(r"^    (Equation|Paper|Erratum|Shapes|Gradient|Raises|See) +", re.MULTILINE)
-HEADER = ("paper", "equation", "function", "file", "test", "tutorial")
+EQUATION = r"eqs?\. [0-9]+(?:(?:, | and | to )[0-9]+)*"
+SECTION = r"(?:section|appendix) (?:[A-Z]\.?)?[0-9.]*[0-9A-Z]"
+MARKDOWN = "minirl equations --markdown > tutorials/EQUATIONS.md"
 
 
 @dataclass(frozen=True)
@@ -38,63 +40,66 @@ class Entry:
         return f"{self.module}.{self.function}"
 
     @property
+    def file(self) -> str:
+        return f"minirl/equations/{self.module}.py"
+
+    @property
     def fields(self) -> dict[str, str]:
         """The docstring's fields, each on one line."""
         parts = FIELD.split(self.doc.split("\n\n    >>>")[0])
-        return {key: " ".join(text.split("\n\n")[0].split()) for key, text in zip(parts[1::2], parts[2::2])}
+        pairs = zip(parts[1::2], parts[2::2], strict=True)
+        return {key: " ".join(text.split("\n\n")[0].split()) for key, text in pairs}
 
     @property
     def reference(self) -> str:
         """The first paper of the field, with number, section and equation.
 
-        Others come behind a semicolon, or in another sentence.
+        Others come after a semicolon, or in another sentence.
         """
         return re.split(r"; |\. (?=[A-Z])", self.fields["Paper"])[0].rstrip(".")
 
     @property
     def paper(self) -> str:
         number = re.search(r"arXiv:\d{4}\.\d{5}", self.reference)
-        return re.split(r"[,:(]", self.reference)[0].strip() + (f", {number[0]}" if number else "")
+        title = re.split(r"[,:(]", self.reference)[0].strip()
+        return f"{title}, {number[0]}" if number else title
 
     @property
     def equation(self) -> str:
-        """Where in that paper: its equation, else its section."""
-        patterns = r"eqs?\. [0-9]+(?:(?:, | and | to )[0-9]+)*", r"(?:section|appendix) (?:[A-Z]\.?)?[0-9.]*[0-9A-Z]"
-        return next((found[0] for pattern in patterns if (found := re.search(pattern, self.reference))), "-")
+        """Where in that paper: its equation, else its section, else "-"."""
+        place = re.search(EQUATION, self.reference) or re.search(SECTION, self.reference)
+        return place[0] if place else "-"
 
     @property
-    def where(self) -> str:
-        """Its equation, and the tutorials that use it, in short: "sec. 4.1.2, tut. 10"."""
-        numbers = re.findall(r"tutorials/([0-9]+)_", self.row[-1])
-        place = self.equation.replace("section", "sec.").replace("appendix", "app.")
-        return place + (f", tut. {', '.join(numbers)}" if numbers else "")
+    def tests(self) -> list[str]:
+        return self.mentions(f"tests/equations/test_{self.module}.py")
 
     @property
-    def file(self) -> str:
-        return f"minirl/equations/{self.module}.py"
+    def tutorials(self) -> list[str]:
+        return self.mentions("tutorials/[0-9]*.py")
 
     def mentions(self, pattern: str) -> list[str]:
-        """Files below the checkout that match a glob and name the function."""
-        return [file for file, words in words_below(pattern).items() if self.function in words]
-
-    @property
-    def row(self) -> tuple[str, ...]:
-        tests = self.mentions(f"tests/equations/test_{self.module}.py")
-        tutorials = self.mentions("tutorials/[0-9]*.py")
-        return (self.paper, self.equation, self.name, self.file,
-                *(", ".join(files) or "-" for files in (tests, tutorials)))
+        """Return the files below the checkout that match a glob and import or use the function."""
+        return [file for file, names in names_below(pattern).items() if self.function in names]
 
 
 @functools.cache
-def words_below(pattern: str) -> dict[str, set[str]]:
-    """The words of each file below the checkout that matches a glob, by its path from there."""
-    return {file.relative_to(ROOT).as_posix(): set(re.findall(r"\w+", file.read_text(encoding="utf-8")))
-            for file in sorted(ROOT.glob(pattern))}
+def names_below(pattern: str) -> dict[str, set[str]]:
+    """Return the names in the code of each file that matches a glob, by its path from ROOT."""
+    names: dict[str, set[str]] = {}
+    for file in sorted(ROOT.glob(pattern)):
+        in_file = names[file.relative_to(ROOT).as_posix()] = set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.alias):
+                in_file.add(node.name)
+            elif isinstance(node, ast.Attribute):
+                in_file.add(node.attr)
+    return names
 
 
 def entries() -> list[Entry]:
-    """Every function and class of minirl.equations that names a paper, by file, in source order."""
-    found = []
+    """Return every function and class that names a paper, by file, in source order."""
+    index = []
     for file in sorted((ROOT / "minirl" / "equations").glob("*.py")):
         lines = file.read_text(encoding="utf-8").splitlines()
         for node in ast.parse("\n".join(lines)).body:
@@ -102,61 +107,86 @@ def entries() -> list[Entry]:
                 doc = ast.get_docstring(node, clean=False) or ""
                 if "\n    Paper " in doc:
                     source = "\n".join(lines[node.lineno - 1:node.end_lineno])
-                    found.append(Entry(file.stem, node.name, doc, node.lineno, source))
-    return found
+                    index.append(Entry(file.stem, node.name, doc, node.lineno, source))
+    return index
+
+
+def by_file() -> list[tuple[str, list[Entry]]]:
+    """Return each file of equations with its entries."""
+    groups = itertools.groupby(entries(), key=lambda entry: entry.file)
+    return [(file, list(group)) for file, group in groups]
 
 
 def show_index() -> str:
-    """By file: its test, then its functions, each with paper, equation and tutorials."""
-    known = entries()
-    lines = [f"{len(known)} equations. One with its source and its example: minirl equations NAME"]
-    for file, group in itertools.groupby(known, key=lambda entry: entry.file):
-        entries_of_file = list(group)
-        tests = entries_of_file[0].row[4]
-        lines += ["", file + ("  (no test)" if tests == "-" else f"  ({tests})")]
-        rows = [(e.function, e.paper.replace(", arXiv:", " "), e.where) for e in entries_of_file]
+    """Return the index as text: each file with its test, then its functions with their papers."""
+    groups = by_file()
+    count = sum(len(group) for _, group in groups)
+    lines = [f"{count} equations. One with its source and its example: minirl equations NAME"]
+    for file, group in groups:
+        lines += ["", f"{file}  ({', '.join(group[0].tests) or 'no test'})"]
+        rows = []
+        for entry in group:
+            place = entry.equation.replace("section", "sec.").replace("appendix", "app.")
+            numbers = [re.findall(r"[0-9]+", file)[0] for file in entry.tutorials]
+            place += f", tut. {', '.join(numbers)}" if numbers else ""
+            rows.append((entry.function, entry.paper.replace(", arXiv:", " "), place))
         names, papers = (max(len(row[i]) for row in rows) for i in (0, 1))
-        lines += [f"  {name:{names}}  {paper:{papers}}  {where}" for name, paper, where in rows]
+        lines += [f"  {name:{names}}  {paper:{papers}}  {place}" for name, paper, place in rows]
     return "\n".join(lines)
 
 
 def markdown_index() -> str:
-    """The same, as tutorials/EQUATIONS.md holds it."""
-    lines = ["# Equations", "", "Which function computes which equation. Made from the docstrings: `minirl equations --markdown > tutorials/EQUATIONS.md`.", "",
-             "| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
-    for entry in entries():
-        paper, equation, name, file, *rest = entry.row
-        lines.append("| " + " | ".join([paper, equation, f"`{name}`", f"[{file}](../{file})", *(", ".join(f"[{f}](../{f})" if f != "-" else "-" for f in r.split(", ")) for r in rest)]) + " |")
+    """Return the index as tutorials/EQUATIONS.md holds it: a table for each file."""
+    lines = ["# Equations", "", "Which function computes which equation, by file.",
+             f"Generated from the docstrings: `{MARKDOWN}`."]
+    for file, group in by_file():
+        tests = ", ".join(f"[{test}](../{test})" for test in group[0].tests) or "none"
+        lines += ["", f"## [{file}](../{file})", "", f"Tests: {tests}", "",
+                  "| function | paper | equation | tutorial |", "|---|---|---|---|"]
+        for entry in group:
+            names = [Path(tutorial).name for tutorial in entry.tutorials]
+            tutorials = ", ".join(f"[{name}]({name})" for name in names) or "-"
+            cells = (f"`{entry.function}`", entry.paper, entry.equation, tutorials)
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def show_equation(name: str) -> str:
-    """One function: where it is, its docstring and source, and its example, run now. Raises ValueError for a name that is not in the index."""
-    known = entries()
-    chosen = [entry for entry in known if name in (entry.name, entry.function)]
-    if len(chosen) != 1:
-        near = difflib.get_close_matches(name, [entry.name for entry in known] + [entry.function for entry in known], n=3, cutoff=0.5)
-        raise ValueError(f"there is no equation {name!r}" + (f" (near it: {', '.join(near)})" if near else "") + ": minirl equations lists them")
-    entry, = chosen
-    return f"{entry.file}:{entry.line}\n\n{entry.source}\n\nits example, run now:\n\n{run_example(entry)}"
+    """Return one function as text: its place, docstring and source, and its example, run now.
+
+    Raise ValueError for a name that is not in the index.
+    """
+    index = entries()
+    matches = [entry for entry in index if name in (entry.name, entry.function)]
+    if len(matches) != 1:
+        names = [entry.name for entry in index] + [entry.function for entry in index]
+        near = ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.5))
+        hint = f" (near it: {near})" if near else ""
+        raise ValueError(f"there is no equation {name!r}{hint}: minirl equations lists them")
+    entry = matches[0]
+    example = run_example(entry)
+    return f"{entry.file}:{entry.line}\n\n{entry.source}\n\nThe example, run now:\n\n{example}"
 
 
 def run_example(entry: Entry) -> str:
-    """The docstring's example with what it gives here and now."""
-    import torch                                                     # only where an equation is run
+    """Return the docstring's example with the results that it has here and now."""
+    import torch  # only where an equation is run
 
+    module = importlib.import_module(f"minirl.equations.{entry.module}")
+    names = {**vars(module), "torch": torch}
     lines = []
-    names = {**vars(importlib.import_module(f"minirl.equations.{entry.module}")), "torch": torch}
     for example in doctest.DocTestParser().get_examples(entry.doc):
         lines.append(">>> " + example.source.rstrip().replace("\n", "\n... "))
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            exec(compile(example.source, "<example>", "single"), names)     # our own docstring, not a user's text
-        lines += [out.getvalue().rstrip()] if out.getvalue() else []
+            # the text of our own docstring, not a user's
+            exec(compile(example.source, "<example>", "single"), names)
+        if out.getvalue():
+            lines.append(out.getvalue().rstrip())
     return "\n".join(lines)
 
 
 def command_equations(args: argparse.Namespace) -> None:
-    """minirl equations: the index, or one equation."""
+    """minirl equations: print the index, or one equation."""
     if args.name is not None:
         print(show_equation(args.name))
     elif args.markdown:

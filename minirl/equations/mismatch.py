@@ -47,8 +47,8 @@ def truncated_weights(ratio: Tensor, cap: float) -> Tensor:
 
     Equation   w = min(ρ, C)                                                  (cap is C)
     Paper      Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL
-               training", where C = 2 (3 in arXiv:2510.26788); Espeholt et al., arXiv:1802.01561
-               (V-trace).
+               training", where C = 2; Espeholt et al., arXiv:1802.01561 (V-trace). C = 3 in
+               arXiv:2510.26788.
     Shapes     ratio, per token (B, T) or per sequence (B,) -> the same
     Gradient   none: a weight is a constant.
     Raises     ValueError if cap is not positive.
