@@ -1,15 +1,16 @@
-"""The optimizer. torch's own loads the compiler as it is made, which takes seconds and nothing here asks for."""
+"""The optimizer. Making torch's own loads the compiler, which takes seconds and is not needed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 class AdamW:
-    r"""Adam with decoupled weight decay: the decay is no part of the gradient that the moments see.
+    r"""Adam with decoupled weight decay: the decay is not in the gradient that the moments see.
 
     Equation   m = β1 m + (1 - β1) g
                v = β2 v + (1 - β2) g²
@@ -17,8 +18,9 @@ class AdamW:
     Paper      AdamW, arXiv:1711.05101, algorithm 2; Adam, arXiv:1412.6980, algorithm 1.
     See        state.make_optimizer, which says which weights decay.
 
-    All weights of a group move in one fused call, and to the bit as torch.optim.AdamW(fused=True) moves them. Groups,
-    state and state_dict are laid out as torch's are, so that either reads what the other saved.
+    One fused call moves all weights of a group, with the same bits as torch.optim.AdamW with
+    fused=True. Groups, state and state_dict have torch's layout, so each reads what the other
+    saved.
 
     >>> weight = nn.Parameter(torch.tensor([1.0])); weight.grad = torch.tensor([0.5])
     >>> AdamW([{"params": [weight], "weight_decay": 0.1}], lr=0.01, betas=(0.9, 0.999)).step()
@@ -26,9 +28,11 @@ class AdamW:
     tensor([0.9890])
     """
 
-    def __init__(self, groups: Iterable[dict], *, lr: float, betas: tuple[float, float], eps: float = 1e-8):
+    def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, betas: tuple[float, float],
+                 eps: float = 1e-8):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0}
-        self.param_groups = [{**defaults, **group, "params": list(group["params"])} for group in groups]
+        self.param_groups = [{**defaults, **group, "params": list(group["params"])}
+                             for group in groups]
         self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
 
     @torch.no_grad()
@@ -40,42 +44,49 @@ class AdamW:
                 continue
             for p in weights:
                 if p not in self.state:
-                    self.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p),
+                    self.state[p] = {"step": torch.zeros((), device=p.device),
+                                     "exp_avg": torch.zeros_like(p),
                                      "exp_avg_sq": torch.zeros_like(p)}
-            steps, first, second = ([self.state[p][name] for p in weights] for name in ("step", "exp_avg", "exp_avg_sq"))
+            steps, first, second = ([self.state[p][name] for p in weights]
+                                    for name in ("step", "exp_avg", "exp_avg_sq"))
             torch._foreach_add_(steps, 1)
-            torch._fused_adamw_(weights, [p.grad for p in weights], first, second, [], steps, lr=group["lr"],
-                                beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
-                                weight_decay=group["weight_decay"], amsgrad=False, maximize=False)
+            torch._fused_adamw_(weights, [p.grad for p in weights], first, second, [], steps,
+                                lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1],
+                                eps=group["eps"], weight_decay=group["weight_decay"],
+                                amsgrad=False, maximize=False)
 
     def zero_grad(self) -> None:
-        """Forget the gradients: their memory is free until the next backward pass."""
+        """Drop the gradients: their memory is free until the next backward pass."""
         for group in self.param_groups:
             for p in group["params"]:
                 p.grad = None
 
-    def state_dict(self) -> dict:
-        """The moments by the number of their weight, and each group's numbers."""
-        numbered = {p: i for i, p in enumerate(self._weights())}
-        groups = [{**group, "params": [numbered[p] for p in group["params"]]} for group in self.param_groups]
-        return {"state": {numbered[p]: dict(entry) for p, entry in self.state.items()}, "param_groups": groups}
+    def state_dict(self) -> dict[str, Any]:
+        """Return each weight's moments, by its number, and each group's numbers."""
+        numbers = {p: i for i, p in enumerate(self._weights())}
+        groups = [{**group, "params": [numbers[p] for p in group["params"]]}
+                  for group in self.param_groups]
+        return {"state": {numbers[p]: dict(moments) for p, moments in self.state.items()},
+                "param_groups": groups}
 
-    def load_state_dict(self, state: dict) -> None:
-        """Go on from a state_dict. Raises ValueError where it is of other weights."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state_dict. Raise ValueError if it is of other weights."""
         weights = self._weights()
-        saved = [group["params"] for group in state["param_groups"]]
-        if [len(group["params"]) for group in self.param_groups] != [len(numbers) for numbers in saved]:
-            raise ValueError(f"an optimizer of {[len(numbers) for numbers in saved]} weights cannot go on with one of "
-                             f"{[len(group['params']) for group in self.param_groups]}: the state is of another model")
-        for group, old in zip(self.param_groups, state["param_groups"]):
-            group.update({name: value for name, value in old.items() if name in group and name != "params"})
+        came = [len(group["params"]) for group in state["param_groups"]]
+        wanted = [len(group["params"]) for group in self.param_groups]
+        if came != wanted:
+            raise ValueError(f"an optimizer of {came} weights cannot go on with one of {wanted}: "
+                             "the state is of another model")
+        for group, saved in zip(self.param_groups, state["param_groups"], strict=True):
+            group.update({name: value for name, value in saved.items()
+                          if name in group and name != "params"})
         self.state = {}
-        for number, entry in state["state"].items():
+        for number, moments in state["state"].items():
             p = weights[number]
-            if entry["exp_avg"].shape != p.shape:
-                raise ValueError(f"moments of shape {tuple(entry['exp_avg'].shape)} are no weight's of {tuple(p.shape)}: "
-                                 "the state is of another model")
-            self.state[p] = {name: x.to(p.device, copy=True) for name, x in entry.items()}
+            if moments["exp_avg"].shape != p.shape:
+                raise ValueError(f"moments of shape {tuple(moments['exp_avg'].shape)} are no "
+                                 f"weight's of {tuple(p.shape)}: the state is of another model")
+            self.state[p] = {name: x.to(p.device, copy=True) for name, x in moments.items()}
 
     def _weights(self) -> list[nn.Parameter]:
         return [p for group in self.param_groups for p in group["params"]]

@@ -1,15 +1,17 @@
-"""Which values a page's configuration may have: an interval for each number.
+"""Which values a page's configuration may have: an interval for each number, a list for some texts.
 
-A field's name means the same on every page, and so its interval stands here once.
+A field's name means the same on every page, so its interval stands here once.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from numbers import Integral, Real
+from typing import Any
 
-ROWS = 2 ** 20                  # completions or texts side by side: memory, needed at once
-COUNT = "[1, 1_000_000_000]"    # steps and the like: at a millisecond each, eleven days
+ROWS = 2 ** 20                  # completions or texts in one batch: they are in memory together
+COUNT = "[1, 1_000_000_000]"    # at a millisecond per step, eleven days
 COUNT_OR_NONE = "[0, 1_000_000_000]"
 SIDE_BY_SIDE = f"[1, {ROWS}]"
 POSITIVE = "(0, inf)"
@@ -24,7 +26,7 @@ INTERVALS = {
     "rounds": COUNT,
     "warmup_steps": COUNT_OR_NONE, "ref_sync_steps": COUNT_OR_NONE, "overlong_cache": COUNT_OR_NONE,
     "prompts_per_step": SIDE_BY_SIDE, "episodes": SIDE_BY_SIDE, "ptx_batch_size": SIDE_BY_SIDE,
-    "kept_problems": SIDE_BY_SIDE,
+    "kept_problems": SIDE_BY_SIDE, "cold_start_problems": f"[0, {ROWS}]",
     "kept_samples": f"[1, {ROWS // 512}]",                    # of 512 problems at a time
     "group_size": f"[2, {ROWS}]",
     "lr": POSITIVE, "value_lr": POSITIVE, "max_grad_norm": POSITIVE, "temperature": POSITIVE,
@@ -37,15 +39,17 @@ INTERVALS = {
     "gamma": SHARE, "lam": SHARE, "min_lr_ratio": SHARE, "ddof": SHARE, "general_share": "(0, 1]",
     "beta1": DECAY, "beta2": DECAY, "ema_decay": DECAY, "dropout": DECAY,
 }
+CHOICES = {"aggregate": ("sequence_mean", "token_mean", "sequence_sum", "constant"),
+           "scale": ("group", "batch", "none")}
 KINDS = {"int": (Integral, "a whole number"), "float": (Real, "a number"),
          "bool": (bool, "True or False"), "str": (str, "a text")}
 
 
-def check_fields(config, **intervals: str) -> None:
-    """Raise ValueError for a dataclass's field that is not of its type, or outside its interval.
+def check(config: Any, **intervals: str) -> None:
+    """Raise ValueError for a field of another type than declared, or outside its interval.
 
-    Intervals are those above, and those given here by a field's name: "[0, 1)" holds 0, but not 1,
-    and NaN is in none. A number without an interval is an error of the one who calls: KeyError.
+    `intervals` adds to INTERVALS, by field name. "[0, 1)" contains 0 but not 1; none contains
+    NaN. A numeric field without an interval is a mistake of the caller: KeyError.
     """
     intervals = INTERVALS | intervals
     for field in dataclasses.fields(config):
@@ -58,10 +62,21 @@ def check_fields(config, **intervals: str) -> None:
             raise ValueError(f"{field.name} is {came}: {words} is wanted")
         if kind in ("int", "float") and (limit := outside(value, intervals[field.name])):
             raise ValueError(f"{field.name} is {value}: {limit} is wanted")
+        choices = CHOICES.get(field.name)
+        if kind == "str" and choices is not None and value not in choices:
+            raise ValueError(f"{field.name} is {value!r}: one of {', '.join(choices)} is wanted")
 
 
-def outside(value: float, interval: str) -> str | None:
-    """What is wanted in place of a value outside an interval; None for one inside.
+def at_most(config: Any, most: int, *names: str, what: str) -> None:
+    """Raise ValueError for fields whose product exceeds `most`, which is `what`."""
+    values = [getattr(config, name) for name in names]
+    if math.prod(values) > most:
+        came = " and ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
+        raise ValueError(f"{came.replace(' ', ' is ', 1)}: at most {most:,} is wanted, {what}")
+
+
+def outside(value: Any, interval: str) -> str | None:
+    """Return what is wanted in place of a value outside an interval; None if it is inside.
 
     >>> outside(1.0, "[0, 1)"), outside(0.0, "(0, inf)"), outside(0.0, "[0, 1)")
     ('less than 1', 'a positive number', None)

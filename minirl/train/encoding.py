@@ -1,8 +1,8 @@
-"""Texts to ids for the pages that learn from texts: BOS in front of a prompt, EOS behind a
-completion, and nothing cut off.
+"""Data for the pages that learn from texts: ids with BOS before a prompt and EOS behind a
+completion, never cut off, and the batches of an epoch.
 
-A prompt's ids are those that a policy is asked with, and a completion is tokenised as what follows
-it: see Tokenizer.encode_pairs. No text gets a second BOS or EOS.
+A prompt gets the same ids as when a policy samples from it, and a completion is tokenised as its
+continuation: see Tokenizer.encode_pairs. No text gets a second BOS or EOS.
 """
 
 from __future__ import annotations
@@ -10,24 +10,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
+import torch
+
+from minirl.lm.seeds import derive_seed
+from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.preferences import Demonstration, Ranking
 
 
-def encode_pairs(tokenizer, pairs: Sequence[tuple[str, str] | Demonstration],
+def epoch_batch(n: int, batch_size: int, step: int, seed: int, page: str) -> list[int]:
+    """Return the indices of the batch at this step: each epoch is a new shuffle of all n, cut into
+    batches, the last of them smaller. It depends on (seed, page, step) alone."""
+    epoch, position = divmod(step, -(-n // batch_size))
+    shuffle = torch.Generator().manual_seed(derive_seed(seed, page, epoch, "shuffle"))
+    order = torch.randperm(n, generator=shuffle)
+    return order[position * batch_size:(position + 1) * batch_size].tolist()
+
+
+def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str] | Demonstration],
                  max_seq_len: int) -> tuple[list[list[int]], list[list[int]]]:
     """Texts -> prompt ids (BOS in front) and completion ids (EOS behind). Raises ValueError for
     none, or for a pair that does not fit."""
     if not pairs:
         raise ValueError("there is nothing to learn from: at least one (prompt, completion) pair "
                          "is wanted")
-    prompts, completions = tokenizer.encode_pairs(pairs)
+    prompts, completions = tokenizer.encode_pairs([pair[:2] for pair in pairs])
     completions = [with_eos(tokenizer, ids) for ids in completions]
-    for i, (prompt, completion) in enumerate(zip(prompts, completions)):
+    for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         _check_fits(getattr(pairs[i], "source", "") or f"pair {i}", prompt, completion, max_seq_len)
     return prompts, completions
 
 
-def encode_texts(tokenizer, texts: Sequence[str],
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str],
                  max_seq_len: int) -> tuple[list[list[int]], list[list[int]]]:
     """Texts without a prompt, as encode_pairs gives pairs. What comes first is given: BOS, or the
     first token where the tokenizer knows no BOS."""
@@ -35,12 +48,12 @@ def encode_texts(tokenizer, texts: Sequence[str],
         raise ValueError("there is nothing to read: at least one text is wanted")
     rows = [with_eos(tokenizer, ids) for ids in tokenizer.encode_prompts(texts)]
     prompts, completions = [row[:1] for row in rows], [row[1:] for row in rows]
-    for i, (prompt, completion) in enumerate(zip(prompts, completions)):
+    for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         _check_fits(f"text {i}", prompt, completion, max_seq_len)
     return prompts, completions
 
 
-def encode_rankings(tokenizer, rankings: Sequence[Ranking],
+def encode_rankings(tokenizer: Tokenizer, rankings: Sequence[Ranking],
                     max_seq_len: int) -> tuple[list[list[int]], list[list[list[int]]]]:
     """Prompt ids (BOS in front) and, for each completion, ids with EOS behind.
 
@@ -67,7 +80,7 @@ def encode_rankings(tokenizer, rankings: Sequence[Ranking],
     return prompts, completions
 
 
-def with_eos(tokenizer, ids: list[int]) -> list[int]:
+def with_eos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
     """A completion's ids, ended: by EOS, or by the stop token that its text ends in."""
     return ids if ids and ids[-1] in tokenizer.stop_ids else [*ids, tokenizer.eos_id]
 

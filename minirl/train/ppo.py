@@ -1,20 +1,19 @@
-"""Proximal Policy Optimization against a reward model: sample an answer per prompt, and make those tokens likelier after which more came than was expected.
+"""Proximal Policy Optimization: sample a completion per prompt, and raise the probability of the
+tokens after which more reward came than a value function expected.
 
-    Paper      InstructGPT, arXiv:2203.02155, section 3.5, eq. 2, and appendix C.4; PPO, arXiv:1707.06347, eqs. 7 and 9; GAE, arXiv:1506.02438, eq. 16
-    Objective  maximise  E[ r(x, y) - beta log(pi / pi_SFT) ] + gamma E_pretrain[ log pi(x) ],  through the clipped surrogate of GAE's advantages
+    Paper      InstructGPT, arXiv:2203.02155, section 3.5, eq. 2, and appendix C.4; PPO,
+               arXiv:1707.06347, eqs. 7 and 9; GAE, arXiv:1506.02438, eq. 16
+    Objective  maximise  E[ r(x, y) - β log(π / π_SFT) ] + γ E_pretrain[ log π(x) ]
 
-Same as the paper  the KL penalty to the SFT policy is part of every token's reward, and the score stands on the last sampled token; a value function
-                   of its own, started from the reward model, with its own learning rate; no
-                   discount; clip 0.2; a warm-up from a tenth, then constant; the average of the
-                   weights is the result; PPO-ptx: pretraining text beside every mini-batch.
-Different          an answer that was cut off is not over: the value of its last state stands for what was still to come, in place of its score, and
-                   being cut off costs `missing_eos_penalty`; the gradient is clipped in length; the KL coefficient may follow a controller (Ziegler
-                   et al., PPO section 4).
-Why                where the budget of tokens ends is no end of the text, and no reward model has learnt to score halves. (At first the value function says
-                   of a half what the reward model does, from which it starts.) But where every end is scored badly it would be best to put it off for
-                   ever: hence the penalty, which is on by default.
+Same as the paper  the KL penalty to the SFT policy is part of every token's reward, and the score
+                   stands on the last sampled token; a value function of its own, initialised from
+                   the reward model; a warm-up from a tenth; averaged weights; PPO-ptx.
+Different          a completion that was cut off is scored by a penalty, and its last state's value
+                   stands for what was to come; the gradient is clipped; kl_coef may adapt.
+Why                half a completion cannot be scored, and never ending must not pay.
 
-Three columns of log-probs: behavior_logp (the sampler's), old_logp (the learner's before the update), logp (the learner's now).
+Three log-probs per token: behavior_logp (what the sampler computed), old_logp (the learner before
+the update), logp (the learner now).
 """
 
 from __future__ import annotations
@@ -24,188 +23,183 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from minirl.equations.advantages import gae
 from minirl.equations.kl import k1, k3, kl_shaped_rewards
-from minirl.equations.objectives import clipped_surrogate, clipped_value_loss, ppo_objective, value_loss
+from minirl.equations.objectives import clipped_surrogate, clipped_value_loss, ppo_objective
 from minirl.equations.reduce import aggregate, explained_variance, masked_whiten, normaliser
 from minirl.equations.schedules import update_ema, warmup_to_constant
-from minirl.lm.heads import ScalarModel, rollout_values
+from minirl.inference.collect import collect
+from minirl.lm import world
+from minirl.lm.heads import ScalarModel, rollout_values, value_model_from
 from minirl.lm.logprobs import rollout_logprobs, token_logprobs
-from minirl.lm.rollouts import TOKEN_BUDGET, completion_batch, micro_batches
-from minirl.lm.sampling import sample
-from minirl.tasks.problem import columns
-from minirl.tasks.rewards import judge, weighted_sum
-from minirl.train.checks import check_fields
-from minirl.train.encoding import encode_texts
-from minirl.train.seeding import seeded
-from minirl.train.state import (Sums, TrainState, check_finite, check_judged, check_weights,
-                                clip_gradient, derive_seed, describe, freeze, make_optimizer,
-                                mean_judged, set_lr, to_tensor, watch)
+from minirl.lm.model import Transformer
+from minirl.lm.rollouts import TOKEN_BUDGET, micro_batches
+from minirl.lm.seeds import derive_seed
+from minirl.lm.tokenizer import Tokenizer
+from minirl.tasks.problem import Task
+from minirl.train.checks import check
+from minirl.train.metrics import Sums, check_finite, check_judged, describe, watch
+from minirl.train.pretraining import Pretraining
+from minirl.train.state import Log, Save, TrainState, apply_update, freeze, make_optimizer
 
-KLControl = Callable[[float, float, int], float]      # kl_coef, KL of a whole completion, completions -> the next step's kl_coef
+Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # logp, old, adv, mask -> (b, T)
+KLControl = Callable[[float, float, int], float]  # kl_coef, KL per completion, completions -> next
 
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """Defaults: the tiny model, on a laptop. Papers' numbers: minirl/app/presets.py."""
+    """Defaults: the tiny model, on a laptop. Papers' numbers and variants: train/presets.py."""
 
     steps: int = 60
-    episodes: int = 128                # per step; InstructGPT: 512
-    minibatch_size: int = 64           # InstructGPT: 64
-    epochs: int = 1                    # passes over one batch of episodes; InstructGPT: 1
+    episodes: int = 128                # P: prompts per step, each with one completion
+    epochs: int = 1                    # passes over one batch of rollouts
+    minibatch_size: int = 64
     lr: float = 3e-4
     value_lr: float = 1e-3
-    warmup_steps: int = 5              # InstructGPT: 10, from a tenth
-    kl_coef: float = 0.1               # beta; InstructGPT: 0.02
-    kl_target: float = 1.0             # nats per completion, what a controller of kl_coef aims at (presets with one); Ziegler et al.: 6
-    kl_horizon: int = 1000             # completions over which it does; Ziegler et al.: 10,000
-    gamma: float = 1.0                 # InstructGPT: no discount
-    lam: float = 0.95                  # GAE; PPO's number, InstructGPT names none
-    clip_low: float = 0.2              # InstructGPT: 0.2
+    warmup_steps: int = 5
+    kl_coef: float = 0.1               # β
+    kl_target: float = 1.0             # nats per completion, for presets that adapt kl_coef
+    kl_horizon: int = 1000             # completions over which they adapt it
+    clip_low: float = 0.2              # ε: PPO, arXiv:1707.06347, section 6.1
     clip_high: float = 0.2
-    value_clip: float = 0.2            # how far a value may move in an update; 0: no bound (in neither paper: OpenAI baselines)
-    value_coef: float = 1.0            # of the value loss; with an optimizer of its own, value_lr is what counts
+    aggregate: str = "token_mean"      # see reduce.aggregate for the others
+    gamma: float = 1.0                 # InstructGPT: no discount
+    lam: float = 0.95                  # λ of GAE: PPO's number; InstructGPT names none
+    value_clip: float = 0.2            # how far a value may move in a step; 0: no bound (baselines)
+    value_coef: float = 1.0            # of the value loss; with its own optimizer, value_lr counts
     entropy_coef: float = 0.0
     whiten_advantages: bool = True     # in neither paper: OpenAI baselines
-    ptx_coef: float = 0.0              # gamma of eq. 2; InstructGPT: 27.8
-    ptx_batch_size: int = 64           # pretraining texts per mini-batch; InstructGPT: 8 times as many as episodes
-    ema_decay: float = 0.9             # of the weights, per mini-batch; InstructGPT: 0.992; 0: the last weights are the result
-    missing_eos_penalty: float = 1.0   # what an answer that was cut off costs; its score does not count
+    ptx_coef: float = 0.0              # γ of eq. 2
+    ptx_batch_size: int = 64           # pretraining texts per minibatch
+    ema_decay: float = 0.9             # of the averaged weights, per minibatch; 0: no average
+    missing_eos_penalty: float = 1.0   # what a completion that was cut off costs
     max_new_tokens: int = 16
     temperature: float = 1.0
-    beta1: float = 0.9                 # InstructGPT, appendix C: Adam (0.9, 0.95)
+    beta1: float = 0.9
     beta2: float = 0.95
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    token_budget: int = TOKEN_BUDGET   # tokens per micro-batch; changes memory and time, not the result
+    token_budget: int = TOKEN_BUDGET   # tokens per micro-batch; changes memory and time alone
 
-    def __post_init__(self):
-        check_fields(self)
+    def __post_init__(self) -> None:
+        check(self)
 
 
-def train_ppo(model, tokenizer, task, config: PPOConfig, *, value_model: ScalarModel | None = None, pretraining: Sequence[str] = (), seed: int = 0,
-              kl_control: KLControl | None = None, reward_weights: dict[str, float] | None = None, log: Callable[[int, dict], None] | None = None,
-              save: Callable[[TrainState], None] | None = None, resume: dict | None = None):
-    """Train `model` in place on a task's problems and rewards, and return it, in eval mode, with the average of its weights.
+def train_ppo(
+        model: Transformer, tokenizer: Tokenizer, task: Task, config: PPOConfig, *,
+        value_model: ScalarModel | None = None, pretraining: Sequence[str] = (),
+        objective: Objective | None = None, kl_control: KLControl | None = None, seed: int = 0,
+        log: Log | None = None, save: Save | None = None, resume: dict | None = None,
+) -> Transformer:
+    """Train `model` in place on a task's problems and rewards, and return it, in eval mode.
 
-    value_model: what the value function starts from, the reward model (it is copied); left out, the policy with a fresh head. pretraining: texts for the
-    second term of eq. 2, wanted where ptx_coef is not 0. kl_control gives the next step's kl_coef; left out, it stays. reward_weights, log, save and
-    resume are as in train_grpo. Raises ValueError where a prompt does not fit the context or
-    nothing was judged, NonFiniteError if a loss, gradient or weight leaves the finite numbers.
+    value_model is where the value function starts; left out, the policy with a fresh head.
+    pretraining: texts for eq. 2's second term. kl_control gives the next step's kl_coef.
+    objective is an equation; left out, the clipped surrogate.
+    log(step, metrics) and save(state) are called after every step; resume is an earlier state's
+    state_dict(). Raises ValueError where a prompt does not fit the context or no completion got a
+    verdict, NonFiniteError if a loss, gradient or weight is NaN or infinite.
 
-    The metrics `reward` and `reward_std` are of the task's rewards. What is trained on has TRL's
-    names, each a mean over the completions that were judged: objective/scores stands on the last
-    token, the reward or, of an answer that was cut off, -missing_eos_penalty; objective/kl is
-    log(pi / pi_SFT) of a whole completion; objective/rlhf_reward is objective/scores - kl_coef *
-    objective/kl.
+    Metrics are means over the completions with a verdict: objective/scores of what stands on the
+    last token, objective/kl of Σ_t log(π / π_SFT), objective/rlhf_reward of scores - kl_coef * kl.
     """
-    model.set_dropout(0.0)                                   # dropout would make the learner another policy than the sampler
+    model.set_dropout(0.0)             # with dropout the learner would not be the sampler's policy
     model.eval()
-    weights = reward_weights or dict.fromkeys(task.rewards, 1.0)
-    before, after = encode_texts(tokenizer, pretraining, model.config.max_seq_len) if config.ptx_coef else ([], [])      # each text's first token, and the rest
+    objective = objective or (lambda logp, old, adv, mask: clipped_surrogate(
+        logp, old, adv, clip_low=config.clip_low, clip_high=config.clip_high))
     reference = freeze(copy.deepcopy(model))
-    with seeded(derive_seed(seed, "ppo", "head"), model.device):
-        value_model = copy.deepcopy(value_model or ScalarModel(model).to(model.device))
-    value_model.eval().requires_grad_(True)
-    value_model.set_dropout(0.0)
-    average = freeze(copy.deepcopy(model).float())             # in float32, or small steps are lost
-    adam = dict(betas=(config.beta1, config.beta2), weight_decay=config.weight_decay)
-    value_optimizer = make_optimizer(value_model, lr=config.value_lr, **adam)
-    state = TrainState(model, make_optimizer(model, lr=config.lr, **adam), {"reference": reference, "value_model": value_model, "average": average,
-                                                                            "value_optimizer": value_optimizer}, {"kl_coef": config.kl_coef})
+    value_model = value_model_from(value_model, model, seed=derive_seed(seed, "ppo", "head"))
+    value_optimizer = make_optimizer(value_model, config, lr=config.value_lr)
+    average = freeze(copy.deepcopy(model).float())  # in float32: bfloat16 would lose small steps
+    state = TrainState(model, make_optimizer(model, config),
+                       {"reference": reference, "value_model": value_model, "average": average,
+                        "value_optimizer": value_optimizer}, {"kl_coef": config.kl_coef})
     if resume is not None:
         state.load_state_dict(resume)
+    logprobs = partial(rollout_logprobs, temperature=config.temperature,
+                       token_budget=config.token_budget)
+    texts = Pretraining(model, tokenizer, pretraining, config)
+    P, G = config.episodes, 1
 
     while state.step < config.steps:
-        began, sums, kl_coef = time.perf_counter(), Sums(), state.numbers["kl_coef"]
+        began, sums = time.perf_counter(), Sums()
+        seeds = partial(derive_seed, seed, "ppo", state.step)
 
-        # 1. sample one completion per prompt from pi_old
-        problems = task.sample(config.episodes, random.Random(derive_seed(seed, "ppo", state.step, "problems")))
-        generator = torch.Generator(model.device).manual_seed(derive_seed(seed, "ppo", state.step, "sample"))
-        rollouts = sample(model, [tokenizer.encode_prompt(p.prompt) for p in problems], max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-                          eos_id=tokenizer.stop_ids, pad_id=tokenizer.pad_id, generator=generator)
-        completions = [tokenizer.decode_completion(ids) for ids in rollouts.completion_ids()]                       # B texts
+        # 1. sample G completions per prompt from π_old
+        problems = task.sample(P, random.Random(seeds("problems")))
+        answers = collect(model, tokenizer, task, problems, group=G,
+                          max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+                          generator=torch.Generator(model.device).manual_seed(seeds("sample")))
 
         # 2. score
-        prompts = [p.prompt for p in problems]
-        known = {**columns(problems), "completion_ids": rollouts.completion_ids()}
-        verdicts = judge(task.rewards, weights, prompts, completions, **known)                                      # B numbers (None: no verdict) each
-        verdict = to_tensor(weighted_sum(list(verdicts.values()), list(weights.values())))                          # (B,), NaN: no verdict
-        check_judged(verdict)
-        judged = (~verdict.isnan()).nonzero().squeeze(1).to(model.device)                                            # rows without a verdict are left out
-        episodes, scores = rollouts.rows(judged), verdict.to(model.device)[judged]
-        mask, cut = episodes.mask, episodes.truncated
+        rewards = check_judged(answers.rewards).to(model.device)  # (P,), NaN: no verdict
+        chosen = (~rewards.isnan()).nonzero().squeeze(1)  # (B,)
+        rollouts = answers.rollouts.rows(chosen)
+        scores = torch.where(rollouts.truncated, -config.missing_eos_penalty, rewards[chosen])
 
-        # 3. freeze what the update may not touch; compare what came with what was expected
-        old_logp = rollout_logprobs(model, episodes, temperature=config.temperature, token_budget=config.token_budget)          # (B, T)
-        ref_logp = rollout_logprobs(reference, episodes, temperature=config.temperature, token_budget=config.token_budget)
-        old_values, end = rollout_values(value_model, episodes, token_budget=config.token_budget)                               # (B, T), (B,)
-        final = torch.where(cut, -config.missing_eos_penalty, scores)
-        rewards = kl_shaped_rewards(final, old_logp, ref_logp, mask, kl_coef)                                                   # (B, T)
-        adv, returns = gae(rewards, old_values, mask, gamma=config.gamma, lam=config.lam, bootstrap=torch.where(cut, end, 0))
+        # 3. freeze what the update may not touch
+        old_logp = logprobs(model, rollouts)  # (B, T)
+        ref_logp = logprobs(reference, rollouts)  # (B, T)
+        old_values, end = rollout_values(value_model, rollouts, token_budget=config.token_budget)
+        kl_coef, mask = state.numbers["kl_coef"], rollouts.mask
+        shaped = kl_shaped_rewards(scores, old_logp, ref_logp, mask, kl_coef)  # (B, T)
+        adv, returns = gae(shaped, old_values, mask, gamma=config.gamma, lam=config.lam,
+                           bootstrap=torch.where(rollouts.truncated, end, 0))  # (B, T) each
         explained = float(explained_variance(old_values, returns, mask))
-        if config.whiten_advantages:
-            adv = masked_whiten(adv, mask)
-        kl = k1(old_logp, ref_logp).sum(1).mean()                                                                               # of whole completions
+        adv = masked_whiten(adv, mask) if config.whiten_advantages else adv
+        distance = float(k1(old_logp, ref_logp).sum(1).mean())  # nats per completion
 
-        # 4. update: surrogate - value_coef * value loss + entropy_coef * entropy + ptx_coef * log-likelihood of pretraining text
-        warm = warmup_to_constant(state.step, warmup=config.warmup_steps)
-        set_lr(state.optimizer, config.lr * warm)
-        set_lr(value_optimizer, config.value_lr * warm)
-        shuffle = torch.Generator().manual_seed(derive_seed(seed, "ppo", state.step, "shuffle"))
+        # 4. update: surrogate and its other terms, aggregate, backward, clip, step
+        warmup = warmup_to_constant(state.step, warmup=config.warmup_steps)
+        lr, value_lr = config.lr * warmup, config.value_lr * warmup
+        shuffle = torch.Generator().manual_seed(seeds("shuffle"))
         for _ in range(config.epochs):
-            for minibatch in torch.randperm(len(episodes), generator=shuffle).to(model.device).split(config.minibatch_size):
-                total = normaliser(mask[minibatch], "token_mean")
-                for part in micro_batches(episodes.lengths[minibatch], config.token_budget):
+            order = torch.randperm(len(rollouts), generator=shuffle).to(model.device)
+            for minibatch in order.split(config.minibatch_size):
+                total = world.total(normaliser(rollouts.mask[minibatch], config.aggregate,
+                                               max_length=config.max_new_tokens))
+                for part in micro_batches(rollouts.lengths[minibatch], config.token_budget):
                     rows = minibatch[part]
-                    batch = episodes.rows(rows)                                                                     # (b, T')
-                    width = batch.tokens.shape[1]
-                    logp, entropy = token_logprobs(model, batch.tokens, mask=batch.mask, temperature=config.temperature, return_entropy=True)
-                    values, _ = value_model(batch.tokens, batch.mask)                                               # (b, T')
-                    old, known_values, known_returns = (x[rows, :width] for x in (old_logp, old_values, returns))
-                    surrogate = clipped_surrogate(logp, old, adv[rows, :width], clip_low=config.clip_low, clip_high=config.clip_high)
-                    watch(sums, surrogate, logp, old, batch, adv[rows, :width], entropy)
-                    missed = clipped_value_loss(values, known_values, known_returns, clip=config.value_clip) if config.value_clip else value_loss(values, known_returns)
-                    objective = ppo_objective(surrogate, missed, entropy, value_coef=config.value_coef, entropy_coef=config.entropy_coef)
-                    loss = -aggregate(objective, batch.mask, "token_mean", total=total)
-                    check_finite(loss, state.step + 1, judged[rows], completions)
+                    batch = rollouts.rows(rows)
+                    T = batch.tokens.shape[1]
+                    logp, entropy = token_logprobs(model, batch.tokens, mask=batch.mask,
+                                                   temperature=config.temperature,
+                                                   return_entropy=True)  # (b, T)
+                    old = old_logp[rows, :T]
+                    surrogate = objective(logp, old, adv[rows, :T], batch.mask)  # (b, T)
+                    watch(sums, surrogate, logp, old, batch, adv[rows, :T], entropy)
+                    sums.add("kl", k3(logp, ref_logp[rows, :T]), batch.mask)
+                    values, _ = value_model(batch.tokens, batch.mask)  # (b, T)
+                    error = clipped_value_loss(values, old_values[rows, :T], returns[rows, :T],
+                                               clip=config.value_clip or float("inf"))
+                    sums.add("loss/value", error, batch.mask)
+                    surrogate = ppo_objective(surrogate, error, entropy,
+                                              value_coef=config.value_coef,
+                                              entropy_coef=config.entropy_coef)
+                    loss = -aggregate(surrogate, batch.mask, config.aggregate, total=total)
+                    check_finite(loss, state.step + 1, chosen[rows], answers.completions)
                     loss.backward()
-                    sums.add("kl", k3(logp, ref_logp[rows, :width]), batch.mask)
-                    sums.add("loss/value", missed, batch.mask)
-                # the second term of eq. 2 (objectives.ptx_objective): its gradient is added before the step, as in appendix C.4
-                read = torch.randint(len(before), (config.ptx_batch_size,), generator=shuffle) if config.ptx_coef else torch.zeros(0, dtype=torch.long)
-                words = sum(len(after[i]) for i in read.tolist())
-                for part in micro_batches(torch.tensor([1 + len(after[i]) for i in read.tolist()], dtype=torch.long), config.token_budget):
-                    text, text_mask = completion_batch([before[i] for i in read[part]], [after[i] for i in read[part]], tokenizer.pad_id, model.device)
-                    text_logp = token_logprobs(model, text, mask=text_mask)
-                    loss = -config.ptx_coef * aggregate(text_logp, text_mask, "token_mean", total=words)
-                    check_finite(loss, state.step + 1, read[part], pretraining)
-                    loss.backward()
-                    sums.add("loss/pretraining", -text_logp, text_mask)
-                sums.add("grad_norm", torch.tensor(clip_gradient(model, config.max_grad_norm, step=state.step + 1)))
-                clip_gradient(value_model, config.max_grad_norm, step=state.step + 1)
-                for optimizer in (state.optimizer, value_optimizer):
-                    optimizer.step()
-                    optimizer.zero_grad()
-                for trained in (model, value_model):
-                    check_weights(trained, state.step + 1)
+                texts.add_gradient(shuffle, sums, state.step + 1)  # eq. 2's second term
+                sums.add("grad_norm", apply_update(state, lr, config.max_grad_norm,
+                                                   (value_model, value_optimizer, value_lr)))
                 update_ema(average.parameters(), model.parameters(), decay=config.ema_decay)
         state.step += 1
-        state.num_tokens += int(rollouts.lengths.sum())
+        state.num_tokens += int(answers.rollouts.lengths.sum())
         if kl_control is not None:
-            state.numbers["kl_coef"] = kl_control(kl_coef, float(kl), len(episodes))
+            state.numbers["kl_coef"] = kl_control(kl_coef, distance, len(rollouts))
 
         # 5. report
         if log is not None:
-            each = {f"rewards/{name}/mean": mean_judged(found) for name, given in verdicts.items() if not (found := to_tensor(given)).isnan().all()}
-            trained_on = {"objective/scores": float(final.mean()), "objective/kl": float(kl),
-                          "objective/rlhf_reward": float(rewards.sum(1).mean())}
-            log(state.step, {**describe(verdict, rollouts), **each, **sums.means(), **trained_on,
+            log(state.step, {**describe(answers), **sums.means(), "learning_rate": lr,
+                             "objective/scores": float(scores.mean()), "objective/kl": distance,
+                             "objective/rlhf_reward": float(shaped.sum(1).mean()),
                              "kl_coef": kl_coef, "value/explained_variance": explained,
-                             "learning_rate": config.lr * warm, "num_tokens": state.num_tokens,
+                             "num_tokens": state.num_tokens,
                              "step_time": time.perf_counter() - began})
         if save is not None:
             save(state)

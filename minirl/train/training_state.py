@@ -1,7 +1,7 @@
-"""A training state's files, beside a checkpoint's weights: from them a run goes on bit for bit.
+"""The files of a training state, beside a checkpoint's weights: a run resumes from them exactly.
 
-What stands elsewhere is not written again: the model's weights are the checkpoint's, and a part
-that has not changed since the checkpoint before, such as a reference, is a link to that one's file.
+Nothing is written twice. The model's weights are the checkpoint's, and a part that has not changed
+since the last checkpoint, such as a reference, is a hard link to that checkpoint's file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from minirl.lm.checkpoint import CheckpointError
 from minirl.lm.digests import verify
@@ -26,7 +27,7 @@ def part_file(name: str) -> str:
 def save_training_state(state: dict, folder: Path, before: Path | None) -> list[str]:
     """Write what the weights in the folder do not hold -> the names of the files.
 
-    `before` is the folder of the checkpoint before. A link needs no more of it: each stands alone.
+    `before` is the folder of the previous checkpoint. It may be deleted later: a hard link stays.
     """
     parts = state["parts"]
     rest = {key: value for key, value in state.items() if key != "model"}
@@ -53,7 +54,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def holds(file: Path, content: dict) -> bool:
-    """Whether a file of tensors and numbers is there and has just this content."""
+    """Return whether a file of tensors and numbers exists and has exactly this content."""
     try:
         return same(torch.load(file, map_location="cpu", weights_only=True, mmap=True), content)
     except Exception:                                      # missing, or damaged in one of many ways
@@ -70,8 +71,9 @@ def same(a: object, b: object) -> bool:
     return type(a) is type(b) and a == b
 
 
-def load_training_state(folder: Path, step: int, model, device) -> dict:
-    """The training state of a checkpoint of this step, with the weights of `model`, loaded from it.
+def load_training_state(folder: Path, step: int, model: nn.Module, device: torch.device) -> dict:
+    """Return the training state of a checkpoint of this step. `model` has been loaded from it, and
+    its weights are part of the state.
 
     Raises ValueError, naming the file, where one is missing, damaged, or of another step.
     """
@@ -92,8 +94,9 @@ def load_training_state(folder: Path, step: int, model, device) -> dict:
     return {**state, "parts": parts}
 
 
-def load_tensors(file: Path, device) -> dict:
-    """Tensors and numbers alone: a file that holds anything else is refused, not run."""
+def load_tensors(file: Path, device: torch.device) -> dict:
+    """Load tensors and numbers. A file that holds anything else is refused, and no code in it runs.
+    """
     try:
         return torch.load(file, map_location=device, weights_only=True)
     except torch.OutOfMemoryError:

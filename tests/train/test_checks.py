@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from minirl.train.checks import COUNT, ROWS, check_fields, outside
+from minirl.train.checks import COUNT, ROWS, check, outside
 from minirl.train.dpo import DPOConfig
 from minirl.train.grpo import GRPOConfig
 from minirl.train.ppo import PPOConfig
@@ -86,13 +86,13 @@ class Own:
 def test_another_configuration_brings_its_own_intervals():
     """None is a value where the type says so; a number without an interval is an error."""
     own = {"share": "[0, 1]", "pieces": "[0, 9]"}
-    check_fields(Own(share=None), **own)
+    check(Own(share=None), **own)
     with pytest.raises(ValueError, match="share is 2.0: at most 1"):
-        check_fields(Own(share=2.0), **own)
+        check(Own(share=2.0), **own)
     with pytest.raises(ValueError, match="path is 3, of type int: a text"):
-        check_fields(Own(path=3), **own)
+        check(Own(path=3), **own)
     with pytest.raises(KeyError, match="share"):
-        check_fields(Own())
+        check(Own())
 
 
 def test_checks_load_no_torch():

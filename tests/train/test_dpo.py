@@ -10,8 +10,9 @@ import torch
 import minirl.train.dpo as page
 from minirl.equations.preferences import ipo_loss, label_smoothed_dpo_loss, simpo_loss
 from minirl.tasks.preferences import Ranking
-from minirl.train.dpo import DPO_PRESETS, DPOConfig, compared, train_dpo
-from minirl.train.state import NonFiniteError
+from minirl.train.dpo import DPOConfig, comparisons, train_dpo
+from minirl.train.metrics import NonFiniteError
+from minirl.train.presets import DPO_PRESETS
 from tests.train.small import RANKINGS, TOKENIZER, copied, tiny, weights
 
 CONFIG = DPOConfig(batch_size=3, lr=1e-2, beta=0.1, warmup_steps=0)
@@ -30,8 +31,8 @@ def test_three_steps_twice_are_the_same_bit_for_bit():
     assert not torch.equal(run()[0], run(seed=1)[0])
 
 
-def test_compared_by_hand():
-    assert compared([2, 3]) == ([0, 2, 2, 3], [1, 3, 4, 4])
+def test_comparisons_by_hand():
+    assert comparisons([2, 3]) == ([0, 2, 2, 3], [1, 3, 4, 4])
 
 
 def test_the_first_loss_is_log_2_and_its_gradient_is_not_zero():
@@ -48,7 +49,7 @@ def first_gradient(monkeypatch, rankings=RANKINGS, **changes):
         kept.append(torch.cat([p.grad.flatten().clone() for p in model.parameters()]))
         return 0.0
 
-    monkeypatch.setattr("minirl.train.dpo.clip_gradient", keep)
+    monkeypatch.setattr("minirl.train.state.clip_gradient", keep)
     run(rankings, batch_size=4, **changes)
     return kept[0]
 
@@ -183,7 +184,7 @@ def test_metrics_do_not_depend_on_micro_batches(name):
 
 
 def test_the_papers_preset():
-    config = DPOConfig(**DPO_PRESETS["dpo"])
+    config = DPOConfig(**DPO_PRESETS["dpo"].numbers)
     assert (config.beta, config.batch_size, config.lr, config.warmup_steps) == (0.1, 64, 1e-6, 150)
 
 

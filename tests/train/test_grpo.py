@@ -12,7 +12,7 @@ from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import build_tokenizer
 from minirl.tasks.arithmetic import Arithmetic
 from minirl.train.grpo import GRPOConfig, train_grpo
-from minirl.train.state import NonFiniteError
+from minirl.train.metrics import NonFiniteError
 from tests.train.small import TOKENIZER, Digits, copied, length, tiny, weights
 
 CONFIG = GRPOConfig(steps=3, prompts_per_step=3, group_size=4, lr=1e-2, warmup_steps=0, min_lr_ratio=1.0, beta2=0.95, max_new_tokens=6)
@@ -49,7 +49,7 @@ def first_gradient(monkeypatch, **changes):
         kept.append(torch.cat([p.grad.flatten().clone() for p in model.parameters()]))
         return 0.0
 
-    monkeypatch.setattr("minirl.train.grpo.clip_gradient", keep)
+    monkeypatch.setattr("minirl.train.state.clip_gradient", keep)
     trained(steps=1, **changes)
     return kept[0]
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 import minirl.train.ppo as page
-from minirl.app.presets import PPO_PRESETS
 from minirl.equations.advantages import gae
 from minirl.equations.kl import AdaptiveKLController
+from minirl.inference import collect
 from minirl.lm.heads import ScalarModel, score_ids
 from minirl.lm.logprobs import token_logprobs
 from minirl.train.ppo import PPOConfig, train_ppo
-from minirl.train.state import NonFiniteError
+from minirl.train.metrics import NonFiniteError
+from minirl.train.presets import PPO_PRESETS
 from tests.train import small
 from tests.train.small import TOKENIZER, Digits, copied, length, weights
 
@@ -45,7 +46,7 @@ def seen(monkeypatch):
     """Arguments and results of what the page calls, by name."""
     calls = {}
 
-    def record(name):
+    def record(name, page=page):
         function = getattr(page, name)
 
         def recorded(*args, **kwargs):
@@ -54,7 +55,8 @@ def seen(monkeypatch):
             return result
         monkeypatch.setattr(page, name, recorded)
 
-    for name in ("sample", "kl_shaped_rewards", "gae", "rollout_values", "rollout_logprobs", "masked_whiten"):
+    record("sample", collect)
+    for name in ("kl_shaped_rewards", "gae", "rollout_values", "rollout_logprobs", "masked_whiten"):
         record(name)
     return calls
 
@@ -72,7 +74,7 @@ def gradients(monkeypatch, **changes):
         kept.append(torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten().clone() for p in model.parameters()]))      # its unembedding has none
         return 0.0
 
-    monkeypatch.setattr("minirl.train.ppo.clip_gradient", keep)
+    monkeypatch.setattr("minirl.train.state.clip_gradient", keep)
     run(steps=1, **changes)
     return kept[:2]
 
@@ -289,11 +291,11 @@ def test_a_controller_sets_the_next_steps_coefficient():
 
 def test_the_two_controllers_of_the_papers():
     config = PPOConfig(**PPO_PRESETS["ziegler"].numbers)
-    ours = PPO_PRESETS["ziegler"].kl_control(config)(0.15, 9.0, 256)
+    ours = PPO_PRESETS["ziegler"].arguments(config)["kl_control"](0.15, 9.0, 256)
     reference = AdaptiveKLController(0.15, target=6.0, horizon=10_000)
     reference.update(9.0, 256)
     assert ours == reference.kl_coef == pytest.approx(0.15 * 1.00512)
-    rule = PPO_PRESETS["adaptive-kl"].kl_control(PPOConfig(kl_target=1.0))
+    rule = PPO_PRESETS["adaptive-kl"].arguments(PPOConfig(kl_target=1.0))["kl_control"]
     assert [rule(0.1, kl, 128) for kl in (0.5, 1.0, 1.6)] == pytest.approx([0.05, 0.1, 0.2])
 
 

@@ -8,8 +8,11 @@ import time
 import pytest
 import torch
 
-from minirl.train.profiling import SKIPPED, StageProfile, profiled, stage_lines
+from minirl.train.dpo import train_dpo
 from minirl.train.grpo import train_grpo
+from minirl.train.ppo import train_ppo
+from minirl.train.profiling import SKIPPED, StageProfile, profiled, stage_lines
+from minirl.train.reward_model import train_reward_model
 from minirl.train.sft import train_sft
 
 
@@ -29,10 +32,16 @@ def page(steps, stop=None):
     return steps
 
 
-@pytest.mark.parametrize("training_page", [train_grpo, train_sft])
-def test_every_training_page_has_its_five_stages(training_page):
-    lines, names = stage_lines(training_page)
-    assert names == ["1 sample", "2 score", "3 freeze", "4 update", "5 report"] and lines == sorted(lines)
+FIVE = ["1 sample", "2 score", "3 freeze", "4 update", "5 report"]
+THREE = ["1 batch", "2 update", "3 report"]
+
+
+@pytest.mark.parametrize("page, stages", [(train_grpo, FIVE), (train_ppo, FIVE), (train_sft, THREE),
+                                          (train_reward_model, THREE), (train_dpo, THREE)])
+def test_every_training_page_has_the_stages_that_it_has(page, stages):
+    """Pages that sample nothing had five stages too: SFT's "score" computed lengths."""
+    lines, names = stage_lines(page)
+    assert names == stages and lines == sorted(lines)
 
 
 def test_a_function_without_stages_is_refused():

@@ -92,12 +92,15 @@ def test_twice_is_the_same_bit_for_bit(base):
 
 def test_what_is_paid_for_in_each_stage(base, monkeypatch):
     asked = []
-    monkeypatch.setattr(r1, "train_grpo", lambda m, tokenizer, task, *args, reward_weights, **rest: asked.append((type(task).__name__, reward_weights)) or m.eval())
+    monkeypatch.setattr(r1, "train_grpo", lambda m, tokenizer, task, *args, **rest: asked.append(
+        (task.name, dict(task.weights))) or m.eval())
     led(base, language_weight=0.5)
     rules = {"accuracy": 1.0, "format_reward": 1.0}
     spoken = {**rules, "language_consistency": 0.5}
-    everything = ("Mixture", {**spoken, "preference": 1.0, "general/accuracy": 0.0, "general/true_reward": 0.0})
-    assert asked == [("Bilingual", {**rules, "language_consistency": 0.0}), ("Bilingual", spoken), ("Bilingual", spoken), everything, everything]
+    everything = (f"{TASK.name} and {PROMPTS.name}", {
+        **spoken, "preference": 1.0, "general/accuracy": 0.0, "general/true_reward": 0.0})
+    assert asked == [(TASK.name, {**rules, "language_consistency": 0.0}), (TASK.name, spoken),
+                     (TASK.name, spoken), everything, everything]
 
 
 def test_replay_is_a_tenth_of_what_was_ranked_before():
@@ -125,7 +128,8 @@ def test_a_smaller_model_learns_alone_and_from_a_teacher(base):
     before, losses = weights(student), []
     asked = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(r1, "train_grpo", lambda m, *args, reward_weights, **rest: asked.append(reward_weights) or m)
+        patch.setattr(r1, "train_grpo", lambda m, tokenizer, task, *args, **rest: asked.append(
+            dict(task.weights)) or m)
         patch.setattr(r1, "rejection_sample", lambda teacher, *args, **rest: asked.append(teacher) or COLD)
         distill(base, student, TOKENIZER, TASK, CONFIG)
     assert asked == [{"accuracy": 1.0, "format_reward": 1.0, "language_consistency": 0.0}, base], "paid as R1-Zero is; taught by the teacher"

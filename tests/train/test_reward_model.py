@@ -10,8 +10,14 @@ import torch
 from minirl.lm.heads import ScalarModel
 from minirl.lm.tokenizer import build_tokenizer
 from minirl.tasks.preferences import Ranking, pairs
-from minirl.train.reward_model import REWARD_MODEL_PRESETS, RewardModelConfig, as_reward, score_texts, train_reward_model
-from minirl.train.state import NonFiniteError
+from minirl.train.metrics import NonFiniteError
+from minirl.train.presets import RM_PRESETS
+from minirl.train.reward_model import (
+    RewardModelConfig,
+    as_reward,
+    score_texts,
+    train_reward_model,
+)
 from tests.train import small
 from tests.train.small import TOKENIZER, copied, tiny, weights
 
@@ -41,7 +47,7 @@ def first_gradient(monkeypatch, rankings=RANKINGS, **changes):
         kept.append(torch.cat([p.grad.flatten().clone() for p in model.parameters()]))
         return 0.0
 
-    monkeypatch.setattr("minirl.train.reward_model.clip_gradient", keep)
+    monkeypatch.setattr("minirl.train.state.clip_gradient", keep)
     trained(rankings, batch_size=6, **changes)
     return kept[0]
 
@@ -132,7 +138,7 @@ def test_the_end_is_read_by_position_where_pad_is_eos():
 
 
 def test_instructgpt_preset():
-    config = RewardModelConfig(**REWARD_MODEL_PRESETS["instructgpt"])
+    config = RewardModelConfig(**RM_PRESETS["instructgpt"].numbers)
     assert (config.epochs, config.batch_size, config.lr, config.min_lr_ratio) == (1, 64, 9e-6, 0.1)
     rates = [m["learning_rate"] for m in logged(lr=9e-6, batch_size=1)]
     assert rates[0] == pytest.approx(9e-6) and rates[-1] == pytest.approx(9e-7) and rates == sorted(rates, reverse=True)

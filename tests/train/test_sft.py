@@ -5,8 +5,10 @@ import torch
 
 from minirl.lm.rollouts import span_mask
 from minirl.lm.tokenizer import build_tokenizer
-from minirl.train.sft import SFT_PRESETS, SFTConfig, encode_pairs, train_sft
-from minirl.train.state import NonFiniteError
+from minirl.train.encoding import encode_pairs
+from minirl.train.metrics import NonFiniteError
+from minirl.train.presets import SFT_PRESETS
+from minirl.train.sft import SFTConfig, train_sft
 from tests.train.small import PAIRS, TOKENIZER, copied, tiny, weights
 
 
@@ -27,7 +29,7 @@ def first_gradient(monkeypatch, pairs=PAIRS[:8], **config):
         kept.append(torch.cat([p.grad.flatten().clone() for p in model.parameters()]))
         return 0.0
 
-    monkeypatch.setattr("minirl.train.sft.clip_gradient", keep)
+    monkeypatch.setattr("minirl.train.state.clip_gradient", keep)
     trained(pairs, **config)
     return kept[0]
 
@@ -102,7 +104,7 @@ def test_metrics_are_those_of_the_whole_batch():
 
 def test_instructgpt_preset():
     """Appendix C.1: 16 epochs, residual dropout 0.2, cosine to 10 % of the learning rate, no warm-up."""
-    config = SFTConfig(**SFT_PRESETS["instructgpt"])
+    config = SFTConfig(**SFT_PRESETS["instructgpt"].numbers)
     assert (config.epochs, config.dropout, config.min_lr_ratio, config.warmup_steps, config.batch_size) == (16, 0.2, 0.1, 0, 32)
     rates = []
     train_sft(tiny(), TOKENIZER, PAIRS, config, log=lambda step, metrics: rates.append(metrics["learning_rate"]))

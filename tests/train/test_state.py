@@ -5,22 +5,11 @@ import copy
 import pytest
 import torch
 
-from minirl.train.state import (NonFiniteError, Sums, TrainState, check_weights, clip_gradient,
-                                make_optimizer)
+from minirl.train.metrics import NonFiniteError
+from minirl.train.sft import SFTConfig
+from minirl.train.state import TrainState, apply_update, check_weights, clip_gradient, make_optimizer
 
-
-def test_means_are_those_of_all_values_and_not_of_the_parts():
-    """Means of micro-batch means weigh a micro-batch of one token like one of a thousand: 100 tokens of 2.0 and 900 of 0.5 are 0.65, not 1.25."""
-    sums = Sums()
-    sums.add("loss", torch.full((10, 10), 2.0))
-    sums.add("loss", torch.full((2, 900), 0.5), torch.tensor([[1] * 900, [0] * 900]))
-    assert sums.means() == {"loss": pytest.approx(0.65)}
-
-
-def test_an_empty_mask_adds_nothing():
-    sums = Sums()
-    sums.add("kl", torch.tensor([[float("nan")]]), torch.tensor([[0]]))
-    assert sums.means() == {"kl": 0.0}
+CONFIG = SFTConfig(lr=0.1, beta2=0.95)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -40,8 +29,33 @@ def test_clipping_reports_the_length_before_it():
 
 
 def test_weight_decay_is_on_matrices_alone():
-    optimizer = make_optimizer(torch.nn.Linear(2, 3), lr=0.1, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = make_optimizer(torch.nn.Linear(2, 3), SFTConfig(lr=0.1, weight_decay=0.1))
     assert [(group["weight_decay"], [p.dim() for p in group["params"]]) for group in optimizer.param_groups] == [(0.1, [2]), (0.0, [1])]
+
+
+def linear(value, gradient):
+    model = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(value)
+    model.weight.grad = torch.full((1, 1), gradient)
+    return model, make_optimizer(model, CONFIG)
+
+
+def test_an_update_clips_steps_and_clears_every_model_with_its_own_rate():
+    """Adam's first step is lr * sign(gradient), whatever its size."""
+    (model, optimizer), other = linear(1.0, 3.0), linear(1.0, -4.0)
+    norm = apply_update(TrainState(model, optimizer), 0.5, 1.0, (*other, 0.25))
+    assert norm == 3.0, "of the state's model, before clipping"
+    assert float(model.weight) == pytest.approx(0.5) and float(other[0].weight) == pytest.approx(1.25)
+    assert model.weight.grad is None and other[0].weight.grad is None
+
+
+def test_an_update_with_one_broken_gradient_moves_no_weight():
+    """The policy was stepped before the value function's gradient was looked at."""
+    (model, optimizer), other = linear(1.0, 3.0), linear(1.0, float("nan"))
+    with pytest.raises(NonFiniteError, match="step 1: the gradient norm is nan"):
+        apply_update(TrainState(model, optimizer), 0.5, 1.0, (*other, 0.25))
+    assert float(model.weight) == 1.0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e20])
@@ -73,7 +87,7 @@ def trained(width=3):
     """A state after one step, with a part that does not change and a number that does."""
     torch.manual_seed(width)
     model, reference = torch.nn.Linear(width, 2), torch.nn.Linear(width, 2)
-    state = TrainState(model, make_optimizer(model, lr=0.1, betas=(0.9, 0.95)),
+    state = TrainState(model, make_optimizer(model, CONFIG),
                        {"reference": reference}, {"kl_coef": 0.5})
     model(torch.ones(1, width)).sum().backward()
     state.optimizer.step()

@@ -1,0 +1,159 @@
+"""InstructGPT's pipeline: supervised fine-tuning, a reward model from rankings, then PPO against
+it; and DPO on the same rankings.
+
+    Paper      InstructGPT, arXiv:2203.02155, section 3 and figure 2; appendices C.1 to C.4.
+               DPO: arXiv:2305.18290
+
+    base ── sft          16 epochs of demonstrations: the policy whose completions people rank
+    base ── rl-init      2 epochs of demonstrations and 10 % of pretraining text: where RL starts
+    sft ─── rm           the reward model, from rankings of sft's completions
+    rl-init ─ ppo        PPO on the reward model's score, with a KL penalty to rl-init
+    rl-init ─ dpo        DPO on the rankings, for comparison
+
+Same as the paper  the order of the stages, and which model each starts from; 4 to 9 completions per
+                   ranking; 16 epochs, dropout 0.2, a cosine to 10 % and no warm-up (C.1); 2 epochs
+                   and 10 % of pretraining text (C.3).
+Different          the learning rates; one round of rankings (the paper repeats stages 2 and 3).
+Why                the model has 0.3 million parameters, not 175 billion.
+
+Each stage is one call of a page, on a copy of the model it starts from.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from minirl.inference.collect import Counter, collect_in_parts
+from minirl.inference.evaluate import distinct_problems
+from minirl.lm.heads import ScalarModel
+from minirl.lm.model import Transformer
+from minirl.lm.seeds import derive_seed
+from minirl.lm.tokenizer import Tokenizer
+from minirl.tasks.preferences import Ranking, labelled
+from minirl.tasks.problem import Judged, Task
+from minirl.train.dpo import DPOConfig, train_dpo
+from minirl.train.ppo import KLControl, PPOConfig, train_ppo
+from minirl.train.presets import SFT_PRESETS
+from minirl.train.reward_model import RewardModelConfig, as_reward, train_reward_model
+from minirl.train.sft import SFTConfig, train_sft
+from minirl.train.stage import Stage, in_memory
+from minirl.train.state import Log
+
+Pair = tuple[str, str]                   # (prompt, completion)
+Rankings = Callable[[], list[Ranking]]   # called when they are needed: people are asked then
+FEWEST, MOST = 4, 9                      # completions in a ranking: InstructGPT, section 3.5
+MAX_NEW_TOKENS = 16                      # of a completion that is ranked
+DEMONSTRATIONS_SFT = SFTConfig(**SFT_PRESETS["instructgpt"].numbers | {"lr": 1e-3})       # C.1
+RL_INIT_SFT = SFTConfig(epochs=2, lr=1e-3, min_lr_ratio=0.1, warmup_steps=0, beta2=0.95)  # C.3
+
+
+@dataclass(frozen=True)
+class InstructGPTConfig:
+    """The numbers of stages 2 and 3. Defaults: the tiny model, on a laptop."""
+
+    rm: RewardModelConfig = field(default_factory=RewardModelConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+
+
+def train_instructgpt(
+        model: Transformer, tokenizer: Tokenizer, task: Task, config: InstructGPTConfig, *,
+        demonstrations: Sequence[Pair], pretraining: Sequence[str],
+        rank: Callable[[Transformer], list[Ranking]], seed: int = 0, log: Log | None = None,
+        stage: Stage | None = None,
+) -> Transformer:
+    """Take a base model through all three stages and return PPO's policy. `model` does not change.
+
+    rank(policy) is how people rank its completions. stage runs a stage, and may keep its result;
+    left out, it copies the model and calls the page, with log(step, metrics). Raises ValueError
+    where there is nothing to learn from.
+    """
+    stage = stage or in_memory(log)
+    sft, start = supervise(model, tokenizer, demonstrations, pretraining, seed=seed, stage=stage)
+    reward_model = learn_rewards(sft, tokenizer, lambda: rank(sft), config.rm,
+                                 demonstrations=demonstrations, seed=seed, stage=stage)
+    return reinforce(start, tokenizer, task, config.ppo, reward_model=reward_model,
+                     pretraining=pretraining, seed=seed, stage=stage)
+
+
+def supervise(model: Transformer, tokenizer: Tokenizer, demonstrations: Sequence[Pair],
+              pretraining: Sequence[str], *, seed: int,
+              stage: Stage) -> tuple[Transformer, Transformer]:
+    """Stage 1: fine-tune a base model twice -> (the policy to rank, the policy where RL starts).
+
+    A tenth of what the second one reads is pretraining text.
+    """
+    texts = [("", text) for text in pretraining[:len(demonstrations) // 9]]
+    mixed = [*demonstrations, *texts]
+    sft = stage("sft", DEMONSTRATIONS_SFT, model, lambda m, **hooks: train_sft(
+        m, tokenizer, demonstrations, DEMONSTRATIONS_SFT, seed=seed, **hooks))
+    start = stage("rl-init", RL_INIT_SFT, model, lambda m, **hooks: train_sft(
+        m, tokenizer, mixed, RL_INIT_SFT, seed=seed, **hooks))
+    return sft, start
+
+
+def learn_rewards(sft: Transformer, tokenizer: Tokenizer, rankings: Rankings,
+                  config: RewardModelConfig, *, demonstrations: Sequence[Pair] = (), seed: int,
+                  stage: Stage) -> ScalarModel:
+    """Stage 2: train a reward model, which scores demonstrations 0 on average."""
+    return stage("rm", config, sft, lambda m, **hooks: train_reward_model(
+        m, tokenizer, rankings(), config, demonstrations=demonstrations, seed=seed, **hooks))
+
+
+def reinforce(start: Transformer, tokenizer: Tokenizer, task: Task, config: PPOConfig, *,
+              reward_model: ScalarModel, pretraining: Sequence[str],
+              kl_control: KLControl | None = None, seed: int, stage: Stage) -> Transformer:
+    """Stage 3: PPO on the reward model's score. The task's own rewards are only reported."""
+    judged = scored_by(reward_model, tokenizer, task)
+    return stage("ppo", config, start, lambda m, **hooks: train_ppo(
+        m, tokenizer, judged, config, value_model=reward_model, pretraining=pretraining,
+        kl_control=kl_control, seed=seed, **hooks))
+
+
+def prefer(start: Transformer, tokenizer: Tokenizer, rankings: Rankings, config: DPOConfig, *,
+           seed: int, stage: Stage) -> Transformer:
+    """DPO in the place of stages 2 and 3."""
+    return stage("dpo", config, start, lambda m, **hooks: train_dpo(
+        m, tokenizer, rankings(), config, seed=seed, **hooks))
+
+
+def scored_by(reward_model: ScalarModel, tokenizer: Tokenizer, task: Task) -> Task:
+    """Return the task with the reward model's score as its reward; its own have weight 0."""
+    rewards = {"reward_model": as_reward(reward_model, tokenizer), **task.rewards}
+    return Judged(task, rewards, {**dict.fromkeys(rewards, 0.0), "reward_model": 1.0})
+
+
+def rank_completions(policy: Transformer, tokenizer: Tokenizer, task: Task, n: int, *, noise: float,
+                     seed: int, split: str = "train", reward: str = "true_reward",
+                     max_new_tokens: int = MAX_NEW_TOKENS,
+                     progress: Counter | None = None) -> list[Ranking]:
+    """Sample MOST completions of n problems and rank those of each problem, as a labeller does who
+    judges by one of the task's rewards with an unsteady hand (see tasks.preferences.labelled).
+
+    Completions that were cut off are left out, and so are prompts with fewer than FEWEST different
+    completions. Raises ValueError where nothing is left.
+    """
+    labeller = random.Random(derive_seed(seed, "instruct", "labeller", split))
+    seed = derive_seed(seed, "instruct", "ranked", split)
+    rng = random.Random(derive_seed(seed, "problems"))
+    problems = (distinct_problems(task, n, rng) if split == "test"
+                else task.sample(n, rng, split=split))
+    generator = torch.Generator(policy.device).manual_seed(derive_seed(seed, "sample"))
+    rankings = []
+    for part in collect_in_parts(policy, tokenizer, task, problems, group=MOST, generator=generator,
+                                 max_new_tokens=max_new_tokens, progress=progress):
+        ended = (~part.rollouts.truncated).tolist()
+        for p, problem in enumerate(part.problems):
+            rows = [row for row in range(p * MOST, (p + 1) * MOST) if ended[row]]
+            ranking = labelled(problem.prompt, [part.completions[row] for row in rows],
+                               [part.verdicts[reward][row] for row in rows], labeller, noise=noise)
+            if ranking is not None and len(ranking.completions) >= FEWEST:
+                rankings.append(ranking)
+    if not rankings:
+        raise ValueError(f"to none of {n} prompts did the policy give {FEWEST} different answers "
+                         f"that end within {max_new_tokens} tokens: there is nothing to rank; "
+                         "start from a policy that answers (--init)")
+    return rankings

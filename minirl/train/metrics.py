@@ -1,0 +1,100 @@
+"""What a training page reports, and the checks that stop a broken run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from minirl.equations.reduce import masked_mean
+from minirl.inference.collect import Collected
+from minirl.lm.rollouts import Rollouts
+
+
+class NonFiniteError(ValueError):
+    """A loss, gradient or weight is NaN or infinite. The run stops, and nothing broken is saved."""
+
+
+class Sums:
+    """Metrics as sums and counts: the mean over micro-batches of different sizes is the batch's."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, name: str, values: Tensor | float, mask: Tensor | None = None) -> None:
+        """Add all values, or those under the mask."""
+        values = torch.as_tensor(values).detach()
+        if mask is not None:
+            values = values[mask.bool()]
+        self._sums[name] = self._sums.get(name, 0.0) + values.double().sum()
+        self._counts[name] = self._counts.get(name, 0) + values.numel()
+
+    def means(self) -> dict[str, float]:
+        return {name: float(total) / max(1, self._counts[name])
+                for name, total in self._sums.items()}
+
+
+def watch(sums: Sums, surrogate: Tensor, logp: Tensor, old_logp: Tensor, batch: Rollouts,
+          adv: Tensor, entropy: Tensor) -> None:
+    """Add the per-token metrics of one micro-batch, in TRL's names. All tensors are (b, T).
+
+    A token is clipped where the objective has no gradient although its advantage is not 0.
+    """
+    slope, = torch.autograd.grad(surrogate.sum(), logp, retain_graph=True)
+    difference = (old_logp - batch.behavior_logp).abs()
+    sums.add("clip_ratio/low_mean", (slope == 0) & (adv < 0), batch.mask)
+    sums.add("clip_ratio/high_mean", (slope == 0) & (adv > 0), batch.mask)
+    sums.add("entropy", entropy, batch.mask)
+    sums.add("sampling/sampling_logp_difference/mean", difference, batch.mask)
+
+
+def describe(answers: Collected) -> dict[str, float]:
+    """Metrics of one batch of completions, in TRL's names.
+
+    `reward` and `reward_std` are over the completions with a verdict; a reward function that gave
+    none has no rewards/<name>/mean.
+    """
+    rewards, lengths = answers.rewards, answers.rollouts.completion_lengths.float()
+    judged = ~rewards.isnan()
+    verdicts = {name: to_tensor(column) for name, column in answers.verdicts.items()}
+    return {
+        "reward": mean_judged(rewards),
+        "reward_std": float(rewards[judged].std()) if judged.sum() > 1 else 0.0,
+        "frac_reward_none": float((~judged).float().mean()),
+        **{f"rewards/{name}/mean": mean_judged(column) for name, column in verdicts.items()
+           if not column.isnan().all()},
+        "completions/mean_length": float(lengths.mean()),
+        "completions/min_length": float(lengths.min()),
+        "completions/max_length": float(lengths.max()),
+        "completions/clipped_ratio": float(answers.rollouts.truncated.float().mean())}
+
+
+def to_tensor(verdicts: Sequence[float | None]) -> Tensor:
+    """Return verdicts as float32, "no verdict" as NaN. (B,)"""
+    return torch.tensor([float("nan") if verdict is None else float(verdict)
+                         for verdict in verdicts])
+
+
+def mean_judged(rewards: Tensor) -> float:
+    return float(masked_mean(rewards, ~rewards.isnan()))
+
+
+def check_judged(rewards: Tensor) -> Tensor:
+    """Return the rewards. Raise ValueError if all of them are NaN: there is nothing to learn."""
+    if bool(rewards.isnan().all()):
+        raise ValueError(f"none of the {rewards.numel()} completions got a reward: every verdict "
+                         "was None or NaN; check the reward functions and the problems' answers")
+    return rewards
+
+
+def check_finite(loss: Tensor, step: int, rows: Tensor | Sequence[int],
+                 texts: Sequence[object]) -> None:
+    """Raise NonFiniteError, showing the first text, if the loss on these rows is not finite."""
+    if torch.isfinite(loss):
+        return
+    numbers = [int(row) for row in rows]
+    raise NonFiniteError(f"step {step}: the loss is {loss.item()} on these rows. The weights are "
+                         f"still those before this minibatch. Rows {numbers[:8]}; the first is "
+                         f"{texts[numbers[0]]!r}")

@@ -1,0 +1,254 @@
+"""The one table in which names become numbers and functions: what `--preset` stands for.
+
+    variants          the numbers of the tiny model, and what defines the variant
+    papers' settings  the numbers that a paper (or TRL) gives, for models of billions of parameters
+
+A preset's functions take by name the fields of the configuration that they read, and get no others.
+So their signatures say which flags count, and check_flags refuses the rest.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minirl.equations.advantages import (
+    batch_mean_advantages,
+    group_advantages,
+    leave_one_out_advantages,
+    maxrl_advantages,
+)
+from minirl.equations.kl import AdaptiveKLController, adaptive_kl_coef
+from minirl.equations.objectives import (
+    cispo,
+    clipped_surrogate,
+    gspo_token,
+    policy_gradient,
+    sapo,
+    sequence_clipped_surrogate,
+)
+from minirl.train.grpo import Advantages, Objective
+from minirl.train.ppo import KLControl
+from minirl.train.r1 import rl_numbers
+
+
+class Preset:
+    """Numbers for a command's configurations, and functions for its page where a paper has its own.
+
+    numbers     values by field; each goes to the configuration that has the field
+    functions   by the page's parameter: each makes an equation from the fields that it names
+    """
+
+    def __init__(self, numbers: dict[str, Any] | None = None, /, **functions: Callable[..., Any]):
+        self.numbers, self.functions = numbers or {}, functions
+
+    @property
+    def reads(self) -> set[str]:
+        """Return the fields of the configuration that the functions read."""
+        return {name for function in self.functions.values()
+                for name in inspect.signature(function).parameters}
+
+    def arguments(self, config: Any) -> dict[str, Any]:
+        """Return what the page takes beside its configuration."""
+        return {name: function(**{field: getattr(config, field)
+                                  for field in inspect.signature(function).parameters})
+                for name, function in self.functions.items()}
+
+
+def per_token(objective: Callable[..., Tensor], **numbers: float) -> Objective:
+    """Return an equation of single tokens as one that also takes the mask."""
+    return lambda logp, old_logp, adv, mask: objective(logp, old_logp, adv, **numbers)
+
+
+def clipped(clip_low: float, clip_high: float) -> Objective:
+    return per_token(clipped_surrogate, clip_low=clip_low, clip_high=clip_high)
+
+
+def grouped(scale: str, ddof: int) -> Advantages:
+    return partial(group_advantages, scale=scale, ddof=ddof)
+
+
+def whole_sequence(clip_low: float, clip_high: float) -> Objective:
+    """One ratio per completion, the product of its tokens' ratios. The value stands on every token
+    of the row, so that sequence_mean gives the mean over completions."""
+    def objective(logp: Tensor, old_logp: Tensor, adv: Tensor, mask: Tensor) -> Tensor:
+        first = mask.int().argmax(1, keepdim=True)  # (b, 1): all tokens of a row have one advantage
+        value = sequence_clipped_surrogate(logp, old_logp, adv.gather(1, first).squeeze(1), mask,
+                                           clip_low=clip_low, clip_high=clip_high,
+                                           length_normalised=False)  # (b,)
+        return value[:, None].expand_as(logp)
+
+    return objective
+
+
+def score_function() -> Objective:
+    return lambda logp, old_logp, adv, mask: policy_gradient(logp, adv)
+
+
+def capped(clip_high: float) -> Objective:
+    return per_token(cispo, cap=1 + clip_high)
+
+
+def sequence_ratio(clip_low: float, clip_high: float) -> Objective:
+    return partial(gspo_token, clip_low=clip_low, clip_high=clip_high)
+
+
+def grpo(numbers: dict[str, Any] | None = None, *,
+         advantages: Callable[..., Advantages] = grouped,
+         objective: Callable[..., Objective] = clipped) -> Preset:
+    """Return a preset of GRPO: its own advantages and objective where none are given."""
+    return Preset(numbers, advantages=advantages, objective=objective)
+
+
+SFT_PRESETS = {
+    "toy": Preset(),
+    # InstructGPT, appendix C.1; lr 9.65e-6 is that of the 1.3B and 6B models
+    "instructgpt": Preset(dict(epochs=16, batch_size=32, lr=9.65e-6, min_lr_ratio=0.1,
+                               warmup_steps=0, dropout=0.2, beta1=0.9, beta2=0.95)),
+}
+
+RM_PRESETS = {
+    "toy": Preset(),
+    # InstructGPT, appendix C.2: 6B; K from 4 to 9, so up to 2,304 comparisons in a batch
+    "instructgpt": Preset(dict(epochs=1, batch_size=64, lr=9e-6, min_lr_ratio=0.1)),
+}
+
+DPO_PRESETS = {
+    "toy": Preset(),
+    # DPO, appendix B: RMSprop there, and a linear warm-up over 150 steps
+    "dpo": Preset(dict(beta=0.1, batch_size=64, lr=1e-6, min_lr_ratio=1.0, warmup_steps=150)),
+}
+
+GRPO_PRESETS = {
+    # DeepSeekMath's objective, eq. 3
+    "grpo": grpo(),
+    # arXiv:2503.20783: no 1/|o|, no std, no KL
+    "dr_grpo": grpo(dict(scale="none", aggregate="constant", kl_coef=0.0)),
+    # arXiv:2503.14476: clip-higher, mean over tokens, only groups that differ (without sampling
+    # more in their place), a penalty on the last fifth of the length (4096 of 20480), no KL
+    "dapo": grpo(dict(clip_high=0.28, aggregate="token_mean", kl_coef=0.0, dynamic_sampling=True,
+                      overlong_cache=16)),
+    # arXiv:2507.18071: the sequence's ratio moves little; in the first of the minibatches it is 1
+    "gspo": grpo(dict(clip_low=3e-4, clip_high=4e-4, kl_coef=0.0, minibatches=4, lr=2e-4),
+                 objective=sequence_ratio),
+    # arXiv:2506.13585: weights are capped at 1 + clip_high; mean over tokens, no KL
+    "cispo": grpo(dict(clip_high=4.0, aggregate="token_mean", kl_coef=0.0, minibatches=2),
+                  objective=capped),
+    # arXiv:2511.20347
+    "sapo": grpo(dict(kl_coef=0.0, minibatches=2), objective=lambda: per_token(sapo)),
+    # arXiv:2402.14740: the completion is one action, the others' mean its baseline (the paper has a
+    # KL penalty in the reward; here there is none)
+    "rloo": grpo(dict(kl_coef=0.0), advantages=lambda: leave_one_out_advantages,
+                 objective=whole_sequence),
+    # Williams 1992, with the mean reward of the batch as the baseline: no groups
+    "reinforce": grpo(dict(aggregate="sequence_sum", kl_coef=0.0),
+                      advantages=lambda: batch_mean_advantages, objective=score_function),
+    # arXiv:2602.02710
+    "maxrl": grpo(dict(aggregate="sequence_sum", kl_coef=0.0),
+                  advantages=lambda: maxrl_advantages, objective=score_function),
+
+    # DeepSeekMath, section 4.2: one update per exploration (and a maximal length of 1024)
+    "deepseekmath": grpo(dict(lr=1e-6, min_lr_ratio=1.0, warmup_steps=0, kl_coef=0.04,
+                              group_size=64, prompts_per_step=16, iterations=1, minibatches=1,
+                              aggregate="sequence_mean")),
+    # DeepSeek-R1 v2 / Nature, R1-Zero (maximal length 32768). Its eq. 1 has whole-sequence ratios,
+    # without 1/|o_i|; so has its KL, eq. 2, which here is the mean over tokens.
+    "r1-zero": grpo(rl_numbers(1), objective=whole_sequence),
+    # TRL 1.x, GRPOConfig's defaults (maximal length 512; its learning rate falls linearly to 0)
+    "trl": grpo(dict(lr=1e-6, min_lr_ratio=0.0, warmup_steps=0, kl_coef=0.0, group_size=8,
+                     iterations=1, minibatches=1, clip_low=0.2, clip_high=0.2,
+                     aggregate="token_mean", scale="group", ddof=1, temperature=1.0,
+                     beta2=0.999)),
+}
+
+
+def proportional(kl_target: float, kl_horizon: int) -> KLControl:
+    """Ziegler et al., arXiv:1909.08593, section 2.2."""
+    def control(kl_coef: float, kl: float, completions: int) -> float:
+        controller = AdaptiveKLController(kl_coef, kl_target, kl_horizon)
+        controller.update(kl, completions)
+        return controller.kl_coef
+
+    return control
+
+
+def half_or_double(kl_target: float) -> KLControl:
+    """PPO, arXiv:1707.06347, section 4."""
+    return lambda kl_coef, kl, completions: adaptive_kl_coef(kl_coef, kl, kl_target)
+
+
+PPO_PRESETS = {
+    "ppo": Preset(),
+    # InstructGPT, eq. 2, with a γ for the toy; both terms are means over tokens
+    "ppo-ptx": Preset(dict(ptx_coef=0.2)),
+    "ziegler": Preset(dict(kl_coef=0.15, kl_target=6.0, kl_horizon=10_000),
+                      kl_control=proportional),
+    # the paper's KL is from the old policy; here it is the one in the reward
+    "adaptive-kl": Preset(kl_control=half_or_double),
+
+    # InstructGPT, appendix C.4. The paper gives neither the released policies' lr nor GAE's λ: here
+    # the lr is the value function's (5e-6 for 175B), and λ is the default.
+    "instructgpt": Preset(dict(episodes=512, minibatch_size=64, epochs=1, clip_low=0.2,
+                               clip_high=0.2, kl_coef=0.02, gamma=1.0, temperature=1.0,
+                               warmup_steps=10, ema_decay=0.992, lr=9e-6, value_lr=9e-6,
+                               ptx_coef=27.8, ptx_batch_size=512, beta1=0.9, beta2=0.95)),
+}
+
+# R1's other numbers follow from its scale: see r1.rl_numbers
+R1_PRESETS = {
+    "toy": Preset(),
+    # a smaller toy that takes a minute: shorter numbers, fewer samples
+    "fast": Preset(dict(number_length=2, examples=20_000, general_examples=4_000,
+                        ranked_prompts=200, too_long=4, samples=4, eval_problems=32,
+                        scale=64.0, zero_steps=12, cold_start_problems=128, reasoning_steps=12,
+                        kept_problems=256, final_steps=6, preference_steps=6)),
+    # arXiv:2501.12948v2: 10,400 steps of 512 outputs, 1,300 + 400 in the last stage; the paper does
+    # not say how many steps rl-1 has
+    "paper": Preset(dict(scale=1.0, zero_steps=650, reasoning_steps=650, final_steps=81,
+                         preference_steps=25, rounds=1, max_new_tokens=32_768)),
+}
+
+PRESETS = {"sft": SFT_PRESETS, "rm": RM_PRESETS, "dpo": DPO_PRESETS, "grpo": GRPO_PRESETS,
+           "ppo": PPO_PRESETS, "r1": R1_PRESETS}
+
+# a field, and the value of another field with which no page reads it
+UNREAD = {"ref_sync_steps": ("kl_coef", 0), "ddof": ("scale", "none"),
+          "ptx_batch_size": ("ptx_coef", 0)}
+
+
+def check_flags(command: str, preset: str, given: Collection[str], config: Any = None) -> None:
+    """Raise ValueError for a field that was given as a flag and that a run of this preset does not
+    read. With the finished configuration, also for a field that its other numbers leave unread, a
+    controller that could change nothing, and a penalty that the advantages could not take."""
+    presets = PRESETS[command]
+    for name in given:
+        readers = [other for other in presets if name in presets[other].reads]
+        if readers and preset not in readers:
+            raise ValueError(f"{flag(name)} is not read by preset {preset}: leave it out, or "
+                             f"choose one that reads it ({', '.join(readers)})")
+        if config is not None and name in UNREAD:
+            other, value = UNREAD[name]
+            if getattr(config, other) == value:
+                raise ValueError(f"{flag(name)} is not read where {other} is {value}: leave it "
+                                 f"out, or give another {flag(other)}")
+    if config is None:
+        return
+    if "kl_control" in presets[preset].functions and config.kl_coef == 0:
+        raise ValueError("kl_coef is 0 and would stay 0, as this preset's controller multiplies"
+                         " it: give a positive one, or choose a preset without a controller")
+    if getattr(config, "overlong_cache", 0):
+        try:
+            presets[preset].arguments(config)["advantages"](torch.tensor([[0.0, -1.0]]))
+        except ValueError as error:
+            raise ValueError(f"{flag('overlong_cache')} gives rewards below 0, which preset "
+                             f"{preset} cannot take: leave it out ({error})") from error
+
+
+def flag(name: str) -> str:
+    """Return how a field is written on the command line."""
+    return "--" + name.replace("_", "-")
