@@ -3,12 +3,24 @@
 import pytest
 import torch
 
-from minirl.equations.kl import AdaptiveKLController, adaptive_kl_coef, corrected_k3, exact_kl, k1, k2, k3, kl_shaped_rewards
+from minirl.equations.kl import (
+    AdaptiveKLController,
+    adaptive_kl_coef,
+    corrected_k3,
+    exact_kl,
+    k1,
+    k2,
+    k3,
+    kl_shaped_rewards,
+)
 from minirl.equations.reduce import aggregate, masked_mean
 
 INF, NAN = float("inf"), float("nan")
-LOGITS, REF = torch.tensor([0.5, -0.2, 0.1]).double(), torch.tensor([0.2, 0.5, 0.3]).double().log()     # pi = (.4615, .2292, .3093)
-GRAD_KL, GRAD_REVERSE = (0.28592, -0.22842, -0.05751), (0.26149, -0.27083, 0.00934)         # of KL(pi || ref) and KL(ref || pi) in the logits
+# one token of three: pi = (.4615, .2292, .3093)
+LOGITS = torch.tensor([0.5, -0.2, 0.1]).double()
+REF = torch.tensor([0.2, 0.5, 0.3]).double().log()
+GRAD_KL = (0.28592, -0.22842, -0.05751)  # of KL(pi || ref) in the logits
+GRAD_REVERSE = (0.26149, -0.27083, 0.00934)  # of KL(ref || pi)
 every_estimator = pytest.mark.parametrize("estimator", [k1, k2, k3])
 
 
@@ -19,33 +31,42 @@ def gradient(objective, parameters):
 
 
 def near(actual, expected, tolerance=6e-6):
-    torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=actual.dtype), atol=tolerance, rtol=0)
+    expected = torch.as_tensor(expected, dtype=actual.dtype)
+    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=0)
 
 
-# log 2 = .693147 and its half square .240227; k3: 1/2 + .693147 - 1 and 2 - .693147 - 1; slopes in logp: 1, log(pi/ref), 1 - ref/pi
+# log 2 = .693147, half its square .240227; k3: 1/2 + .693147 - 1 and 2 - .693147 - 1;
+# slopes in logp: 1, log(pi/ref), 1 - ref/pi
 @pytest.mark.parametrize("pi, ref, values, slopes", [
     (0.5, 0.25, (0.693147, 0.240227, 0.193147), (1.0, 0.693147, 0.5)),
     (0.25, 0.5, (-0.693147, 0.240227, 0.306853), (1.0, -0.693147, -1.0)),
     (0.3, 0.3, (0.0, 0.0, 0.0), (1.0, 0.0, 0.0)),
 ])
 def test_hand_numbers(pi, ref, values, slopes):
-    for estimator, value, slope in zip((k1, k2, k3), values, slopes):
-        logp, ref_logp = torch.tensor([pi], dtype=torch.float64).log(), torch.tensor([ref], dtype=torch.float64).log()
+    logp = torch.tensor([pi], dtype=torch.float64).log()
+    ref_logp = torch.tensor([ref], dtype=torch.float64).log()
+    for estimator, value, slope in zip((k1, k2, k3), values, slopes, strict=True):
         near(estimator(logp, ref_logp), [value], 1e-6)
-        near(gradient(lambda logp: estimator(logp, ref_logp).sum(), logp), [slope], 1e-6)
+        near(gradient(lambda x, k=estimator: k(x, ref_logp).sum(), logp), [slope], 1e-6)
 
 
 @pytest.mark.parametrize("pi, ref, value", [
-    ((0.5, 0.5), (0.25, 0.75), 0.143841),         # (log 2 + log 2/3) / 2 = (.693147 - .405465) / 2
-    ((0.25, 0.75), (0.5, 0.5), 0.130812),         # .25 log 1/2 + .75 log 3/2 = -.173287 + .304099
-    ((1.0, 0.0), (0.5, 0.5), 0.693147),           # an id that pi never takes adds nothing
-    ((1.0, 0.0), (1.0, 0.0), 0.0),                # nor where the reference never takes it either
-    ((0.5, 0.5), (1.0, 0.0), INF),                # but what pi takes and the reference never does is infinitely far
+    # (log 2 + log 2/3) / 2 = (.693147 - .405465) / 2
+    ((0.5, 0.5), (0.25, 0.75), 0.143841),
+    # .25 log 1/2 + .75 log 3/2 = -.173287 + .304099
+    ((0.25, 0.75), (0.5, 0.5), 0.130812),
+    # an id that pi never takes adds nothing, even where the reference never takes it either
+    ((1.0, 0.0), (0.5, 0.5), 0.693147),
+    ((1.0, 0.0), (1.0, 0.0), 0.0),
+    # but what pi takes and the reference never does is infinitely far
+    ((0.5, 0.5), (1.0, 0.0), INF),
 ])
 def test_exact_kl_hand_numbers(pi, ref, value):
-    logits, ref_logits = torch.tensor([pi]).log() + 3, torch.tensor([ref]).log() - 5         # logits are known up to a constant
+    """Logits are shifted by constants, which must not matter."""
+    logits, ref_logits = torch.tensor([pi]).log() + 3, torch.tensor([ref]).log() - 5
     assert exact_kl(logits, ref_logits).tolist() == pytest.approx([value], abs=1e-6)
-    assert (gradient(lambda x: exact_kl(x, ref_logits).sum(), logits)[torch.tensor([pi]) == 0] == 0).all()
+    slope = gradient(lambda x: exact_kl(x, ref_logits).sum(), logits)
+    assert (slope[torch.tensor([pi]) == 0] == 0).all()
 
 
 def test_exact_kl_of_the_table():
@@ -56,7 +77,8 @@ def test_exact_kl_of_the_table():
 
 
 def test_exact_kl_where_pi_underflows():
-    """pi = (1, e^-200) is (1, 0) in float32: against a reference that never takes the second id the term is 0 * inf, a NaN; it is infinite, or 0."""
+    """pi = (1, e^-200) is (1, 0) in float32. Beside a reference that never takes the second id the
+    term was 0 * inf, a NaN; it must be infinite, or 0."""
     assert not exact_kl(torch.tensor([0.0, -200.0]), torch.tensor([0.0, -INF])).isnan()
 
 
@@ -66,65 +88,88 @@ def test_exact_kl_where_pi_underflows():
     (k3, 0.216570, 0.02359, GRAD_REVERSE, (0.02444, 0.04242, -0.06685)),
 ])
 def test_estimators_by_enumeration(estimator, mean, variance, loss_gradient, reward_gradient):
-    """Value and gradient are two questions, and the field mixes them up: k1 as a loss is no penalty at all, k3 in the reward hardly one,
-    and several code bases have the ratio the wrong way round, which the mean shows and the formula hides."""
+    """Value and gradient are two questions that the field mixes up.
+
+    k1 as a loss is no penalty at all, k3 in the reward hardly one. Several code bases have the
+    ratio the wrong way round, which the mean shows and the formula hides.
+    """
     pi, logp = LOGITS.softmax(0), LOGITS.log_softmax(0)
-    near((pi * estimator(logp, REF)).sum(), mean, 1e-6)
-    near((pi * (estimator(logp, REF) - mean).square()).sum(), variance, 6e-5)
+    k = estimator(logp, REF)
+    near((pi * k).sum(), mean, 1e-6)
+    near((pi * (k - mean).square()).sum(), variance, 6e-5)
     near(gradient(lambda x: (pi * estimator(x.log_softmax(0), REF)).sum(), LOGITS), loss_gradient)
-    if reward_gradient:                                                                      # E[k grad log pi], k a number
-        near(gradient(lambda x: (pi * estimator(logp, REF) * x.log_softmax(0)).sum(), LOGITS), reward_gradient)
+    if reward_gradient:  # E[k grad log pi], with k a number
+        near(gradient(lambda x: (pi * k * x.log_softmax(0)).sum(), LOGITS), reward_gradient)
 
 
 @pytest.mark.parametrize("estimator", [k1, k3])
 def test_loss_weighted_by_the_ratio_has_the_gradient_of_kl(estimator):
     """rho * k with rho = pi / sg(pi) has both halves of the gradient: unbiased for k1 and k3."""
     pi, logp = LOGITS.softmax(0), LOGITS.log_softmax(0)
-    near(gradient(lambda x: (pi * (x.log_softmax(0) - logp).exp() * estimator(x.log_softmax(0), REF)).sum(), LOGITS), GRAD_KL)
+
+    def loss(x):
+        now = x.log_softmax(0)
+        return (pi * (now - logp).exp() * estimator(now, REF)).sum()
+
+    near(gradient(loss, LOGITS), GRAD_KL)
 
 
 def two_tokens(logits):
-    """Log-probs of all 9 sequences of two tokens from 3 ids: (4, 3) logits -> (9, 2); the first token picks the second's row."""
+    """Log-probs of all 9 sequences of two tokens from 3 ids: (4, 3) logits -> (9, 2).
+
+    The first token chooses the second one's row.
+    """
     logp = logits.log_softmax(-1)
     return torch.stack([logp[0][:, None].expand(3, 3), logp[1:]], -1).reshape(9, 2)
 
 
 def test_two_tokens_by_enumeration():
-    """Over sequences: the summed k1 (and k3) has the sequence KL as its mean, k1 as a loss no gradient, and k2 the right one only of the whole
-    sequence's log-ratio: token by token it misses how the first token moves the second."""
+    """Over sequences, the summed k1 (and k3) has the sequence's KL as its mean.
+
+    k1 as a loss has no gradient. k2 has the right one only for the whole sequence's log-ratio:
+    token by token it misses how the first token changes the second.
+    """
     generator = torch.Generator().manual_seed(0)
-    logits, ref_logits = torch.randn(4, 3, generator=generator).double(), torch.randn(4, 3, generator=generator).double()
-    logp, ref_logp = two_tokens(logits), two_tokens(ref_logits)                              # (9, 2)
-    pi = logp.sum(1).exp()                                                                   # (9,)
+    logits = torch.randn(4, 3, generator=generator).double()
+    ref_logits = torch.randn(4, 3, generator=generator).double()
+    logp, ref_logp = two_tokens(logits), two_tokens(ref_logits)  # (9, 2)
+    pi = logp.sum(1).exp()  # (9,)
     near(pi.sum(), 1.0, 1e-12)
 
-    def sequence_kl(x):                                                                      # over the 9 sequences as one distribution
+    def sequence_kl(x):  # over the 9 sequences as one distribution
         return exact_kl(two_tokens(x).sum(1), ref_logp.sum(1))
 
+    def slope(loss):  # E[grad of loss(log-probs)], the samples held fixed
+        return gradient(lambda x: (pi * loss(two_tokens(x))).sum(), logits)
+
     kl, grad_kl = sequence_kl(logits), gradient(sequence_kl, logits)
-    first = logits[0].softmax(0)                                                             # the chain rule, token by token
-    near(exact_kl(logits[0], ref_logits[0]) + (first * exact_kl(logits[1:], ref_logits[1:])).sum(), kl, 1e-12)
+    first = logits[0].softmax(0)
+    second_kl = (first * exact_kl(logits[1:], ref_logits[1:])).sum()
+    near(exact_kl(logits[0], ref_logits[0]) + second_kl, kl, 1e-12)  # the chain rule
     for estimator in (k1, k3):
         near((pi * estimator(logp, ref_logp).sum(1)).sum(), kl, 1e-12)
-    near(gradient(lambda x: (pi * k1(two_tokens(x), ref_logp).sum(1)).sum(), logits), torch.zeros(4, 3), 1e-12)
-    near(gradient(lambda x: (pi * k1(logp, ref_logp).sum(1) * two_tokens(x).sum(1)).sum(), logits), grad_kl, 1e-12)
-    near(gradient(lambda x: (pi * k2(two_tokens(x).sum(1), ref_logp.sum(1))).sum(), logits), grad_kl, 1e-12)
-    by_token = gradient(lambda x: (pi * k2(two_tokens(x), ref_logp).sum(1)).sum(), logits)
+    near(slope(lambda x: k1(x, ref_logp).sum(1)), torch.zeros(4, 3), 1e-12)
+    near(slope(lambda x: k1(logp, ref_logp).sum(1) * x.sum(1)), grad_kl, 1e-12)
+    near(slope(lambda x: k2(x.sum(1), ref_logp.sum(1))), grad_kl, 1e-12)
+    by_token = slope(lambda x: k2(x, ref_logp).sum(1))
     assert (by_token - grad_kl).norm() > 0.05 * grad_kl.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("scale", [25.0, 1e-1, 1e-3, 1e-6])
 def test_k2_and_k3_are_never_negative(dtype, scale):
-    """Negative KL in a log makes people look for a bug: k1 may be negative token by token, these two may not, and not by rounding either."""
+    """A negative KL in a log makes people look for a bug. k1 may be negative for a token, these two
+    may not, not even by rounding."""
     logp = torch.linspace(-scale, scale, 5001).to(dtype)
     zero = torch.zeros_like(logp)
-    assert (k1(logp, zero) < 0).any() and (k2(logp, zero) >= 0).all() and (k3(logp, zero) >= 0).all()
+    assert (k1(logp, zero) < 0).any()
+    assert (k2(logp, zero) >= 0).all() and (k3(logp, zero) >= 0).all()
 
 
 @pytest.mark.parametrize("log_ratio", [1e-3, -1e-3, 1e-4, -1e-4])
 def test_small_log_ratios_keep_their_digits(log_ratio):
-    """In float32 exp(x) - x - 1 is rounding noise of 6e-8 here; half the square, 5e-7 and 5e-9, is what it should be."""
+    """In float32 exp(x) - x - 1 is rounding noise of 6e-8 here; the right value is half the square,
+    5e-7 and 5e-9."""
     logp, ref_logp = torch.tensor([log_ratio]), torch.zeros(1)
     assert k3(logp, ref_logp).item() == pytest.approx(log_ratio ** 2 / 2, rel=5e-3)
 
@@ -134,47 +179,63 @@ def test_small_log_ratios_keep_their_digits(log_ratio):
 @pytest.mark.parametrize("log_ratio", [100.0, -100.0])
 def test_extreme_log_ratios_stay_finite(estimator, dtype, log_ratio):
     logp = torch.full((3,), log_ratio, dtype=dtype)
-    value, slope = estimator(logp, torch.zeros_like(logp)), gradient(lambda x: estimator(x, torch.zeros_like(x)).sum(), logp)
+    value = estimator(logp, torch.zeros_like(logp))
+    slope = gradient(lambda x: estimator(x, torch.zeros_like(x)).sum(), logp)
     assert value.dtype == dtype and value.isfinite().all() and slope.isfinite().all()
 
 
 def test_k3_of_a_policy_far_from_its_reference():
-    """Only the exponential must be held, and only upwards: where pi / ref = e^30, k3 is 29 with slope 1. Held on both sides it would be 19 with
-    slope 0, and a policy that collapsed onto what its reference never says would feel no penalty."""
-    pi, ref = torch.tensor([1 - 1e-8, 1e-8]).double(), torch.tensor([1e-13, 1 - 1e-13]).double()
-    near((pi * k3(pi.log(), ref.log())).sum(), exact_kl(pi.log(), ref.log()), 1e-4)          # 29.93, nearly all of it from the first id
-    near(gradient(lambda logp: k3(logp, torch.tensor([-30.0]).double()).sum(), torch.zeros(1).double()), [1.0], 1e-6)
+    """Only the exponential is capped, and only from above: where pi / ref = e^30, k3 is 29 with
+    slope 1.
+
+    With a cap on both sides it would be 19 with slope 0. A policy that collapsed onto what its
+    reference never says would feel no penalty.
+    """
+    pi = torch.tensor([1 - 1e-8, 1e-8]).double()
+    ref = torch.tensor([1e-13, 1 - 1e-13]).double()
+    k = k3(pi.log(), ref.log())
+    near((pi * k).sum(), exact_kl(pi.log(), ref.log()), 1e-4)  # 29.93, nearly all from the first
+    far = torch.tensor([-30.0]).double()
+    near(gradient(lambda logp: k3(logp, far).sum(), torch.zeros(1).double()), [1.0], 1e-6)
 
 
 def test_sums_grow_with_the_length_and_means_do_not():
-    """A kl_coef is per token or per sequence: twice the tokens are twice the summed KL, and the same mean."""
+    """A kl_coef is per token or per sequence: twice the tokens have twice the summed KL, and the
+    same mean."""
     logp, mask = torch.tensor([[-1.0, -2.0, -0.5]]), torch.tensor([[1, 1, 0]])
-    ref_logp = torch.tensor([[-1.5, -1.0, 0.0]])                                             # k1: .5, -1
-    once, twice = k1(logp, ref_logp), k1(logp.repeat(1, 2), ref_logp.repeat(1, 2))
-    assert aggregate(once, mask, "sequence_sum").item() == -0.5 and aggregate(twice, mask.repeat(1, 2), "sequence_sum").item() == -1.0
-    assert masked_mean(once, mask).item() == masked_mean(twice, mask.repeat(1, 2)).item() == -0.25
+    ref_logp = torch.tensor([[-1.5, -1.0, 0.0]])  # k1: .5, -1
+    once, mask_twice = k1(logp, ref_logp), mask.repeat(1, 2)
+    twice = k1(logp.repeat(1, 2), ref_logp.repeat(1, 2))
+    assert aggregate(once, mask, "sequence_sum").item() == -0.5
+    assert aggregate(twice, mask_twice, "sequence_sum").item() == -1.0
+    assert masked_mean(once, mask).item() == masked_mean(twice, mask_twice).item() == -0.25
 
 
 @every_estimator
 def test_elementwise_and_inputs_stay(estimator):
-    """Row order, padding and a NaN elsewhere change nothing: each value depends on its own slot."""
+    """Row order, padding and a NaN elsewhere change nothing: each value is that of its own slot."""
     generator = torch.Generator().manual_seed(0)
-    logp, ref_logp = torch.randn(4, 3, generator=generator), torch.randn(4, 3, generator=generator)
-    plain, order, before = estimator(logp, ref_logp), torch.tensor([2, 0, 3, 1]), (logp.clone(), ref_logp.clone())
+    logp = torch.randn(4, 3, generator=generator)
+    ref_logp = torch.randn(4, 3, generator=generator)
+    plain, order = estimator(logp, ref_logp), torch.tensor([2, 0, 3, 1])
+    before = logp.clone(), ref_logp.clone()
     assert torch.equal(estimator(logp[order], ref_logp[order]), plain[order])
     assert torch.equal(logp, before[0]) and torch.equal(ref_logp, before[1])
     mask = torch.tensor([[0, 1, 1]] * 4)
     for junk in (NAN, 100.0):
-        leaf, ref_junk = logp.masked_fill(mask == 0, junk).requires_grad_(), ref_logp.masked_fill(mask == 0, junk / 2)
+        leaf = logp.masked_fill(mask == 0, junk).requires_grad_()
+        ref_junk = ref_logp.masked_fill(mask == 0, junk / 2)
         value = aggregate(estimator(leaf, ref_junk), mask, "token_mean")
         value.backward()
-        assert value.item() == pytest.approx(masked_mean(plain, mask).item(), abs=1e-6) and leaf.grad[mask == 1].isfinite().all()
+        assert value.item() == pytest.approx(masked_mean(plain, mask).item(), abs=1e-6)
+        assert leaf.grad[mask == 1].isfinite().all()
         assert junk != junk or (leaf.grad[mask == 0] == 0).all()
 
 
 @pytest.mark.parametrize("estimator", [k1, k2, k3, exact_kl])
 def test_bad_arguments_raise(estimator):
-    """(B,) against (B, T) with B == T broadcasts silently; a reference with gradient is a forgotten no_grad."""
+    """(B,) beside (B, T) with B == T broadcasts silently. A reference with a gradient is a
+    forgotten no_grad."""
     for shape in ((3,), (3, 1), (1, 3)):
         with pytest.raises(ValueError, match="same shape"):
             estimator(torch.zeros(3, 3), torch.zeros(shape))
@@ -184,13 +245,18 @@ def test_bad_arguments_raise(estimator):
 
 def test_exact_kl_in_bfloat16_stays_finite():
     logits = torch.tensor([[50.0, -50.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.bfloat16)
-    assert exact_kl(logits, -logits).isfinite().all() and (exact_kl(logits, logits) == 0).all()
+    assert exact_kl(logits, -logits).isfinite().all()
+    assert (exact_kl(logits, logits) == 0).all()
     assert gradient(lambda x: exact_kl(x, -logits).sum(), logits).isfinite().all()
 
 
-# rho k3; its slope in logp is rho k3 + rho (1 - ref/pi): .386294 + 2 / 2; .153426 - 1 / 2; .193147 + 1/2, as k3's own with its value added
+# rho k3; the slope in logp is rho k3 + rho (1 - ref/pi), k3's own with its value added:
+# .386294 + 2 / 2; .153426 - 1 / 2; .193147 + 1/2
 @pytest.mark.parametrize("pi, old, ref, value, slope", [
-    (0.5, 0.25, 0.25, 0.386294, 1.386294), (0.25, 0.5, 0.5, 0.153426, -0.346574), (0.5, 0.5, 0.25, 0.193147, 0.693147), (0.3, 0.6, 0.3, 0.0, 0.0),
+    (0.5, 0.25, 0.25, 0.386294, 1.386294),
+    (0.25, 0.5, 0.5, 0.153426, -0.346574),
+    (0.5, 0.5, 0.25, 0.193147, 0.693147),
+    (0.3, 0.6, 0.3, 0.0, 0.0),
 ])
 def test_corrected_k3_hand_numbers(pi, old, ref, value, slope):
     logp, old_logp, ref_logp = torch.tensor([pi, old, ref]).double().log().view(3, 1)
@@ -200,29 +266,36 @@ def test_corrected_k3_hand_numbers(pi, old, ref, value, slope):
 
 @pytest.mark.parametrize("old", [(0.4615, 0.2292, 0.3093), (0.1, 0.3, 0.6), (0.7, 0.2, 0.1)])
 def test_corrected_k3_under_an_older_policy(old):
-    """Sampled from pi_old, k3 alone is off in value and gradient; the ratio mends both, at any distance of old from new."""
+    """Sampled from pi_old, k3 alone is off in value and gradient. The ratio repairs both, however
+    far old is from new."""
     old = torch.tensor(old).double() / sum(old)
 
-    def mean(estimator):
-        return lambda x: (old * estimator(x.log_softmax(0))).sum()
+    def corrected(x):
+        return (old * corrected_k3(x.log_softmax(0), old.log(), REF)).sum()
 
-    near(mean(lambda logp: corrected_k3(logp, old.log(), REF))(LOGITS), 0.216570, 1e-6)
-    near(gradient(mean(lambda logp: corrected_k3(logp, old.log(), REF)), LOGITS), GRAD_KL)
-    assert (gradient(mean(lambda logp: k3(logp, REF)), LOGITS) - torch.tensor(GRAD_KL)).norm() > 0.05
+    def plain(x):
+        return (old * k3(x.log_softmax(0), REF)).sum()
+
+    near(corrected(LOGITS), 0.216570, 1e-6)
+    near(gradient(corrected, LOGITS), GRAD_KL)
+    assert (gradient(plain, LOGITS) - torch.tensor(GRAD_KL)).norm() > 0.05
 
 
 def test_corrected_k3_far_off_and_bad_arguments():
-    for far in (torch.tensor([100.0, -100.0, 0.0]), torch.tensor([100.0, -100.0, 0.0]).half()):
+    for dtype in (torch.float32, torch.float16):
+        far = torch.tensor([100.0, -100.0, 0.0]).to(dtype)
         assert corrected_k3(far, -far, 0 * far).isfinite().all()
-        slope = gradient(lambda x: corrected_k3(x, -far, 0 * far).float().sum(), far)
+        slope = gradient(lambda x, far=far: corrected_k3(x, -far, 0 * far).float().sum(), far)
         assert slope.isfinite().all()
-    for wrong in ((3,), (3, 1), (1, 3)):
-        for arguments in ((torch.zeros(wrong), torch.zeros(3, 3)), (torch.zeros(3, 3), torch.zeros(wrong))):
+    good = torch.zeros(3, 3)
+    for shape in ((3,), (3, 1), (1, 3)):
+        for arguments in ((torch.zeros(shape), good), (good, torch.zeros(shape))):
             with pytest.raises(ValueError, match="same shape"):
-                corrected_k3(torch.zeros(3, 3), *arguments)
-    for arguments in ((torch.zeros(3, requires_grad=True), torch.zeros(3)), (torch.zeros(3), torch.zeros(3, requires_grad=True))):
+                corrected_k3(good, *arguments)
+    zero, leaf = torch.zeros(3), torch.zeros(3, requires_grad=True)
+    for arguments in ((leaf, zero), (zero, leaf)):
         with pytest.raises(ValueError, match="requires grad"):
-            corrected_k3(torch.zeros(3), *arguments)
+            corrected_k3(zero, *arguments)
 
 
 HALF, QUARTER = torch.full((1, 3), 0.5).log(), torch.full((1, 3), 0.25).log()
@@ -231,62 +304,92 @@ HALF, QUARTER = torch.full((1, 3), 0.5).log(), torch.full((1, 3), 0.25).log()
 # at half : quarter k1 = log 2 = .6931, k2 = .2402, k3 = .1931; times kl_coef .1; the score is 1
 @pytest.mark.parametrize("mask, options, expected", [
     ([1, 1, 1], {}, [-0.0693, -0.0693, 0.9307]),
-    ([0, 1, 1], {}, [0.0, -0.0693, 0.9307]),                    # a prompt, or padding on the left
-    ([1, 1, 0], {}, [-0.0693, 0.9307, 0.0]),                    # padding on the right: on the last sampled token, neither behind it nor at the end
-    ([1, 0, 1], {}, [-0.0693, 0.0, 0.9307]),                    # tool output in between costs nothing
-    ([0, 1, 0], {}, [0.0, 0.9307, 0.0]),                        # an EOS at once pays and earns in one slot
+    # a prompt, or padding on the left
+    ([0, 1, 1], {}, [0.0, -0.0693, 0.9307]),
+    # padding on the right: the score is on the last sampled token, not after it, not at the end
+    ([1, 1, 0], {}, [-0.0693, 0.9307, 0.0]),
+    # tool output in between costs nothing
+    ([1, 0, 1], {}, [-0.0693, 0.0, 0.9307]),
+    # an immediate EOS has penalty and score in one slot
+    ([0, 1, 0], {}, [0.0, 0.9307, 0.0]),
     ([1, 1, 0], {"estimator": k2}, [-0.0240, 0.9760, 0.0]),
     ([1, 1, 0], {"estimator": k3, "allow_biased": True}, [-0.0193, 0.9807, 0.0]),
-    ([1, 1, 0], {"swap": True}, [0.0693, 1.0693, 0.0]),         # a token that the reference likes better is paid for
+    # a token that the reference likes better is rewarded
+    ([1, 1, 0], {"swap": True}, [0.0693, 1.0693, 0.0]),
     ([1, 1, 0], {"kl_coef": 0.0}, [0.0, 1.0, 0.0]),
     ([1, 1, 0], {"kl_coef": 1.0, "score": -2.0}, [-0.6931, -2.6931, 0.0]),
-    ([0, 0, 0], {"score": 0.0}, [0.0, 0.0, 0.0]),               # no completion, no score
+    # no completion, no score
+    ([0, 0, 0], {"score": 0.0}, [0.0, 0.0, 0.0]),
 ])
 def test_kl_shaped_rewards_hand_numbers(mask, options, expected):
-    """Whatever stands outside the mask, NaN included, is nobody's reward; nothing is written to, nothing has a gradient."""
-    options = dict(options)
-    score, kl_coef, mask = torch.tensor([options.pop("score", 1.0)]), options.pop("kl_coef", 0.1), torch.tensor([mask])
+    """What stands outside the mask, NaN included, is nobody's reward.
+
+    No input is written to, and nothing has a gradient.
+    """
+    options, mask = dict(options), torch.tensor([mask])
+    score = torch.tensor([options.pop("score", 1.0)])
+    kl_coef = options.pop("kl_coef", 0.1)
     logp, ref_logp = (QUARTER, HALF) if options.pop("swap", False) else (HALF, QUARTER)
     for junk in (0.0, 100.0, -INF, NAN):
-        leaf, ref, score = logp.masked_fill(mask == 0, junk).requires_grad_(), ref_logp.masked_fill(mask == 0, -junk), score.clone().requires_grad_()
+        leaf = logp.masked_fill(mask == 0, junk).requires_grad_()
+        ref = ref_logp.masked_fill(mask == 0, -junk)
+        score = score.clone().requires_grad_()
         before = leaf.detach().clone()
-        rewards = kl_shaped_rewards(score, leaf, ref, mask.bool() if junk else mask, kl_coef, **options)
+        m = mask.bool() if junk else mask
+        rewards = kl_shaped_rewards(score, leaf, ref, m, kl_coef, **options)
         torch.testing.assert_close(rewards, torch.tensor([expected]), atol=6e-5, rtol=0)
-        assert not rewards.requires_grad and torch.equal(leaf.detach().nan_to_num(), before.nan_to_num())
+        assert not rewards.requires_grad
+        assert torch.equal(leaf.detach().nan_to_num(), before.nan_to_num())
 
 
 def test_kl_shaped_rewards_row_by_row():
-    scores, logp, ref_logp = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([[-1.0, -2.0], [-3.0, -1.0], [-0.5, -0.5]]), torch.full((3, 2), -1.0)
-    mask = torch.tensor([[1, 0], [1, 1], [0, 1]])               # k1 = 0 . ; -2 0 ; . 1/2
-    assert kl_shaped_rewards(scores, logp, ref_logp, mask, 0.5).tolist() == [[1.0, 0.0], [1.0, 2.0], [0.0, 2.75]]
+    scores = torch.tensor([1.0, 2.0, 3.0])
+    logp = torch.tensor([[-1.0, -2.0], [-3.0, -1.0], [-0.5, -0.5]])
+    ref_logp = torch.full((3, 2), -1.0)
+    mask = torch.tensor([[1, 0], [1, 1], [0, 1]])  # k1 = 0 . ; -2 0 ; . 1/2
+    rewards = kl_shaped_rewards(scores, logp, ref_logp, mask, 0.5)
+    assert rewards.tolist() == [[1.0, 0.0], [1.0, 2.0], [0.0, 2.75]]
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"estimator": k3}, "allow_biased"),                        # E[k3 grad log pi] is 22 % as long as the gradient of KL, at right angles to it
-    ({"scores": torch.ones(2, 1)}, r"\(B,\)"), ({"scores": torch.ones(3)}, r"\(B,\)"), ({"ref_logp": torch.zeros(2)}, r"ref_logp \(2,\)"),
-    ({"mask": torch.ones(2)}, r"mask \(2,\)"), ({"logp": torch.zeros(2), "ref_logp": torch.zeros(2), "mask": torch.ones(2)}, r"\(B, T\)"),
-    ({"scores": torch.tensor([1.0, NAN])}, "1 values that are not finite: leave"), ({"scores": torch.tensor([INF, 0.0])}, "finite"),
+    # E[k3 grad log pi] is 22 % as long as the gradient of the KL, at right angles to it
+    ({"estimator": k3}, "allow_biased"),
+    ({"scores": torch.ones(2, 1)}, r"\(B,\)"),
+    ({"scores": torch.ones(3)}, r"\(B,\)"),
+    ({"ref_logp": torch.zeros(2)}, r"ref_logp \(2,\)"),
+    ({"mask": torch.ones(2)}, r"mask \(2,\)"),
+    ({"logp": torch.zeros(2), "ref_logp": torch.zeros(2), "mask": torch.ones(2)}, r"\(B, T\)"),
+    ({"scores": torch.tensor([1.0, NAN])}, "1 values that are not finite: leave"),
+    ({"scores": torch.tensor([INF, 0.0])}, "finite"),
     ({"mask": torch.tensor([[1, 1], [0, 0]])}, "no sampled token to carry it: leave"),
 ])
 def test_kl_shaped_rewards_bad_arguments_raise(options, message):
-    good = {"scores": torch.ones(2), "logp": torch.zeros(2, 2), "ref_logp": torch.zeros(2, 2), "mask": torch.ones(2, 2), "kl_coef": 0.1}
+    good = {"scores": torch.ones(2), "logp": torch.zeros(2, 2), "ref_logp": torch.zeros(2, 2),
+            "mask": torch.ones(2, 2), "kl_coef": 0.1}
     assert kl_shaped_rewards(**good).tolist() == [[0.0, 1.0], [0.0, 1.0]]
     with pytest.raises(ValueError, match=message):
         kl_shaped_rewards(**{**good, **options})
 
 
 @pytest.mark.parametrize("kl, expected", [
-    (0.0, 0.5), (-0.1, 0.5), (1.33, 0.5), (1.34, 1.0), (2.0, 1.0), (3.0, 1.0), (3.01, 2.0), (1e9, 2.0), (INF, 2.0),
+    (0.0, 0.5), (-0.1, 0.5), (1.33, 0.5),
+    (1.34, 1.0), (2.0, 1.0), (3.0, 1.0),
+    (3.01, 2.0), (1e9, 2.0), (INF, 2.0),
 ])
 def test_adaptive_kl_coef(kl, expected):
-    """Target 2: half below 2 / 1.5 = 1.333, twice above 2 * 1.5 = 3, and the edge itself belongs to the middle."""
-    assert adaptive_kl_coef(1.0, kl, 2.0) == expected and adaptive_kl_coef(0.04, kl, 2.0) == pytest.approx(0.04 * expected)
+    """Target 2: half below 2 / 1.5 = 1.333, twice above 2 * 1.5 = 3; the edge belongs to the
+    middle."""
+    assert adaptive_kl_coef(1.0, kl, 2.0) == expected
+    assert adaptive_kl_coef(0.04, kl, 2.0) == pytest.approx(0.04 * expected)
 
 
 @pytest.mark.parametrize("kl, n, expected", [
-    (9.0, 256, 1.00512), (3.0, 256, 0.99488), (6.0, 256, 1.0),  # e = +-.5, cut to +-.2: 1 +- .2 * 256 / 10,000
-    (6.6, 256, 1.00256), (5.4, 256, 0.99744), (6.6, 5000, 1.05),                            # e = +-.1 stays: 1 +- .1 * .0256, 1 + .1 / 2
-    (0.0, 256, 0.99488), (-3.0, 256, 0.99488), (1e9, 256, 1.00512), (9.0, 0, 1.0),          # an estimate below 0 is just too small
+    # e = ±.5, clipped to ±.2: 1 ± .2 * 256 / 10,000
+    (9.0, 256, 1.00512), (3.0, 256, 0.99488), (6.0, 256, 1.0),
+    # e = ±.1 stays: 1 ± .1 * .0256, 1 + .1 / 2
+    (6.6, 256, 1.00256), (5.4, 256, 0.99744), (6.6, 5000, 1.05),
+    # an estimate below 0 is just too small
+    (0.0, 256, 0.99488), (-3.0, 256, 0.99488), (1e9, 256, 1.00512), (9.0, 0, 1.0),
 ])
 def test_adaptive_kl_controller_hand_numbers(kl, n, expected):
     controller = AdaptiveKLController(0.15, target=6.0, horizon=10_000)
@@ -298,7 +401,10 @@ def test_adaptive_kl_controller_hand_numbers(kl, n, expected):
 
 @pytest.mark.parametrize("start", [0.01, 5.0])
 def test_adaptive_kl_controller_finds_the_target(start):
-    """A policy whose KL is 0.9 / kl_coef is at 6 nats where kl_coef is 0.15; the wrong sign of e runs away instead."""
+    """A policy whose KL is 0.9 / kl_coef is at 6 nats where kl_coef is 0.15.
+
+    With the wrong sign of e it runs away instead.
+    """
     controller = AdaptiveKLController(start, target=6.0, horizon=10_000)
     for _ in range(2000):
         controller.update(kl=0.9 / controller.kl_coef, n_samples=256)
@@ -306,8 +412,11 @@ def test_adaptive_kl_controller_finds_the_target(start):
 
 
 def test_adaptive_kl_controller_never_turns_the_penalty_into_a_bonus():
-    """60,000 samples at horizon 10,000 and a KL of 0 gave 1 - 0.2 * 6 = -0.2: a kl_coef below 0 for ever, a prize for leaving the reference. Either
-    the factor stays positive or the call raises."""
+    """60,000 samples at horizon 10,000 and a KL of 0 gave 1 - 0.2 * 6 = -0.2: a negative kl_coef
+    for ever, a bonus for leaving the reference.
+
+    Either the factor stays positive or the call raises.
+    """
     controller = AdaptiveKLController(0.15, target=6.0, horizon=10_000)
     try:
         controller.update(kl=0.0, n_samples=60_000)
@@ -317,13 +426,19 @@ def test_adaptive_kl_controller_never_turns_the_penalty_into_a_bonus():
 
 
 @pytest.mark.parametrize("call", [
-    lambda: adaptive_kl_coef(0.0, 1.0, 1.0), lambda: adaptive_kl_coef(1.0, 1.0, 0.0), lambda: adaptive_kl_coef(-1.0, 1.0, 1.0),
+    lambda: adaptive_kl_coef(0.0, 1.0, 1.0),
+    lambda: adaptive_kl_coef(1.0, 1.0, 0.0),
+    lambda: adaptive_kl_coef(-1.0, 1.0, 1.0),
     lambda: adaptive_kl_coef(1.0, NAN, 1.0),
-    lambda: AdaptiveKLController(0.0, 6.0, 1e4), lambda: AdaptiveKLController(0.1, -6.0, 1e4), lambda: AdaptiveKLController(0.1, 6.0, 0),
-    lambda: AdaptiveKLController(NAN, 6.0, 1e4), lambda: AdaptiveKLController(0.1, 6.0, 1e4).update(NAN, 8),
+    lambda: AdaptiveKLController(0.0, 6.0, 1e4),
+    lambda: AdaptiveKLController(0.1, -6.0, 1e4),
+    lambda: AdaptiveKLController(0.1, 6.0, 0),
+    lambda: AdaptiveKLController(NAN, 6.0, 1e4),
+    lambda: AdaptiveKLController(0.1, 6.0, 1e4).update(NAN, 8),
     lambda: AdaptiveKLController(0.1, 6.0, 1e4).update(INF, 8),
 ])
 def test_controllers_bad_arguments_raise(call):
-    """NaN compares false with everything: a NaN KL would leave kl_coef as it is, and the run without a sign of it, or make NaN of it for ever."""
+    """NaN compares false with everything: a NaN KL would silently leave kl_coef as it is, or make
+    it NaN for ever."""
     with pytest.raises(ValueError, match="expected"):
         call()
