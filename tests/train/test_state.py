@@ -46,7 +46,8 @@ def test_an_update_clips_steps_and_clears_every_model_with_its_own_rate():
     (model, optimizer), other = linear(1.0, 3.0), linear(1.0, -4.0)
     norm = apply_update(TrainState(model, optimizer), 0.5, 1.0, (*other, 0.25))
     assert norm == 3.0, "of the state's model, before clipping"
-    assert float(model.weight) == pytest.approx(0.5) and float(other[0].weight) == pytest.approx(1.25)
+    assert model.weight.item() == pytest.approx(0.5)
+    assert other[0].weight.item() == pytest.approx(1.25)
     assert model.weight.grad is None and other[0].weight.grad is None
 
 
@@ -55,7 +56,7 @@ def test_an_update_with_one_broken_gradient_moves_no_weight():
     (model, optimizer), other = linear(1.0, 3.0), linear(1.0, float("nan"))
     with pytest.raises(NonFiniteError, match="step 1: the gradient norm is nan"):
         apply_update(TrainState(model, optimizer), 0.5, 1.0, (*other, 0.25))
-    assert float(model.weight) == 1.0
+    assert model.weight.item() == 1.0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e20])

@@ -1,0 +1,127 @@
+"""minirl/train/instructgpt.py"""
+
+import copy
+import random
+
+import pytest
+import torch
+
+from minirl.lm.model import ModelConfig, Transformer
+from minirl.lm.seeds import derive_seed
+from minirl.lm.tokenizer import build_tokenizer
+from minirl.tasks.instructions import WORDS, Instructions, answers, pretraining_text, true_reward
+from minirl.train.dpo import DPOConfig
+from minirl.train.instructgpt import (
+    MOST,
+    InstructGPTConfig,
+    prefer,
+    rank_completions,
+    scored_by,
+    supervise,
+    train_instructgpt,
+)
+from minirl.train.ppo import PPOConfig
+from minirl.train.reward_model import train_reward_model
+from minirl.train.sft import SFTConfig, train_sft
+from minirl.train.stage import in_memory
+from tests.train.small import weights
+
+TOKENIZER, TASK = build_tokenizer(special_tokens=WORDS), Instructions()
+EVENLY = (1, 1, 1, 1)
+DEMONSTRATIONS = answers(TASK, 27, random.Random(1), right_share=1.0, frame_weights=EVENLY)
+TEXTS = pretraining_text(20, random.Random(2))
+CONFIG = InstructGPTConfig(ppo=PPOConfig(steps=2, episodes=8, minibatch_size=4))
+
+
+@pytest.fixture(scope="module")
+def base():
+    """A model that has read instructions, so that its completions end and differ."""
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(TOKENIZER.vocab_size, hidden_size=32, num_layers=2, num_heads=4,
+                                    rope_theta=100.0, qk_norm=True, initializer_range=0.15))
+    read = answers(TASK, 1600, random.Random(0), right_share=0.6, frame_weights=EVENLY)
+    return train_sft(model, TOKENIZER, read, SFTConfig(batch_size=32))
+
+
+def rank(policy, **changes):
+    return rank_completions(policy, TOKENIZER, TASK, 12, **{"noise": 0.4, "seed": 0, **changes})
+
+
+def run(base, seed=0):
+    """The stages by name, each with the weights that it starts from, its configuration and its
+    result; the last model; and the policies whose completions were ranked."""
+    stages, ranked = {}, []
+
+    def stage(name, config, start, page):
+        result = page(copy.deepcopy(start), log=None, save=None, resume=None)
+        stages[name] = weights(start), config, result
+        return result
+
+    def people(policy):
+        ranked.append(policy)
+        return rank(policy)
+
+    last = train_instructgpt(base, TOKENIZER, TASK, CONFIG, demonstrations=DEMONSTRATIONS,
+                             pretraining=TEXTS, rank=people, seed=seed, stage=stage)
+    return stages, last, ranked
+
+
+def test_every_stage_starts_from_the_right_model(base):
+    before = weights(base)
+    stages, last, ranked = run(base)
+    assert list(stages) == ["sft", "rl-init", "rm", "ppo"]
+    starts = {"sft": before, "rl-init": before, "rm": weights(stages["sft"][2]),
+              "ppo": weights(stages["rl-init"][2])}
+    for name, start in starts.items():
+        assert torch.equal(stages[name][0], start), name
+    assert ranked == [stages["sft"][2]] and last is stages["ppo"][2]
+    assert torch.equal(weights(base), before) and not torch.equal(weights(last), starts["ppo"])
+
+
+def test_twice_is_the_same_bit_for_bit(base):
+    first, again, other = (weights(run(base, seed)[1]) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_a_tenth_of_what_rl_init_reads_is_pretraining_text(base, monkeypatch):
+    """27 demonstrations and 3 texts: InstructGPT, appendix C.3."""
+    read = []
+    monkeypatch.setattr("minirl.train.instructgpt.train_sft",
+                        lambda m, tokenizer, pairs, *_, **__: read.append(list(pairs)) or m)
+    supervise(base, TOKENIZER, DEMONSTRATIONS, TEXTS, seed=0, stage=in_memory(None))
+    assert read == [DEMONSTRATIONS, DEMONSTRATIONS + [("", text) for text in TEXTS[:3]]]
+
+
+def test_ppo_is_paid_by_the_reward_model_alone(base):
+    reward_model = train_reward_model(copy.deepcopy(base), TOKENIZER, rank(base), CONFIG.rm)
+    task = scored_by(reward_model, TOKENIZER, TASK)
+    assert task.weights == {"reward_model": 1.0, "accuracy": 0.0, "true_reward": 0.0}
+    assert task.name == TASK.name and list(task.rewards) == list(task.weights)
+
+
+def test_rankings_are_of_whole_completions_by_the_true_reward(base):
+    """A steady hand: the order is that of the true reward."""
+    rankings = rank(base, noise=1e-6)
+    seed = derive_seed(derive_seed(0, "instruct", "ranked", "train"), "problems")
+    answer = {p.prompt: p.answer for p in TASK.sample(12, random.Random(seed))}
+    assert 0 < len(rankings) <= 12
+    for ranking in rankings:
+        K = len(ranking.completions)
+        rewards = true_reward([ranking.prompt] * K, ranking.completions,
+                              answer=[answer[ranking.prompt]] * K)
+        assert 4 <= K <= MOST and rewards == sorted(rewards, reverse=True)
+    assert rank(base) == rank(base) != rank(base, seed=1)
+
+
+def test_a_policy_that_says_one_thing_cannot_be_ranked(base):
+    silent = copy.deepcopy(base)
+    with torch.no_grad():
+        silent.norm.weight.mul_(50.0)               # nearly greedy: nine times the same completion
+    with pytest.raises(ValueError, match="to none of 12 prompts did the policy give 4 different"):
+        rank(silent)
+
+
+def test_dpo_stands_in_the_place_of_stages_two_and_three(base):
+    policy = prefer(base, TOKENIZER, lambda: rank(base), DPOConfig(batch_size=4), seed=0,
+                    stage=in_memory(None))
+    assert not torch.equal(weights(policy), weights(base))
