@@ -10,27 +10,45 @@ NAN, INF = float("nan"), float("inf")
 
 @pytest.mark.parametrize("length, options, expected", [
     # DAPO's own numbers: free up to 20480 - 4096 = 16384, half way down at 18432
-    (0, {}, 0.0), (16_383, {}, 0.0), (16_384, {}, 0.0), (17_408, {}, -0.25), (18_432, {}, -0.5), (20_480, {}, -1.0), (20_481, {}, -1.0),
+    (0, {}, 0.0),
+    (16_383, {}, 0.0),
+    (16_384, {}, 0.0),
+    (17_408, {}, -0.25),
+    (18_432, {}, -0.5),
+    (20_480, {}, -1.0),
+    (20_481, {}, -1.0),
     (10 ** 6, {}, -1.0),
-    (6, {"max_length": 10, "cache": 4}, 0.0), (7, {"max_length": 10, "cache": 4}, -0.25), (10, {"max_length": 10, "cache": 4}, -1.0),
-    (5, {"max_length": 10, "cache": 10}, -0.5),                 # all slope; a cliff
-    (9, {"max_length": 10, "cache": 1}, 0.0), (10, {"max_length": 10, "cache": 1}, -1.0),
+    (6, {"max_length": 10, "cache": 4}, 0.0),
+    (7, {"max_length": 10, "cache": 4}, -0.25),
+    (10, {"max_length": 10, "cache": 4}, -1.0),
+    # all slope
+    (5, {"max_length": 10, "cache": 10}, -0.5),
+    # a cliff
+    (9, {"max_length": 10, "cache": 1}, 0.0),
+    (10, {"max_length": 10, "cache": 1}, -1.0),
 ])
 def test_overlong_penalty_hand_numbers(length, options, expected):
-    """At the last allowed length the line has reached -1: no jump where the answer is cut off. Free means 0 and not -0, which prints as a penalty."""
+    """At the longest allowed length the line has reached -1: no jump where the answer is cut off.
+
+    No penalty is 0 and not -0, which prints as a penalty.
+    """
     penalty = overlong_penalty(torch.tensor([length, 0]), **options)
-    assert penalty.tolist() == [expected, 0.0] and penalty.is_floating_point() and torch.equal(penalty.signbit(), penalty < 0)
+    assert penalty.tolist() == [expected, 0.0] and penalty.is_floating_point()
+    assert torch.equal(penalty.signbit(), penalty < 0)
 
 
 def test_overlong_penalty_shapes_and_dtypes():
     lengths = torch.tensor([[4, 7], [8, 12]])
     for dtype in (torch.int16, torch.int64, torch.float32):
-        assert overlong_penalty(lengths.to(dtype), max_length=10, cache=4).tolist() == [[0.0, -0.25], [-0.5, -1.0]]
+        penalty = overlong_penalty(lengths.to(dtype), max_length=10, cache=4)
+        assert penalty.tolist() == [[0.0, -0.25], [-0.5, -1.0]]
     assert overlong_penalty(torch.tensor([]), max_length=10, cache=4).shape == (0,)
 
 
 @pytest.mark.parametrize("lengths, options, message", [
-    ([1, -1], {}, "least length -1"), ([1], {"cache": 0}, "cache 0"), ([1], {"cache": -4}, "cache"),
+    ([1, -1], {}, "least length -1"),
+    ([1], {"cache": 0}, "cache 0"),
+    ([1], {"cache": -4}, "cache"),
     ([1], {"max_length": 10, "cache": 11}, "max_length is 10, cache 11"),
 ])
 def test_overlong_penalty_bad_arguments_raise(lengths, options, message):
@@ -38,31 +56,39 @@ def test_overlong_penalty_bad_arguments_raise(lengths, options, message):
         overlong_penalty(torch.tensor(lengths), **options)
 
 
-@pytest.mark.parametrize("scores, bias", [([1.0, 3.0], -2.0), ([-0.5], 0.5), ([4.0, 4.0, 4.0, -12.0], 0.0), ([0.0, 0.0, 6.0], -2.0)])
+@pytest.mark.parametrize("scores, bias", [
+    ([1.0, 3.0], -2.0), ([-0.5], 0.5), ([4.0, 4.0, 4.0, -12.0], 0.0), ([0.0, 0.0, 6.0], -2.0),
+])
 def test_reward_bias_hand_numbers(scores, bias):
-    """What is added: a reward model that likes the demonstrations at 2 is moved down by 2."""
+    """The bias is added: a reward model that gives demonstrations 2 is moved down by 2."""
     scores = torch.tensor(scores)
-    assert reward_bias(scores).item() == bias and (scores + reward_bias(scores)).mean().item() == 0.0
+    assert reward_bias(scores).item() == bias
+    assert (scores + reward_bias(scores)).mean().item() == 0.0
 
 
 @pytest.mark.parametrize("scores, options, gain, bias", [
-    ([1.0, 3.0], {}, 1.0, -2.0),                                # mean 2, std of the population 1 (n - 1 would say 1.41)
-    ([1.0, 3.0], {"mean": 5.0, "std": 2.0}, 2.0, 1.0),          # 2 r + 1 = 3 and 7
-    ([0.0, 0.0, 0.0, 4.0], {}, 0.577350, -0.577350),            # mean 1, var (3 + 9) / 4 = 3
-    ([1.0, 3.0], {"std": 0.5, "mean": -1.0}, 0.5, -2.0),        # r / 2 - 2 = -1.5 and -.5
+    # mean 2, std of the population 1 (n - 1 would give 1.41)
+    ([1.0, 3.0], {}, 1.0, -2.0),
+    # 2 r + 1 = 3 and 7
+    ([1.0, 3.0], {"mean": 5.0, "std": 2.0}, 2.0, 1.0),
+    # mean 1, var (3 + 9) / 4 = 3
+    ([0.0, 0.0, 0.0, 4.0], {}, 0.577350, -0.577350),
+    # r / 2 - 2 = -1.5 and -.5
+    ([1.0, 3.0], {"std": 0.5, "mean": -1.0}, 0.5, -2.0),
 ])
 def test_reward_gain_and_bias_hand_numbers(scores, options, gain, bias):
-    """The mean that is wanted is the mean after the gain: a bias of mean - mean(r) forgets it."""
-    actual = reward_gain_and_bias(torch.tensor(scores), **options)
+    """The mean is the mean after the gain: a bias of mean - mean(r) forgets it."""
+    scores = torch.tensor(scores)
+    actual = reward_gain_and_bias(scores, **options)
     assert [x.item() for x in actual] == pytest.approx([gain, bias], abs=1e-6)
-    scaled = actual[0] * torch.tensor(scores) + actual[1]
+    scaled = actual[0] * scores + actual[1]
     assert scaled.mean().item() == pytest.approx(options.get("mean", 0.0), abs=1e-6)
     assert scaled.std(correction=0).item() == pytest.approx(options.get("std", 1.0), abs=1e-6)
 
 
 def test_scores_that_are_all_equal_raise():
-    """An untrained reward model, or a head that always says 0.9: the float32 mean of three 0.9 is not 0.9, so their spread was 6e-8 and the gain
-    16,777,216."""
+    """An untrained reward model, or a head that always gives 0.9: the float32 mean of three 0.9 is
+    not 0.9, so their spread was 6e-8 and the gain 16,777,216."""
     for n in range(2, 65):
         for value in torch.arange(1, 24, dtype=torch.float64).div(10).float():
             with pytest.raises(ValueError, match=f"{n} scores without any spread"):
@@ -70,7 +96,10 @@ def test_scores_that_are_all_equal_raise():
 
 
 @pytest.mark.parametrize("scores, message", [
-    (torch.tensor([]), r"\(0,\)"), (torch.tensor(1.0), r"\(\)"), (torch.ones(2, 2), r"\(2, 2\)"), (torch.tensor([1.0, NAN]), "1 of them"),
+    (torch.tensor([]), r"\(0,\)"),
+    (torch.tensor(1.0), r"\(\)"),
+    (torch.ones(2, 2), r"\(2, 2\)"),
+    (torch.tensor([1.0, NAN]), "1 of them"),
     (torch.tensor([INF, -INF]), "2 of them"),
 ])
 @pytest.mark.parametrize("function", [reward_bias, reward_gain_and_bias])
@@ -85,7 +114,7 @@ def test_one_score_has_no_spread():
 
 
 def test_scores_that_differ_by_rounding_alone_have_no_spread():
-    """0.3 and 0.1 + 0.2: a gain of 1.8e16 would make rewards of what the last digit says."""
+    """0.3 and 0.1 + 0.2: with a gain of 1.8e16 the rewards would be made of the last digit."""
     for scores in ([0.3, 0.1 + 0.2], [1.0, 1 - 2 ** -53]):
         with pytest.raises(ValueError, match="2 scores without any spread"):
             reward_gain_and_bias(torch.tensor(scores, dtype=torch.float64))
