@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -59,7 +59,7 @@ def vote(completions: Sequence[str], verdicts: Verdicts) -> int:
     >>> vote(said, {})
     1
     """
-    answers = [answer_of(completion) for completion in completions]
+    answers: list[Hashable] = [answer_of(completion) for completion in completions]
     return answers.index(majority_vote(answers))
 
 
@@ -167,13 +167,12 @@ def evaluate(model: Transformer, tokenizer: Tokenizer, task: Task, *, n: int, sa
     for part in collect_in_parts(model, tokenizer, judged, problems, group=samples, rows=rows,
                                  progress=progress, max_new_tokens=max_new_tokens,
                                  temperature=temperature, generator=generator):
-        parts.append(_rows_by_problem(part, samples))
+        parts.append(_table(part, samples, choose))
         if reference is not None and (choose is None or samples == 1):
             distances += _distances(model, reference, part.rollouts, temperature)
-    evaluation = _joined(parts, kl=_mean(distances) if distances else None)
-    if choose is None:
-        return evaluation
-    return _chosen(evaluation, choose, kl=evaluation.kl if distances else best_of_n_kl(samples))
+    if distances:
+        return _joined(parts, kl=_mean(distances))
+    return _joined(parts, kl=None if choose is None else best_of_n_kl(samples))
 
 
 def distinct_problems(task: Task, n: int, rng: random.Random, *,
@@ -236,17 +235,24 @@ def _distances(model: Transformer, reference: Transformer, rollouts: Rollouts,
     return (logp - ref_logp).sum(1).tolist()
 
 
-def _rows_by_problem(part: Collected, samples: int) -> Evaluation:
-    def by_problem(entries: Sequence[X]) -> list[list[X]]:
-        return [list(entries[i:i + samples]) for i in range(0, len(entries), samples)]
+def _table(part: Collected, samples: int, choose: Choose | None) -> Evaluation:
+    """A part's completions with a row per problem: all `samples` of it, or the chosen one."""
+    rows = [list(range(i, i + samples)) for i in range(0, len(part.completions), samples)]
+    if choose is not None:
+        for row in rows:
+            verdicts = {name: [column[i] for i in row] for name, column in part.verdicts.items()}
+            row[:] = [row[choose([part.completions[i] for i in row], verdicts)]]
+
+    def table(column: Sequence[X]) -> list[list[X]]:
+        return [[column[i] for i in row] for row in rows]
 
     return Evaluation(
         problems=list(part.problems),
-        completions=by_problem(part.completions),
-        completion_ids=by_problem(part.rollouts.completion_ids()),
-        verdicts={name: by_problem(verdicts) for name, verdicts in part.verdicts.items()},
-        lengths=by_problem(part.rollouts.completion_lengths.tolist()),
-        cut_off=by_problem(part.rollouts.truncated.tolist()))
+        completions=table(part.completions),
+        completion_ids=table(part.rollouts.completion_ids()),
+        verdicts={name: table(column) for name, column in part.verdicts.items()},
+        lengths=table(part.rollouts.completion_lengths.tolist()),
+        cut_off=table(part.rollouts.truncated.tolist()))
 
 
 def _joined(parts: Sequence[Evaluation], *, kl: float | None) -> Evaluation:
@@ -257,26 +263,8 @@ def _joined(parts: Sequence[Evaluation], *, kl: float | None) -> Evaluation:
         completion_ids=_flat(part.completion_ids for part in parts),
         verdicts={name: _flat(part.verdicts[name] for part in parts) for name in parts[0].verdicts},
         lengths=_flat(part.lengths for part in parts),
-        cut_off=_flat(part.cut_off for part in parts), kl=kl)
-
-
-def _chosen(evaluation: Evaluation, choose: Choose, *, kl: float | None) -> Evaluation:
-    """The evaluation with one completion per problem, the one that `choose` picks."""
-    picks = []
-    for i, completions in enumerate(evaluation.completions):
-        picks.append(choose(completions, {name: rows[i] for name, rows in
-                                          evaluation.verdicts.items()}))
-
-    def picked(rows: Sequence[Sequence[X]]) -> list[list[X]]:
-        return [[row[pick]] for row, pick in zip(rows, picks, strict=True)]
-
-    return Evaluation(
-        problems=evaluation.problems,
-        completions=picked(evaluation.completions),
-        completion_ids=picked(evaluation.completion_ids),
-        verdicts={name: picked(rows) for name, rows in evaluation.verdicts.items()},
-        lengths=picked(evaluation.lengths),
-        cut_off=picked(evaluation.cut_off), kl=kl)
+        cut_off=_flat(part.cut_off for part in parts),
+        kl=kl)
 
 
 def _majority(completions: Sequence[str], verdicts: Sequence[float | None]) -> float | None:
@@ -293,5 +281,5 @@ def _flat(rows: Iterable[Iterable[X]]) -> list[X]:
 
 def _mean(numbers: Iterable[float | None]) -> float:
     """The mean of the numbers that are not None; NaN where there are none."""
-    numbers = [number for number in numbers if number is not None]
-    return sum(numbers) / len(numbers) if numbers else math.nan
+    present = [number for number in numbers if number is not None]
+    return sum(present) / len(present) if present else math.nan

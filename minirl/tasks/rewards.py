@@ -10,7 +10,7 @@ import inspect
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import wraps
 from itertools import groupby
@@ -133,7 +133,7 @@ def conversational(reward: RewardFunction) -> RewardFunction:
     return asked
 
 
-def judge(rewards: dict[str, RewardFunction], names: Iterable[str], prompts: Sequence[str], completions: Sequence[str], /,
+def judge(rewards: Mapping[str, RewardFunction], names: Iterable[str], prompts: Sequence[str], completions: Sequence[str], /,
           **columns) -> dict[str, list[float | None]]:
     """What the named rewards say: one number per completion each, None for "no verdict".
 
