@@ -1,7 +1,8 @@
 """The command line: which commands there are, which flags they take, and how an error reads.
 
-Nothing here imports torch. The flags come from the source of the configuration dataclasses (flags.py),
-and what a command does is imported when it runs. So help and a mistyped flag take a moment.
+Nothing here imports torch. The flags come from the source of the configuration dataclasses
+(flags.py), and what a command does is imported when it runs. So help and a mistyped flag take a
+moment.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import sys
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple
 
 from minirl.app.flags import fields_of, flag, keys_of
 from minirl.app.survival import Stopped, catching_signals
+from minirl.app.tasks import TASKS
 from minirl.app.text import visible
-from minirl.tasks.arithmetic import SYMBOLS
 
 KINDS = {"int": int, "float": float, "str": str}
 WIDTH = 80
@@ -35,56 +37,57 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. -> its exit code: 0, 2 for an error of the user's, 128 + n for signal n."""
+    """Run one command -> its exit code: 0, 2 for the user's errors, 128 + n for signal n."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):                    # a terminal that knows ASCII alone
+        if hasattr(stream, "reconfigure"):                    # a terminal that shows ASCII alone
             stream.reconfigure(errors="backslashreplace")
-    prog, training = "minirl", False
+    prog, resumable = "minirl", False
     try:
         with catching_signals(end):
             args = parse(list(sys.argv[1:] if argv is None else argv))
             if args is None:
                 return 0
-            prog, training = f"minirl {args.command}", hasattr(args, "resume")
-            module, function = COMMANDS[args.command].run.split(":")
-            return getattr(importlib.import_module(module), function)(args) or 0
+            prog, resumable = f"minirl {args.command}", hasattr(args, "resume")
+            module, name = COMMANDS[args.command].function.split(":")
+            return getattr(importlib.import_module(module), name)(args) or 0
     except KeyboardInterrupt as stop:
         code = getattr(stop, "code", 128 + signal.SIGINT)
-        kept = (f"; what its last checkpoint holds is kept: go on with {prog} --resume"
-                if training else "")
-        words = str(stop) or f"stopped by {signal.Signals(code - 128).name}{kept}"
-        print(f"\n{prog}: {words}", file=sys.stderr)
+        advice = (f"; its last checkpoint is kept: go on with {prog} --resume"
+                  if resumable else "")
+        message = str(stop) or f"stopped by {signal.Signals(code - 128).name}{advice}"
+        print(f"\n{prog}: {message}", file=sys.stderr)
         return code
     except BrokenPipeError:                                   # the reader of a pipe has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        if os.environ.get("MINIRL_TRACEBACK") or not (message := explained(error)):
+        if os.environ.get("MINIRL_TRACEBACK") or not (message := explanation(error)):
             raise
         print(f"{prog}: {visible(' '.join(message.split()))}", file=sys.stderr)
         return 2
 
 
-def explained(error: Exception) -> str:
-    """What to tell the user of an error; "" where it is a fault of ours, whose traceback is wanted."""
+def explanation(error: Exception) -> str:
+    """Return what to tell the user of an error; "" where it is our fault: the traceback helps."""
     if isinstance(error, (ValueError, OSError)):
         return str(error)
     if isinstance(error, MemoryError) or "allocate" in str(error) or "out of memory" in str(error):
+        first = str(error).strip().splitlines()[0] if str(error) else "MemoryError"
         return ("there is not enough memory for this: take fewer rows, shorter completions or a "
-                f"smaller model ({str(error).strip().splitlines()[0] if str(error) else 'MemoryError'})")
+                f"smaller model ({first})")
     return ""
 
 
-def end(number: int, frame) -> None:
-    """What SIGTERM, SIGHUP and Ctrl-C do where no run catches them itself."""
+def end(number: int, frame: FrameType | None) -> None:
+    """End the command at SIGTERM, SIGHUP or Ctrl-C, where no run catches them itself."""
     raise Stopped("", number)
 
 
 def parse(argv: list[str]) -> argparse.Namespace | None:
-    """The arguments of a command, or None where its help was all that was wanted."""
+    """Return the arguments of a command; None where only help was asked for."""
     parser, commands = build_parser()
     for text in argv:
-        if any("\ud800" <= c <= "\udfff" for c in text):      # how Python holds bytes that are no text
+        if any("\ud800" <= c <= "\udfff" for c in text):      # how Python holds bytes of no text
             parser.error(f"the argument {text[:40]!r} is not UTF-8 text")
     args, unknown = parser.parse_known_args(argv)
     if args.command is None:
@@ -96,12 +99,13 @@ def parse(argv: list[str]) -> argparse.Namespace | None:
         command = commands[args.command]
         flags = [option for action in command._actions for option in action.option_strings]
         near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
-        command.error(f"unknown argument {unknown[0]}" + (f" (did you mean {near[0]}?)" if near else ""))
+        command.error(f"unknown argument {unknown[0]}"
+                      + (f" (did you mean {near[0]}?)" if near else ""))
     return args
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
-    """The parser, and that of each command by name."""
+    """Return the parser, and that of each command by name."""
     def form(prog: str) -> argparse.HelpFormatter:
         return argparse.HelpFormatter(prog, max_help_position=28, width=WIDTH)
 
@@ -109,17 +113,18 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
                     description="Reinforcement learning for language models, small enough to read.")
     subparsers = parser.add_subparsers(dest="command", metavar="command", parser_class=Parser)
     commands = {}
-    for name, (summary, add_flags, _) in COMMANDS.items():
-        commands[name] = subparsers.add_parser(name, help=summary, description=summary,
-                                               allow_abbrev=False, formatter_class=form)
-        add_flags(commands[name])
+    for name, command in COMMANDS.items():
+        commands[name] = subparsers.add_parser(
+            name, help=command.summary, description=command.summary, allow_abbrev=False,
+            formatter_class=form)
+        command.add_flags(commands[name])
     return parser, commands
 
 
 # flags
 
 def add_config(parser: Parser, config: str) -> None:
-    """A flag for each field of a dataclass. One that is not given stays None."""
+    """Add a flag for each field of a dataclass. One that is not given is None."""
     for field in fields_of(config):
         default = "" if field.default is None else f"(default {field.default})"
         note = " ".join(filter(None, (field.help, default))).replace("%", "%%")
@@ -129,20 +134,20 @@ def add_config(parser: Parser, config: str) -> None:
 
 
 def truth(text: str) -> bool:
-    """What a flag for a bool means: argparse would take every word for True."""
+    """Return what a flag for a bool means. argparse's bool("false") is True."""
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r}: true or false is wanted")
     return text.lower() == "true"
 
 
 def training(presets: str, *configs: str) -> Callable[[Parser], None]:
-    """What every training command has, and a flag for each field of `configs`."""
+    """Return what adds the flags of every training command, and the fields of `configs`."""
     def add(parser: Parser) -> None:
         names = keys_of(presets)
         parser.usage = "%(prog)s [flags]"
         parser.add_argument("--preset", choices=names, metavar="NAME", default=None,
-                            help=f"{', '.join(names)}: a paper's settings, or a variant; flags beside it "
-                                 f"win (default {names[0]})")
+                            help=f"{', '.join(names)}: a paper's settings, or a variant; flags "
+                                 f"beside it win (default {names[0]})")
         parser.add_argument("--run-dir", type=Path, default=None, metavar="FOLDER",
                             help="where the run is kept (default: the next free name under runs/)")
         parser.add_argument("--resume", action="store_true",
@@ -157,7 +162,8 @@ def training(presets: str, *configs: str) -> Callable[[Parser], None]:
 
 
 def add_r1(parser: Parser) -> None:
-    training("minirl.app.presets.R1_PRESETS", "minirl.app.r1.R1RunConfig", "minirl.train.r1.R1Config")(parser)
+    training("minirl.train.presets.R1_PRESETS", "minirl.app.r1.R1Settings",
+             "minirl.train.r1.R1Config")(parser)
     parser.add_argument("--fast", dest="preset", action="store_const", const="fast",
                         help="a smaller toy that takes a minute: --preset fast")
 
@@ -165,7 +171,8 @@ def add_r1(parser: Parser) -> None:
 def add_checkpoint(parser: Parser) -> None:
     parser.add_argument("--init", default=None, metavar="CHECKPOINT",
                         help="folder or hub id (default: the newest runs/*/final)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (default 1)")
+    parser.add_argument("--temperature", type=float, default=1.0,
+                        help="0 takes the likeliest token (default 1)")
     parser.add_argument("--max-new-tokens", type=int, default=80, help="(default 80)")
     parser.add_argument("--seed", type=int, default=0, help="(default 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
@@ -174,67 +181,82 @@ def add_checkpoint(parser: Parser) -> None:
 
 
 def add_sample(parser: Parser) -> None:
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="text to complete (default: two held-out problems)")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT",
+                        help="text to complete (default: two held-out problems)")
     parser.add_argument("-n", type=int, default=2, help="completions per prompt (default 2)")
     parser.add_argument("--top-k", type=int, default=0, help="0 is off (default)")
     parser.add_argument("--top-p", type=float, default=1.0, help="1 is off (default)")
-    parser.add_argument("--logprobs", action="store_true", help="the log-prob of every token, in numbers")
+    parser.add_argument("--logprobs", action="store_true",
+                        help="the log-prob of every token, in numbers")
     add_checkpoint(parser)
 
 
 def add_eval(parser: Parser) -> None:
-    parser.add_argument("--task", default=None, help=f"{', '.join(SYMBOLS)} (default: what the run was trained on)")
-    parser.add_argument("--digits", type=int, default=None, help="1 to 5 (default: what the run was trained on)")
+    parser.add_argument("--task", default=None,
+                        help=f"{', '.join(TASKS)} (default: what the run was trained on)")
+    parser.add_argument("--digits", type=int, default=None,
+                        help="1 to 5, of sums (default: what the run was trained on)")
     parser.add_argument("--problems", type=int, default=256, help="(default 256)")
-    parser.add_argument("--samples", type=int, default=8, help="completions per problem (default 8)")
-    parser.add_argument("--k", type=int, nargs="+", default=None, help="pass@k for these k (default: 1, 4, 8, up to --samples)")
+    parser.add_argument("--samples", type=int, default=8,
+                        help="completions per problem (default 8)")
+    parser.add_argument("--k", type=int, nargs="+", default=None,
+                        help="pass@k for these k (default: 1, 4, 8, up to --samples)")
     add_checkpoint(parser)
 
 
 def add_plot(parser: Parser) -> None:
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run directories (default: every run under runs/)")
-    parser.add_argument("-o", "--out", type=Path, default=Path("curves.png"), help="(default curves.png)")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN",
+                        help="run directories (default: every run under runs/)")
+    parser.add_argument("-o", "--out", type=Path, default=Path("curves.png"),
+                        help="(default curves.png)")
 
 
 def add_equations(parser: Parser) -> None:
     parser.add_argument("name", nargs="?", default=None, metavar="NAME",
                         help="one function, such as kl.k3: its docstring, source and example")
-    parser.add_argument("--markdown", action="store_true", help="the index as tutorials/EQUATIONS.md holds it")
+    parser.add_argument("--markdown", action="store_true",
+                        help="the index as tutorials/EQUATIONS.md holds it")
 
 
 class Command(NamedTuple):
-    """What a command is for, which flags it takes, and the function that runs it, "module:name"."""
+    """What a command is for, which flags it takes, and what runs it: "module:function"."""
 
     summary: str
     add_flags: Callable[[Parser], None]
-    run: str
+    function: str
 
 
-RUN, BASE = "minirl.app.training.RunConfig", "minirl.app.training.BaseConfig"
-INSTRUCT = "minirl.app.instruct.InstructConfig"
+TRAIN = "minirl.app.commands:train"
+SUMS, INSTRUCT = "minirl.app.sums.SumsSettings", "minirl.app.instructgpt.InstructSettings"
 COMMANDS = {
-    "sft": Command("train a base model on sums, worked out and not",
-                   training("minirl.train.sft.SFT_PRESETS", RUN, "minirl.train.sft.SFTConfig", BASE),
-                   "minirl.app.commands:command_sft"),
-    "grpo": Command("the main job: make a base model and let it learn by GRPO",
-                    training("minirl.app.presets.GRPO_PRESETS", RUN, "minirl.train.grpo.GRPOConfig"),
-                    "minirl.app.commands:command_grpo"),
-    "rm": Command("InstructGPT, stages 1 and 2: SFT models, rankings and a reward model",
-                  training("minirl.train.reward_model.REWARD_MODEL_PRESETS", INSTRUCT,
-                           "minirl.train.reward_model.RewardModelConfig"),
-                  "minirl.app.commands:command_rm"),
-    "ppo": Command("InstructGPT, stage 3: PPO against the reward model",
-                   training("minirl.app.presets.PPO_PRESETS", INSTRUCT, "minirl.train.ppo.PPOConfig"),
-                   "minirl.app.commands:command_ppo"),
-    "dpo": Command("the same rankings without a reward model",
-                   training("minirl.train.dpo.DPO_PRESETS", INSTRUCT, "minirl.train.dpo.DPOConfig"),
-                   "minirl.app.commands:command_dpo"),
-    "r1": Command("DeepSeek-R1's stages: R1-Zero, cold start, RL, rejection sampling, SFT, RL; "
-                  "distillation", add_r1, "minirl.app.commands:command_r1"),
+    "sft": Command(
+        "train a base model on sums, worked out and not",
+        training("minirl.train.presets.SFT_PRESETS", SUMS, "minirl.train.sft.SFTConfig",
+                 "minirl.app.sums.BaseConfig"), TRAIN),
+    "grpo": Command(
+        "the main job: make a base model and let it learn by GRPO",
+        training("minirl.train.presets.GRPO_PRESETS", SUMS, "minirl.train.grpo.GRPOConfig"), TRAIN),
+    "rm": Command(
+        "InstructGPT, stages 1 and 2: SFT models, rankings and a reward model",
+        training("minirl.train.presets.RM_PRESETS", INSTRUCT,
+                 "minirl.train.reward_model.RewardModelConfig"), TRAIN),
+    "ppo": Command(
+        "InstructGPT, stage 3: PPO against the reward model",
+        training("minirl.train.presets.PPO_PRESETS", INSTRUCT, "minirl.train.ppo.PPOConfig"),
+        TRAIN),
+    "dpo": Command(
+        "the same rankings without a reward model",
+        training("minirl.train.presets.DPO_PRESETS", INSTRUCT, "minirl.train.dpo.DPOConfig"),
+        TRAIN),
+    "r1": Command(
+        "DeepSeek-R1's stages: R1-Zero, cold start, RL, rejection sampling, SFT, RL; distillation",
+        add_r1, TRAIN),
     "sample": Command("complete prompts, and see how sure the model was of each token", add_sample,
                       "minirl.app.commands:command_sample"),
-    "eval": Command("accuracy and pass@k on held-out problems", add_eval, "minirl.app.commands:command_eval"),
+    "eval": Command("accuracy and pass@k on held-out problems", add_eval,
+                    "minirl.app.commands:command_eval"),
     "equations": Command("which function computes which equation of which paper", add_equations,
                          "minirl.app.equations:command_equations"),
-    "plot": Command("draw the curves of one run or several", add_plot, "minirl.app.commands:command_plot"),
+    "plot": Command("draw the curves of one run or several", add_plot,
+                    "minirl.app.commands:command_plot"),
 }

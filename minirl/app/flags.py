@@ -1,8 +1,9 @@
 """What a command's flags are: the fields of configuration dataclasses, read from their source.
 
-The classes stand at the top of the pages that use them, and a page imports torch, which takes seconds.
-`minirl --help` and a mistyped flag need only names, types, defaults and comments, so they are read from
-the source text, without importing it. `tests/app/test_flags.py` compares them with the classes.
+The classes stand at the top of the pages that use them, and a page imports torch, which takes
+seconds. `minirl --help` and a mistyped flag need only names, types, defaults and comments, so they
+are read from the source text, without importing it. `tests/app/test_flags.py` compares them with
+the classes.
 """
 
 from __future__ import annotations
@@ -31,23 +32,31 @@ class Field:
 class Module:
     """The source of one of our modules, parsed and not run."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str) -> None:
         self.name = name
         source = ROOT.joinpath(*name.split(".")).with_suffix(".py").read_text(encoding="utf-8")
-        self.lines, self.classes, self.values, self.imports = source.splitlines(), {}, {}, {}
+        self.lines = source.splitlines()
+        self.classes: dict[str, ast.ClassDef] = {}
+        self.values: dict[str, ast.expr] = {}
+        self.imports: dict[str, str] = {}                  # name -> the module it comes from
         for node in ast.parse(source).body:
             if isinstance(node, ast.ClassDef):
                 self.classes[node.name] = node
             elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 self.values[node.targets[0].id] = node.value
+            elif isinstance(node, ast.AnnAssign) and node.value is not None:
+                self.values[ast.unparse(node.target)] = node.value
             elif isinstance(node, ast.ImportFrom):
-                self.imports |= {alias.name: node.module for alias in node.names}
+                self.imports |= {alias.name: str(node.module) for alias in node.names}
 
-    def value(self, node: ast.expr) -> Any:
-        """What an expression of numbers, texts and named constants comes to."""
+    def value(self, node: ast.expr | None) -> Any:
+        """Return the value of an expression of numbers, texts and named constants."""
+        if node is None:
+            return None
         names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-        known = {name: self.constant(name) for name in names}
-        return eval(compile(ast.Expression(node), self.name, "eval"), {"__builtins__": {}}, known)
+        constants = {name: self.constant(name) for name in names}
+        code = compile(ast.Expression(node), self.name, "eval")
+        return eval(code, {"__builtins__": {}}, constants)
 
     def constant(self, name: str) -> Any:
         if name in self.values:
@@ -55,19 +64,20 @@ class Module:
         return module(self.imports[name]).constant(name)
 
     def fields(self, name: str) -> dict[str, Field]:
-        """A dataclass's fields by name, those of its bases first, as dataclasses have them."""
+        """Return a dataclass's fields by name, those of its bases first, as dataclasses do."""
         if name not in self.classes:
             return module(self.imports[name]).fields(name)
-        found: dict[str, Field] = {}
+        fields: dict[str, Field] = {}
         for base in self.classes[name].bases:
-            found |= self.fields(base.id)
+            fields |= self.fields(ast.unparse(base))
         for node in self.classes[name].body:
             if isinstance(node, ast.AnnAssign):
+                field = ast.unparse(node.target)
                 comment = COMMENT.search(self.lines[node.lineno - 1])
                 kind = ast.unparse(node.annotation).removesuffix(" | None")
-                found[node.target.id] = Field(node.target.id, kind, self.value(node.value),
-                                              comment[1] if comment else "")
-        return found
+                fields[field] = Field(field, kind, self.value(node.value),
+                                      comment[1] if comment else "")
+        return fields
 
 
 @functools.cache
@@ -76,17 +86,19 @@ def module(name: str) -> Module:
 
 
 def fields_of(path: str) -> list[Field]:
-    """The fields of a dataclass: fields_of("minirl.train.grpo.GRPOConfig")."""
+    """Return the fields of a dataclass, such as "minirl.train.grpo.GRPOConfig"."""
     name, cls = path.rsplit(".", 1)
     return list(module(name).fields(cls).values())
 
 
 def keys_of(path: str) -> list[str]:
-    """The keys of a dictionary that a module spells out: keys_of("minirl.train.sft.SFT_PRESETS")."""
+    """Return the keys of a dictionary that a module spells out, such as presets.SFT_PRESETS."""
     name, variable = path.rsplit(".", 1)
-    return [key.value for key in module(name).values[variable].keys]
+    table = module(name).values[variable]
+    assert isinstance(table, ast.Dict), f"{path} is not spelt out"
+    return [module(name).value(key) for key in table.keys]
 
 
 def flag(name: str) -> str:
-    """How a field is written on the command line: "--group-size" for "group_size"."""
+    """Return how a field is written on the command line: "--group-size" for "group_size"."""
     return "--" + name.replace("_", "-")

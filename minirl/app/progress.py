@@ -32,7 +32,7 @@ class Progress:
                  initial: int = 0):
         self._title, self._total, self._unit = visible(title), total, unit
         self._done, self._note, self._began = initial, "", time.monotonic()
-        self._written = None                                       # what the newest line says
+        self._written: tuple[int, str] | None = None               # what the newest line says
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._stream, self._bar = sys.stderr, None
         if self._stream is None:                                   # a program without a console
@@ -54,6 +54,13 @@ class Progress:
                 self._bar.set_postfix_str(self._note, refresh=False)
                 self._bar.update(n)
 
+    def expect(self, total: int) -> None:
+        """Set how many steps there are in all, where that was not known at the start."""
+        with self._lock:
+            self._total = total
+            if self._bar is not None:
+                self._bar.total = total
+
     def close(self) -> None:
         """The end of the work. A second call does nothing."""
         if self._stream is None or self._closed.is_set():
@@ -68,7 +75,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _beat(self) -> None:

@@ -1,272 +1,340 @@
-"""DeepSeek-R1 in miniature: what `minirl r1` does around train/r1.py. Every stage is a run of its own inside the run directory, and one that has ended is not made again.
+"""`minirl r1`: DeepSeek-R1 in miniature. Every stage of train/r1.py is a run inside the run.
 
-    base/                                          reads sums, word problems and instructions, reasoned at length, briefly or not at all, mixed and wrong in part
-    r1-zero/ cold-start/ rl-1/ sft/ rl-2/          stages, in the order in which they are made; each with curves.png and final/
-    rm-1/ prefer-1/ rm-2/ prefer-2/                the last part of the last stage, in rounds
-    too-long/                                      what comes of rl-2 when that part goes on for too long, with one reward model: hacking.png
-    small-base/ small-rl/ distilled/               a smaller model: by reinforcement learning, and by distillation
-    stages.json, stages.png                        what each is worth on held-out problems
-    final/                                         the model of the last part
+    base/                                   reads sums and word problems, reasoned at length,
+                                            briefly or not at all, and instructions
+    r1-zero/ cold-start/ rl-1/ sft/ rl-2/   stages, in order
+    rm-1/ prefer-1/ rm-2/ prefer-2/         the last part of the last stage, in rounds
+    too-long/                               rl-2 with the first reward model for too many steps
+    small-base/ small-rl/ distilled/        a smaller model, by RL and by distillation
+    stages.json, stages.png, hacking.png    what each stage is worth on held-out problems
+    final/                                  the model of the last part
 """
 
 from __future__ import annotations
 
-import copy
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+import shlex
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-import torch
+from torch import nn
 
-from minirl.app.evaluate import Evaluation, evaluate
-from minirl.app.instruct import label
-from minirl.app.measure import TASK as GENERAL
-from minirl.app.measure import mean
+from minirl.app.instructgpt import FRAMES, TASK
 from minirl.app.plots import plot_hacking, plot_stages
+from minirl.app.preflight import Start
 from minirl.app.progress import Progress
-from minirl.app.rundir import RunDir, RunLog
+from minirl.app.rundir import RunDir
+from minirl.app.stages import Settings, Stages, worth_compiling
 from minirl.app.text import columns_of, hanging, padded, table
-from minirl.app.training import BaseConfig, CommonConfig, finish, load_policy, supervised, worth_compiling
-from minirl.equations.inference_time import majority_vote
+from minirl.inference.evaluate import evaluate
 from minirl.inference.intervals import wilson_interval
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
+from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
 from minirl.lm.seeds import derive_seed
-from minirl.lm.tiny import make_base
+from minirl.lm.tiny import TinySizes, make_base
 from minirl.lm.tokenizer import read_json
-from minirl.tasks.bilingual import LANGUAGES, WORDS, Bilingual, demonstrations
+from minirl.tasks.bilingual import LANGUAGES, WORDS, Bilingual, demonstrations, rewrite
 from minirl.tasks.instructions import WORDS as GENERAL_WORDS
 from minirl.tasks.instructions import answers
 from minirl.tasks.mixture import Mixture
-from minirl.tasks.rewards import accuracy, answer_of
-from minirl.train.grpo import GRPOConfig, train_grpo
-from minirl.train.r1 import RULES, General, R1Config, distill, train_r1, watched
-from minirl.train.reward_model import RewardModelConfig, as_reward
-from minirl.train.sft import SFTConfig
+from minirl.tasks.preferences import Ranking
+from minirl.tasks.problem import Judged
+from minirl.train.grpo import train_grpo
+from minirl.train.instructgpt import MOST, rank_completions
+from minirl.train.r1 import LANGUAGE, RULES, General, R1Config, distill, preference_config, train_r1
+from minirl.train.reward_model import as_reward
+from minirl.train.sft import SFTConfig, train_sft
 
-# What the base models read: so much is reasoned at length and so much briefly, half of it in both languages at once; half of the hasty ones slip; some have no tags.
-READS = dict(worked_share=0.5, brief_share=0.25, mixed_share=0.5, slip_share=0.5, bare_share=0.2)
-HARD_ONES = 3                                                                              # so many hard problems are read for each easy one
-R1_WORDS = (*WORDS, *GENERAL_WORDS)                                                       # one token each
-HEAD_SIZE = 16                                                                             # features of an attention head
-FRAMES = (1, 1, 1, 1)                                                                      # people answer in all ways of speaking
-SIDE = ("too-long", "small-base", "small-rl", "distilled")                                 # not on the way to the final model
+# What base models read. Shares: reasoned at length, reasoned briefly, in mixed languages, with a
+# slip where it is hasty, without tags. For each easy problem there are HARD_ONES hard ones.
+READ: dict[str, Any] = dict(worked_share=0.5, brief_share=0.25, mixed_share=0.5, slip_share=0.5,
+                            bare_share=0.2)
+HARD_ONES = 3
+R1_WORDS = (*WORDS, *GENERAL_WORDS)                            # one token each
+HEAD_SIZE = 16                                                 # features of an attention head
+SIDE = ("too-long", "small-base", "small-rl", "distilled")     # not on the way to the final model
 
 
 @dataclass(frozen=True)
-class R1RunConfig(CommonConfig):
+class R1Settings(Settings):
     """And what the pipeline of DeepSeek-R1 takes."""
 
-    language: str = "prompt"           # that reasoning should be in: ko, en, or prompt (the prompt's own)
+    language: str = "prompt"           # of the reasoning: ko, en, or prompt (the prompt's own)
     number_length: int = 3             # digits of hard problems' numbers; easy ones have one less
     examples: int = 60_000             # of reasoning that the base models read
     general_examples: int = 16_000     # and of instructions
-    cold_start_examples: int = 300     # clean long reasonings
+    cold_start_examples: int = 0       # reasonings that people wrote, beside R1-Zero's outputs
     demonstrations: int = 512          # instructions that people followed, 7 of 10 rightly
-    ranked_prompts: int = 1000         # instructions the answers to which people rank, in each round
+    ranked_prompts: int = 1000         # instructions whose completions people rank, in each round
     labeller_noise: float = 0.4        # as in minirl rm
-    too_long: int = 5                  # times as many steps with the preference reward as there should be; 0: not tried
-    small: int = 32                    # features of the smaller model that is taught (base: 96); 0: none
+    too_long: int = 5                  # factor on the steps by preference, for too-long/; 0: none
+    small: int = 32                    # features of the smaller model (base: 96); 0: none
     samples: int = 16                  # of each held-out problem, for pass@k and majority voting
     eval_problems: int = 128           # of each kind: easy, hard, general
-    checkpoint_every: int = 10         # steps (base models: five times as many)
+    checkpoint_every: int = 10         # steps (SFT and reward models: five times as many)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.language not in (*LANGUAGES, "prompt"):
-            raise ValueError(f"language is {self.language!r}: {', '.join(LANGUAGES)} or prompt is wanted")
+            raise ValueError(f"language is {self.language!r}: {', '.join(LANGUAGES)} or prompt is "
+                             "wanted")
         if self.small % HEAD_SIZE:
-            raise ValueError(f"small is {self.small}: a multiple of {HEAD_SIZE}, the size of an attention head, is wanted, or 0")
+            raise ValueError(f"small is {self.small}: a multiple of {HEAD_SIZE}, the size of an "
+                             "attention head, is wanted, or 0")
+
+    @property
+    def reason_in(self) -> str | None:
+        return None if self.language == "prompt" else self.language
+
+    @property
+    def task_fields(self) -> dict[str, Any]:
+        return {"name": "bilingual", "digits": self.number_length, "reason_in": self.reason_in}
+
+    @property
+    def easy(self) -> Bilingual:
+        return Bilingual((max(1, self.number_length - 1),), reason_in=self.reason_in)
+
+    @property
+    def hard(self) -> Bilingual:
+        return Bilingual((self.number_length,), reason_in=self.reason_in)
 
     @property
     def task(self) -> Bilingual:
-        return self.of_length(max(1, self.number_length - 1), self.number_length)
+        """Easy and hard problems, to learn from."""
+        lengths = dict.fromkeys((*self.easy.digits, *self.hard.digits))
+        return Bilingual(tuple(lengths), reason_in=self.reason_in)
 
-    def of_length(self, *digits: int) -> Bilingual:
-        return Bilingual(tuple(dict.fromkeys(digits)), reason_in=None if self.language == "prompt" else self.language)
+
+def stage_names(config: R1Config, settings: R1Settings) -> list[str]:
+    """Return what is trained, in order."""
+    rounds = [name for n in range(1, config.rounds + 1) for name in (f"rm-{n}", f"prefer-{n}")]
+    return [*["base"] * (settings.init is None),
+            "r1-zero", "cold-start", "rl-1", "sft", "rl-2", *rounds,
+            *["too-long"] * (settings.too_long > 0),
+            *["small-base", "small-rl", "distilled"] * (settings.small > 0)]
 
 
-class Stages:
-    """Runs a pipeline's stages, each as a run of its own, and measures what came of it. What is there already is not made again."""
+# the pipeline, and what surrounds it
 
-    def __init__(self, run: RunDir, tokenizer, config: R1Config, common: R1RunConfig, *, device):
-        self.run, self.tokenizer, self.config, self.common, self.device = run, tokenizer, config, common, device
-        self.names = stage_names(config, common)
-        self.measured: dict[str, dict] = {entry["stage"]: entry for entry in read_json(run.path / "stages.json").get("stages", ())}
+def r1(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
+    """Do what `minirl r1` does -> what it prints at the end."""
+    settings, config, run = configs["settings"], configs["r1"], stages.run
+    stages.names = stage_names(config, settings)
+    worths = Worths(stages, config)
+    model.compiled = worth_compiling(settings.compile, model, 0)
+    base = read(worths.stage, "base", model, stages) if settings.init is None else model
+    worths.measure("base", base)
 
-    def __call__(self, name: str, settings, start, page):
-        """The page's model: from where the stage was cut short, or as it was when it had ended."""
-        command = {GRPOConfig: "grpo", SFTConfig: "sft", RewardModelConfig: "rm"}[type(settings)]
-        load = load_reward_model if command == "rm" else load_pretrained
-        stage, common = self.run.stage(name, command, **{command: settings}), self.common
-        finished = stage.finished
-        if finished:
-            model = load(stage.path / "final", device=self.device, dtype=torch.float32)[0]
-        else:
-            model, _, state = stage.load_checkpoint(device=self.device, load=load) or (copy.deepcopy(start), self.tokenizer, None)
-        if command != "rm":                                      # in either case, as what comes next samples from it
-            model.compiled = worth_compiling(common.compile, model, 0)
-        if not finished:
-            steps = settings.steps if command == "grpo" else None
-            shown = {"loss": "loss", "rewards/accuracy/mean": "accuracy", "rewards/language_consistency/mean": "language", "rewards/preference/mean": "preference",
-                     "completions/mean_length": "length"}
-            report = RunLog(stage, self.tokenizer, title=title(name, self.names), steps=steps, state=state, every=common.checkpoint_every, shown=shown)
-            with compute_in(common.dtype, self.device), report:
-                model = page(model, log=report.log, save=report.save, resume=state)
-            finish(stage, model, self.tokenizer, {"steps": len(stage.metrics()), "seconds": round(report.seconds, 1)})
-        if command != "rm":
-            self.measure(name, model, seconds=read_json(stage.path / "summary.json")["seconds"])
+    final = train_r1(base, stages.tokenizer, settings.task, config, general=people(stages),
+                     cold_start=clean_reasoning(settings), rewrite=rewrite, seed=settings.seed,
+                     stage=worths.stage)
+    if settings.too_long:
+        overdo(stages, worths.stage, config)
+    if settings.small:
+        student = read(worths.stage, "small-base", small_model(stages, base), stages)
+        distill(final, student, stages.tokenizer, settings.task, config, seed=settings.seed,
+                stage=worths.stage)
+
+    entries = worths.finish()
+    run.save_final(final, stages.tokenizer)
+    figures = "stages.png, hacking.png" if settings.too_long else "stages.png"
+    text = (f"\n{stages_table(entries, settings)}\n\n{stages.seconds:.0f} s. {run.path}/ holds "
+            f"{figures}, stages.json, summary.json, a folder per stage and final/ "
+            "(Hugging Face layout).")
+    if settings.language == "prompt":
+        length = settings.number_length
+        same = "" if length == R1Settings.number_length else f" --number-length {length}"
+        init = shlex.quote(str(settings.init or run.path / "base" / "final"))
+        text += f"\nNext: minirl r1 --language ko{same} --init {init}"
+    return text
+
+
+def read(stage: Callable[..., Any], name: str, model: Transformer, stages: Stages) -> Transformer:
+    """Train a base model on reasoning of all kinds, and on instructions."""
+    settings: Any = stages.settings
+
+    def page(model: Transformer, **hooks: Any) -> nn.Module:
+        rng = random.Random(derive_seed(settings.seed, "r1", "reading"))
+        *easier, longest = settings.task.digits
+        task = Bilingual((*easier, *[longest] * HARD_ONES))
+        texts = demonstrations(task, settings.examples, rng, **READ)
+        texts += answers(TASK, settings.general_examples, rng, right_share=0.6,
+                         frame_weights=FRAMES)
+        return train_sft(model, stages.tokenizer, texts, SFTConfig(), seed=settings.seed, **hooks)
+
+    return stage(name, SFTConfig(), model, page)
+
+
+def clean_reasoning(settings: R1Settings) -> list[tuple[str, str]]:
+    """Return long reasonings in one language, for the cold start."""
+    rng = random.Random(derive_seed(settings.seed, "r1", "cold-start"))
+    return demonstrations(settings.task, settings.cold_start_examples, rng)
+
+
+def people(stages: Stages) -> General:
+    """Return the people who follow instructions, and rank what policies make of them."""
+    settings: Any = stages.settings
+    rng = random.Random(derive_seed(settings.seed, "r1", "people"))
+    written = answers(TASK, settings.demonstrations, rng, right_share=0.7, frame_weights=FRAMES)
+
+    def compare(policy: Transformer, seed: int) -> list[Ranking]:
+        n = settings.ranked_prompts
+        with Progress("answering what is ranked", n * MOST, unit="completion") as progress:
+            return rank_completions(policy, stages.tokenizer, TASK, n, split="train", seed=seed,
+                                    noise=settings.labeller_noise, progress=progress)
+
+    return General(TASK, written, compare)
+
+
+def overdo(stages: Stages, stage: Callable[..., Any], config: R1Config) -> None:
+    """Reward hacking: the last part from where it starts, with the first reward model alone, for
+    `too_long` times as many steps."""
+    settings: Any = stages.settings
+    run, tokenizer, task = stages.run, stages.tokenizer, settings.task
+    numbers = preference_config(config, settings.too_long * config.preference_steps)
+    reward_model, _ = load_reward_model(run.path / "rm-1" / "final", device=stages.device)
+    start, _ = load_pretrained(run.path / "rl-2" / "final", device=stages.device)
+    spoken = Judged(task, task.rewards, {**RULES, LANGUAGE: config.language_weight})
+    judged = Mixture(spoken, TASK, as_reward(reward_model, tokenizer), config.general_share)
+    stage("too-long", numbers, start, partial(
+        train_grpo, tokenizer=tokenizer, task=judged, config=numbers,
+        seed=derive_seed(settings.seed, "too-long")))
+    rounds = [RunDir(run.path / f"prefer-{n + 1}") for n in range(config.rounds)]
+    with run.replacing("hacking.png") as partial_file:
+        plot_hacking(RunDir(run.path / "too-long"), rounds, partial_file)
+
+
+def small_model(stages: Stages, base: Transformer) -> Transformer:
+    """Return a smaller model with fresh weights."""
+    settings: Any = stages.settings
+    sizes = TinySizes(hidden_size=settings.small, num_heads=settings.small // HEAD_SIZE,
+                      intermediate_size=4 * settings.small, max_seq_len=base.config.max_seq_len)
+    model, _ = make_base(sizes, seed=settings.seed, device=stages.device,
+                         tokenizer=stages.tokenizer)
+    model.compiled = base.compiled
+    return model
+
+
+# what the stages are worth
+
+class Worths:
+    """What each policy is worth on held-out problems, in stages.json. `stage` is for pipelines."""
+
+    def __init__(self, stages: Stages, config: R1Config) -> None:
+        self.stages, self.config, self.file = stages, config, stages.run.path / "stages.json"
+        self.entries = {entry["stage"]: entry for entry in read_json(self.file).get("stages", ())}
+
+    def stage(self, name: str, config: Any, start: nn.Module, page: Callable[..., Any]) -> Any:
+        model = self.stages(name, config, start, page)
+        if isinstance(model, Transformer):                     # reward models are no policies
+            self.measure(name, model)
         return model
 
-    def measure(self, name: str, model, *, seconds: float) -> None:
-        """Put what a model is worth into stages.json, unless it is there."""
-        if name not in self.measured:
-            with compute_in(self.common.dtype, self.device):
-                self.measured[name] = {"stage": name, "seconds": seconds, **worth(name, model, self.tokenizer, self.config, self.common)}
-            self.run.write_json("stages.json", {"stages": list(self.measured.values())})
+    def measure(self, name: str, model: Transformer) -> None:
+        """Put what a policy is worth into stages.json, unless it is there."""
+        if name in self.entries:
+            return
+        run, settings = self.stages.run, self.stages.settings
+        seconds = RunDir(run.path / name).summary.get("seconds", 0.0)
+        with compute_in(settings.dtype, self.stages.device):
+            self.entries[name] = {"stage": name, "seconds": seconds,
+                                  **worth(name, model, self.stages, self.config)}
+        run.write_json(self.file.name, {"stages": list(self.entries.values())})
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Write stages.json with win rates, stages.png and summary.json -> the entries."""
+        run, entries = self.stages.run, with_win_rates(list(self.entries.values()))
+        run.write_json(self.file.name, {"stages": entries})
+        main = [entry for entry in entries if entry["stage"] not in SIDE]
+        with run.replacing("stages.png") as partial_file:
+            plot_stages(main, partial_file)
+        before, after = main[0], main[-1]
+        run.write_json("summary.json", {
+            "accuracy_before": before["hard"], "accuracy_after": after["hard"],
+            "mean_length_before": before["length"], "mean_length_after": after["length"],
+            "language_after": after["language"], "win_rate_after": after["win_rate"],
+            "seconds": round(self.stages.seconds, 1)})
+        return entries
 
 
-def run_r1(run: RunDir, config: R1Config, common: R1RunConfig, *, device) -> list[dict]:
-    """All stages into the run, each as far as it has got -> an entry per policy of what it is worth, in the order in which they were made."""
-    names = stage_names(config, common)
-    base, seconds = base_model(run, common, BaseConfig(), "base", names, device=device)
-    first, tokenizer = load_policy(base, device=device)
-    stages = Stages(run, tokenizer, config, common, device=device)
-    stages.measure("base", first, seconds=seconds)
-    cold_start = demonstrations(common.task, common.cold_start_examples, random.Random(derive_seed(common.seed, "r1", "cold-start")))
-    people = General(GENERAL, answers(GENERAL, common.demonstrations, random.Random(derive_seed(common.seed, "r1", "people")), right_share=0.7, frame_weights=FRAMES),
-                     lambda policy, seed: label(policy, tokenizer, common.ranked_prompts, split="train", seed=seed, noise=common.labeller_noise))
-    final = train_r1(first, tokenizer, common.task, config, cold_start=cold_start, general=people, seed=common.seed, stage=stages)
-    if common.too_long:
-        overdo(stages)
-        with run.replacing("hacking.png") as partial:
-            plot_hacking(RunDir(run.path / "too-long"), [RunDir(run.path / f"prefer-{n + 1}") for n in range(config.rounds)], partial)
-
-    if common.small:
-        size = BaseConfig(hidden_size=common.small, num_heads=common.small // HEAD_SIZE, intermediate_size=4 * common.small, max_seq_len=first.config.max_seq_len)
-        small, seconds = base_model(run, common, size, "small-base", names, device=device, tokenizer=tokenizer)
-        student = load_policy(small, device=device)[0]
-        stages.measure("small-base", student, seconds=seconds)
-        distill(final, student, tokenizer, common.task, config, seed=common.seed, stage=stages)
-
-    measured = with_win_rates(list(stages.measured.values()))
-    run.write_json("stages.json", {"stages": measured})
-    with run.replacing("stages.png") as partial:
-        plot_stages([s for s in measured if s["stage"] not in SIDE], partial)
-    before, after = measured[0], next(s for s in reversed(measured) if s["stage"] not in SIDE)
-    run.write_json("summary.json", {"accuracy_before": before["hard"], "accuracy_after": after["hard"], "mean_length_before": before["length"], "mean_length_after": after["length"],
-                                    "language_after": after["language"], "win_rate_after": after["win_rate"],
-                                    "seconds": round(sum(read_json(run.path / name / "summary.json")["seconds"] for name in names), 1)})
-    run.save_final(final, tokenizer)
-    return measured
-
-
-def check_lengths(config: R1Config, common: R1RunConfig, model_config, tokenizer) -> None:
-    """Raise ValueError where prompts and completions do not fit the context, or worked-out reasoning does not fit a completion."""
-    rng = random.Random(0)
-    hardest = common.of_length(common.number_length)
-    prompts = [p.prompt for task in (hardest, GENERAL) for p in task.sample(200, rng)]
-    longest, answer = (max(map(len, tokenizer.encode_batch(texts))) + 1 for texts in (prompts, [completion for _, completion in demonstrations(hardest, 200, rng)]))
-    if answer > config.max_new_tokens:
-        raise ValueError(f"sums of {common.number_length} digits are worked out in up to {answer} tokens, and max_new_tokens is {config.max_new_tokens}: add "
-                         f"--max-new-tokens {answer}, or a smaller --number-length")
-    if longest + config.max_new_tokens > model_config.max_seq_len:
-        raise ValueError(f"prompts of up to {longest} tokens and max_new_tokens {config.max_new_tokens} do not fit a context of {model_config.max_seq_len} tokens: lower "
-                         "--max-new-tokens, or start from a model with a longer context with --init")
-
-
-def stage_names(config: R1Config, common: R1RunConfig) -> list[str]:
-    """What is trained, in order."""
-    rounds = [name for n in range(1, config.rounds + 1) for name in (f"rm-{n}", f"prefer-{n}")]
-    return [*["base"] * (common.init is None), "r1-zero", "cold-start", "rl-1", "sft", "rl-2", *rounds, *["too-long"] * (common.too_long > 0),
-            *["small-base", "small-rl", "distilled"] * (common.small > 0)]
-
-
-def title(name: str, names: Sequence[str]) -> str:
-    """What stands in front of a stage's bar: "3/14 rl-1"."""
-    return f"{names.index(name) + 1}/{len(names)} {name}"
-
-
-def base_model(run: RunDir, common: R1RunConfig, size: BaseConfig, name: str, names: Sequence[str], *, device, tokenizer=None) -> tuple[Path | str, float]:
-    """The folder of a base model, --init or one that is made in the run, and the seconds that it took."""
-    if common.init is not None and name == "base":
-        return common.init, 0.0
-    stage = run.stage(name, "sft", sft=SFTConfig(), base=replace(size, examples=common.examples, worked_share=READS["worked_share"], guessed_share=READS["slip_share"]))
-    if not stage.finished:
-        rng = random.Random(derive_seed(common.seed, "r1", "reading"))
-        *easier, longest = common.task.digits
-        read = demonstrations(Bilingual((*easier, *[longest] * HARD_ONES)), common.examples, rng, **READS)
-        read += answers(GENERAL, common.general_examples, rng, right_share=0.6, frame_weights=FRAMES)
-
-        def start():
-            return make_base(size, seed=common.seed, device=device, words=R1_WORDS, tokenizer=tokenizer)
-
-        model, _, report = supervised(stage, start, read, SFTConfig(), common, device=device, title=title(name, names))
-        finish(stage, model, report.tokenizer, {"steps": report.steps, "seconds": round(report.seconds, 1)})
-    return stage.path / "final", read_json(stage.path / "summary.json")["seconds"]
-
-
-def overdo(stages: Stages) -> None:
-    """The last part from where it starts, with the first reward model alone, for `too_long` times as long: reward hacking."""
-    config, common = stages.config, stages.common
-    numbers = config.grpo(common.too_long * config.preference_steps, temperature=config.final_temperature, ref_sync_steps=0)
-    reward_model, _ = load_reward_model(stages.run.path / "rm-1" / "final", device=stages.device)
-    start, _ = load_policy(stages.run.path / "rl-2" / "final", device=stages.device)
-    judged = Mixture(common.task, GENERAL, as_reward(reward_model, stages.tokenizer), config.general_share)
-    weights = watched(judged, {**RULES, "language_consistency": config.language_weight})
-    stages("too-long", numbers, start, lambda m, **hooks: train_grpo(m, stages.tokenizer, judged, numbers, reward_weights=weights,
-                                                                     seed=derive_seed(common.seed, "too-long"), **hooks))
-
-
-def worth(name: str, model, tokenizer, config: R1Config, common: R1RunConfig) -> dict:
-    """What a policy does on held-out problems: easy and hard ones, `samples` times each, and general ones."""
-    kinds = {"easy": (common.of_length(common.task.digits[0]), common.samples), "hard": (common.of_length(common.number_length), common.samples), "general": (GENERAL, 1)}
-    rows = common.eval_problems * sum(samples for _, samples in kinds.values())
-    with Progress(f"measuring {name}", rows, unit="completion") as progress:
-        found = {kind: evaluate(model, tokenizer, task, n=common.eval_problems, samples=samples,
-                                max_new_tokens=config.max_new_tokens, progress=progress,
-                                seed=derive_seed(common.seed, "r1", "evaluate", kind))
-                 for kind, (task, samples) in kinds.items()}
-    easy, hard, general = found.values()
-    liked = GENERAL.rewards["true_reward"]([], [completion for completion, in general.completions], answer=[p.answer for p in general.problems])
-    return {"easy": easy.accuracy, "hard": hard.accuracy, "majority": majority(hard), "pass": hard.pass_at(common.samples), "format": hard.rewards["format_reward"],
-            "language": hard.rewards["language_consistency"], "length": hard.mean_length, "general": liked,
-            "problems": {kind: len(result.problems) for kind, result in found.items()},
+def worth(name: str, model: Transformer, stages: Stages, config: R1Config) -> dict[str, Any]:
+    """Measure a policy on held-out problems: easy, hard (both `samples` times) and general ones."""
+    settings: Any = stages.settings
+    kinds = {"easy": (settings.easy, settings.samples), "hard": (settings.hard, settings.samples),
+             "general": (TASK, 1)}
+    completions = settings.eval_problems * sum(samples for _, samples in kinds.values())
+    with Progress(f"measuring {name}", completions, unit="completion") as progress:
+        results = {kind: evaluate(model, stages.tokenizer, task, n=settings.eval_problems,
+                                  samples=samples, max_new_tokens=config.max_new_tokens,
+                                  seed=derive_seed(settings.seed, "r1", "evaluate", kind),
+                                  progress=progress)
+                   for kind, (task, samples) in kinds.items()}
+    easy, hard, general = results.values()
+    return {"easy": easy.accuracy, "hard": hard.accuracy, "majority": hard.majority,
+            "pass": hard.pass_at(settings.samples), "format": hard.rewards["format_reward"],
+            "language": hard.rewards[LANGUAGE], "length": hard.mean_length,
+            "general": general.numbers("true_reward"),
+            "problems": {kind: len(result.problems) for kind, result in results.items()},
             "problem": hard.problems[0].prompt, "example": hard.completions[0][0]}
 
 
-def with_win_rates(measured: Sequence[dict]) -> list[dict]:
-    """How often a policy's answer to a general prompt has the greater true reward than the sft stage's; equal ones count half."""
-    against = next(s for s in measured if s["stage"] == "sft")["general"]
-    return [{**s, "win_rate": mean([0.5 + 0.5 * ((a > b) - (a < b)) for a, b in zip(s["general"], against, strict=True)])} for s in measured]
+def with_win_rates(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Add how often a policy's completion of a general prompt has a greater true reward than that
+    of the sft stage. Equal ones count half."""
+    others = next(entry for entry in entries if entry["stage"] == "sft")["general"]
+
+    def win_rate(rewards: Sequence[float]) -> float:
+        wins = [(a > b) + 0.5 * (a == b) for a, b in zip(rewards, others, strict=True)]
+        return sum(wins) / len(wins)
+
+    return [{**entry, "win_rate": win_rate(entry["general"])} for entry in entries]
 
 
-def majority(found: Evaluation) -> float:
-    """How often the answer that most samples of a problem give is right."""
-    right = 0.0
-    for problem, completions in zip(found.problems, found.completions):
-        vote = majority_vote([answer_of(completion) for completion in completions])
-        right += accuracy([""], [f"<answer>{vote}</answer>"], [problem.answer])[0]
-    return right / len(found.problems)
-
-
-def stages_table(measured: Sequence[dict], common: R1RunConfig) -> str:
-    """A row per policy, those on the way to the final model first; what each says to one problem."""
-    k = common.samples
-    counts = measured[0].get("problems", {"hard": common.eval_problems})
+def stages_table(entries: Sequence[Mapping[str, Any]], settings: R1Settings) -> str:
+    """Return a row per policy, and what each says to one problem."""
+    k, counts = settings.samples, entries[0]["problems"]
     right = [("right answers", "easy", "hard", "95 %", f"maj@{k}", f"pass@{k}")]
     rest = [("how they are said", "format", "language", "tokens", "win rate", "seconds")]
-    for s in sorted(measured, key=lambda s: s["stage"] in SIDE):
-        low, high = wilson_interval(s["hard"], counts["hard"])
-        right.append((s["stage"], f"{s['easy']:.3f}", f"{s['hard']:.3f}",
-                      f"{low:.2f} to {high:.2f}", f"{s['majority']:.3f}", f"{s['pass']:.3f}"))
-        rest.append((s["stage"], f"{s['format']:.3f}", f"{s['language']:.3f}", f"{s['length']:.1f}",
-                     f"{s['win_rate']:.3f}", f"{s['seconds']:.0f}"))
-    kinds = ", ".join(f"{n} {kind}" for kind, n in counts.items())
-    lines = [f"distinct held-out problems: {kinds}", "", table(right), "", table(rest), ""]
-    lines += hanging("", measured[0]["problem"])
-    width = max(columns_of(s["stage"]) for s in measured)
-    for s in measured:
-        lines += hanging(f"  {padded(s['stage'], width)}  ", s["example"])
+    for entry in sorted(entries, key=lambda entry: entry["stage"] in SIDE):
+        low, high = wilson_interval(entry["hard"], counts["hard"])
+        right.append((entry["stage"], f"{entry['easy']:.3f}", f"{entry['hard']:.3f}",
+                      f"{low:.2f} to {high:.2f}", f"{entry['majority']:.3f}",
+                      f"{entry['pass']:.3f}"))
+        rest.append((entry["stage"], f"{entry['format']:.3f}", f"{entry['language']:.3f}",
+                     f"{entry['length']:.1f}", f"{entry['win_rate']:.3f}",
+                     f"{entry['seconds']:.0f}"))
+    problems = ", ".join(f"{n} {kind}" for kind, n in counts.items())
+    lines = [f"distinct held-out problems: {problems}", "", table(right), "", table(rest), ""]
+    lines += hanging("", entries[0]["problem"])
+    width = max(columns_of(entry["stage"]) for entry in entries)
+    for entry in entries:
+        lines += hanging(f"  {padded(entry['stage'], width)}  ", entry["example"])
     return "\n".join(lines)
+
+
+# before a run has a folder
+
+def check_r1(configs: Mapping[str, Any], given: Collection[str], start: Start) -> None:
+    """Raise ValueError where prompts and completions do not fit the context, or reasoning at length
+    does not fit a completion."""
+    settings, limit = configs["settings"], configs["r1"].max_new_tokens
+    rng = random.Random(0)
+
+    def longest(texts: Sequence[str]) -> int:
+        return max(map(len, start.tokenizer.encode_batch(texts))) + 1
+
+    problems = [problem for task in (settings.hard, TASK) for problem in task.sample(200, rng)]
+    worked = [completion for _, completion in demonstrations(settings.hard, 200, rng)]
+    prompt, answer = longest([problem.prompt for problem in problems]), longest(worked)
+    context = start.config.max_seq_len
+    if answer > limit:
+        raise ValueError(f"sums of {settings.number_length} digits are worked out in up to "
+                         f"{answer} tokens, and max_new_tokens is {limit}: add --max-new-tokens "
+                         f"{answer}, or a smaller --number-length")
+    if prompt + limit > context:
+        raise ValueError(f"prompts of up to {prompt} tokens and max_new_tokens {limit} do not fit "
+                         f"a context of {context} tokens: lower --max-new-tokens, or start from "
+                         "a model with a longer context with --init")

@@ -1,0 +1,88 @@
+"""What a page reports to while it trains: metrics, checkpoints, a progress bar, signals."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+from minirl.app.progress import Progress
+from minirl.app.rundir import RunDir
+from minirl.app.survival import Stopped, catching_signals, tell_at_once
+from minirl.lm.tokenizer import Tokenizer
+from minirl.train.state import TrainState
+
+
+class RunLog:
+    """What a training page reports to, inside a `with`.
+
+    `log` after each step writes its metrics and moves the bar, `save` writes a checkpoint now and
+    then. At a first SIGINT, SIGTERM or SIGHUP the step that is being made is finished and saved,
+    and Stopped is raised. It is raised at once where no step has been made since the last
+    checkpoint, and at a second signal.
+
+    bar       metrics on the progress bar, with their labels
+    state     the training state that is resumed
+    steps     of the whole page; None: learnt from `epochs` and the first step's metrics
+    every     steps between two checkpoints
+    seconds   what was spent before the first step
+    """
+
+    def __init__(self, run: RunDir, tokenizer: Tokenizer, *, title: str, bar: Mapping[str, str],
+                 state: dict[str, Any] | None, steps: int | None, every: int, epochs: int = 1,
+                 seconds: float = 0.0) -> None:
+        self.run, self.tokenizer, self.title, self.bar = run, tokenizer, title, bar
+        self.steps, self.epochs, self.every = steps, epochs, every
+        self.step = self._saved = state["step"] if state else 0
+        self._began = time.perf_counter() - (state["seconds"] if state else seconds)
+        self._signal: int | None = None
+        self._open = contextlib.ExitStack()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._began
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self.step = step
+        self.run.append_metrics(step, metrics)
+        if self.steps is None:
+            self.steps = round(self.epochs * step / metrics["epoch"])
+            self._progress.expect(self.steps)
+        note = ", ".join(f"{label} {metrics[name]:.3g}" for name, label in self.bar.items()
+                         if name in metrics)
+        with contextlib.suppress(OSError):                 # a terminal that has been closed
+            self._progress.update(note=note)
+
+    def save(self, state: TrainState) -> None:
+        if state.step % self.every == 0 or state.step == self.steps or self._signal is not None:
+            self.run.save_checkpoint(state, self.tokenizer, self.seconds)
+            self._saved = state.step
+        if self._signal is not None:
+            raise self._stopped(self._signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None or self.step == self._saved:
+            raise self._stopped(number)
+        self._signal = number
+        tell_at_once(f"{signal.Signals(number).name}: stopping when this step is saved; "
+                     "a second one stops at once")
+
+    def _stopped(self, number: int) -> Stopped:
+        kept = f"step {self._saved} is saved" if self._saved else "nothing is saved yet"
+        return Stopped(f"stopped by {signal.Signals(number).name}; {kept}: go on with "
+                       f"{self.run.resume_command}", number)
+
+    def __enter__(self) -> RunLog:
+        self._progress = Progress(self.title, self.steps, initial=self._saved)
+        self._open.enter_context(catching_signals(self._on_signal))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._open.close()
+        with contextlib.suppress(OSError):
+            self._progress.close()
+        if self._signal is not None and kind is None:      # after the last step
+            raise self._stopped(self._signal)

@@ -1,0 +1,243 @@
+"""The one runner: where a page of training becomes a run.
+
+A pipeline, such as train/r1.py, calls `stage(name, config, start, page)` for each of its pages and
+knows no file. `Stages` is such a `stage`: it gives every page a run directory, a log, checkpoints
+and a progress bar, and goes on where a run was cut short.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from minirl.app.plots import plot_runs
+from minirl.app.rundir import RunDir
+from minirl.app.runlog import RunLog
+from minirl.app.text import table
+from minirl.lm.checkpoint import load_pretrained, load_reward_model
+from minirl.lm.model import Transformer
+from minirl.lm.precision import compute_in
+from minirl.lm.tiny import SIZES, TinySizes, make_base
+from minirl.lm.tokenizer import Tokenizer
+from minirl.train.checks import POSITIVE, SHARE, SIDE_BY_SIDE, check
+from minirl.train.dpo import DPOConfig, train_dpo
+from minirl.train.grpo import GRPOConfig, train_grpo
+from minirl.train.ppo import PPOConfig, train_ppo
+from minirl.train.profiling import profiled
+from minirl.train.reward_model import RewardModelConfig, train_reward_model
+from minirl.train.sft import SFTConfig, train_sft
+from minirl.train.stage import Page
+from minirl.train.state import TrainState
+
+CPU_FLOPS = 1e11         # what two cores reach in float32, roughly
+PAYS_FROM = 300          # seconds of matrix products: compiling takes up to a minute, and saves a
+                         # tenth to a third of a step
+TEXTS = "[1, 16777216]"  # texts to learn from: all are made and encoded before the first step
+INTERVALS = {            # of the fields of all commands' settings
+    **dict.fromkeys((*SIZES, "eval_problems", "checkpoint_every", "best_of", "samples"),
+                    SIDE_BY_SIDE),
+    **dict.fromkeys(("examples", "demonstrations", "ranked_prompts", "general_examples"), TEXTS),
+    **dict.fromkeys(("worked_share", "guessed_share", "right_share"), SHARE),
+    **dict.fromkeys(("digits", "number_length"), "[1, 5]"), "labeller_noise": POSITIVE,
+    "cold_start_examples": "[0, 16777216]", "small": "[0, 65536]", "too_long": "[0, 1000000]",
+    "seed": "[0, 9223372036854775807]"}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every training command takes beside the configurations of its pages."""
+
+    seed: int = 0
+    device: str = "auto"               # auto, cpu or cuda
+    dtype: str = "float32"             # of matrix products: float32 or bfloat16 (weights: float32)
+    compile: str = "auto"              # torch.compile: on, off, or auto (on CUDA, and in long runs)
+    init: str | None = None            # checkpoint folder or hub id; without it a new base model
+    eval_problems: int = 512           # held-out problems, before and after
+    checkpoint_every: int = 20         # steps (SFT and reward models: five times as many)
+
+    def __post_init__(self) -> None:
+        check(self, **INTERVALS)
+        check_compile(self.compile)
+        compute_in(self.dtype, torch.device("cpu"))
+
+    @property
+    def task_fields(self) -> dict[str, Any]:
+        """The task, as config.json keeps it: see app/tasks.py."""
+        raise NotImplementedError
+
+
+def check_compile(choice: str) -> None:
+    if choice not in ("auto", "on", "off"):
+        raise ValueError(f"compile is {choice!r}: one of auto, on, off is wanted")
+
+
+def worth_compiling(choice: str, model: nn.Module, tokens: int) -> bool:
+    """Return whether to compile a model that learns from so many tokens.
+
+    The answer depends on the run's numbers alone, so that a resumed run gets the same.
+    """
+    check_compile(choice)
+    parameters = sum(p.numel() for p in model.parameters())
+    on_cuda = next(model.parameters()).device.type == "cuda"
+    pays = on_cuda or 6 * parameters * tokens / CPU_FLOPS > PAYS_FROM
+    return choice == "on" or choice == "auto" and pays
+
+
+def first_model(settings: Settings, sizes: TinySizes, *, words: tuple[str, ...] = (),
+                device: torch.device) -> tuple[Transformer, Tokenizer]:
+    """Return the model that --init names, or a fresh one.
+
+    Training is in float32, whatever the checkpoint is in: lower precision loses small steps.
+    """
+    if settings.init is not None:
+        return load_pretrained(settings.init, dtype=torch.float32, device=device)
+    return make_base(sizes, seed=settings.seed, device=device, words=words)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the page that a configuration belongs to becomes a run."""
+
+    command: str
+    page: Callable[..., nn.Module]     # what --profile watches
+    bar: dict[str, str]                # metrics on the progress bar, and their labels there
+    load: Callable[..., Any] = load_pretrained
+    every: int = 1                     # a factor on the steps between two checkpoints
+
+
+KINDS: dict[type, Kind] = {
+    SFTConfig: Kind("sft", train_sft, {"loss": "loss"}, every=5),
+    RewardModelConfig: Kind("rm", train_reward_model, {"loss": "loss", "accuracy": "accuracy"},
+                            load_reward_model, every=5),
+    GRPOConfig: Kind("grpo", train_grpo, {
+        "reward": "reward", "rewards/accuracy/mean": "accuracy",
+        "rewards/language_consistency/mean": "language", "rewards/preference/mean": "preference",
+        "kl": "KL", "completions/mean_length": "length"}),
+    PPOConfig: Kind("ppo", train_ppo, {
+        "objective/scores": "score", "objective/kl": "KL",
+        "value/explained_variance": "explained", "completions/mean_length": "length"}),
+    DPOConfig: Kind("dpo", train_dpo, {
+        "loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}),
+}
+
+
+class Look:
+    """What a command looks at beside the training of a stage. By itself, nothing."""
+
+    def before(self, run: RunDir, start: Any, *, resumed: bool) -> None:
+        """Look at the model that the stage starts from."""
+
+    def step(self, run: RunDir, model: Any, step: int, steps: int) -> None:
+        """Look at the model after a step, before a checkpoint of it is written."""
+
+    def after(self, run: RunDir, model: Any, steps: int) -> dict[str, Any]:
+        """Look at the trained model -> what to put into summary.json."""
+        return {}
+
+
+class Stages:
+    """A `stage` for pipelines that keeps every stage as a run.
+
+    The stage that has the name of the run's command is the run itself. Every other stage is a run
+    inside it: one that is finished is loaded, one that was cut short goes on from its newest
+    checkpoint.
+
+    names     all stages in order, for numbers on the progress bar
+    profile   measure the steps of the run itself
+    looks     by the stage's name
+    seconds   what the stages took so far, together
+    """
+
+    def __init__(self, run: RunDir, tokenizer: Tokenizer, settings: Settings, *,
+                 device: torch.device, names: Sequence[str] = (), profile: bool = False,
+                 looks: Mapping[str, Look] | None = None) -> None:
+        self.run, self.tokenizer, self.settings = run, tokenizer, settings
+        self.device, self.names, self.profile = device, names, profile
+        self.looks = dict(looks or {})
+        self.seconds = 0.0
+
+    def __call__(self, name: str, config: Any, start: nn.Module, page: Page) -> Any:
+        """Return the trained model: page(model, log=, save=, resume=) of a copy of `start`."""
+        kind = KINDS[type(config)]
+        is_run = name == self.run.config.get("command")
+        run = self.run if is_run else self.run.stage(name, kind.command, **{kind.command: config})
+        if run.finished:
+            model, _ = kind.load(run.path / "final", dtype=torch.float32, device=self.device)
+            same_compiled(start, model)
+        else:
+            model = self._train(run, name, config, start, page)
+        seconds = run.summary.get("seconds", 0.0)
+        self.seconds = seconds if is_run else self.seconds + seconds
+        return model
+
+    def _train(self, run: RunDir, name: str, config: Any, start: nn.Module, page: Page) -> Any:
+        kind = KINDS[type(config)]
+        checkpoint = run.load_checkpoint(device=self.device, load=kind.load)
+        model: Any
+        model, _, state = checkpoint or (copy.deepcopy(start), self.tokenizer, None)
+        same_compiled(start, model)
+        look = self.looks.get(name, Look())
+        log = RunLog(run, self.tokenizer, title=self.title(name), bar=kind.bar, state=state,
+                     steps=getattr(config, "steps", None), epochs=getattr(config, "epochs", 1),
+                     every=kind.every * self.settings.checkpoint_every,
+                     seconds=self.seconds if run is self.run else 0.0)
+
+        def save(state: TrainState) -> None:
+            look.step(run, state.model, state.step, log.steps or state.step)
+            log.save(state)
+
+        with compute_in(self.settings.dtype, self.device):
+            look.before(run, start, resumed=state is not None)
+            with log, self._profiled(run, kind.page):
+                model = page(model, log=log.log, save=save, resume=state)
+            results = look.after(run, model, log.step)
+        run.write_json("summary.json", {"steps": log.step, **results,
+                                        "seconds": round(log.seconds, 1)})
+        with run.replacing("curves.png") as partial:
+            plot_runs([run], partial)
+        run.save_final(model, self.tokenizer)              # last: it says that all is there
+        return model
+
+    def title(self, name: str) -> str:
+        """Return what stands in front of a stage's bar: "3/14 rl-1"."""
+        numbered = name in self.names
+        return f"{self.names.index(name) + 1}/{len(self.names)} {name}" if numbered else name
+
+    @contextlib.contextmanager
+    def _profiled(self, run: RunDir, page: Callable[..., nn.Module]) -> Iterator[None]:
+        if not self.profile or run is not self.run:
+            yield
+            return
+        profile = None
+        try:
+            with profiled(page) as profile:
+                yield
+        finally:
+            if profile is not None:
+                title, rows = profile.report(run.path / "profile.json.gz")
+                print(title, *([table(rows)] if rows else []), sep="\n")
+
+    def file(self, name: str, make: Callable[[], T], load: Callable[[Path], T],
+             save: Callable[[T, Path], None]) -> T:
+        """Return what a file of the run holds. It is made and written where it is not there yet."""
+        path = self.run.path / name
+        if not path.exists():
+            with compute_in(self.settings.dtype, self.device):
+                content = make()
+            with self.run.replacing(name) as partial:
+                save(content, partial)
+        return load(path)
+
+
+def same_compiled(start: nn.Module, model: nn.Module) -> None:
+    """Compile a model, or a reward model's transformer, where `start` is compiled."""
+    source, target = (getattr(m, "backbone", m) for m in (start, model))
+    target.compiled = source.compiled

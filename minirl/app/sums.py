@@ -1,0 +1,180 @@
+"""`minirl sft` and `minirl grpo`: a base model that reads sums, and GRPO on it."""
+
+from __future__ import annotations
+
+import random
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minirl.app.looks import BeforeAndAfter, verdict, watched
+from minirl.app.preflight import Start, check_prompts, check_sampling, refuse
+from minirl.app.rundir import RunDir
+from minirl.app.stages import INTERVALS, Look, Settings, Stages, worth_compiling
+from minirl.app.tasks import make_task
+from minirl.app.text import hanging, table
+from minirl.inference.evaluate import Evaluation
+from minirl.inference.intervals import wilson_interval
+from minirl.lm.model import Transformer
+from minirl.lm.seeds import derive_seed
+from minirl.lm.tiny import SIZES, TinySizes
+from minirl.tasks.arithmetic import Arithmetic, demonstrations
+from minirl.tasks.preferences import load_demonstrations
+from minirl.tasks.problem import Task
+from minirl.train.checks import check
+from minirl.train.encoding import encode_pairs
+from minirl.train.grpo import train_grpo
+from minirl.train.presets import PRESETS
+from minirl.train.sft import SFTConfig, train_sft
+
+SAMPLES = 3              # problems that a run shows
+LOOKED_AT = 200          # demonstrations whose lengths stand for all
+MADE = ("examples", "worked_share", "guessed_share", "task", "digits", "eval_problems")
+
+
+@dataclass(frozen=True)
+class BaseConfig(TinySizes):
+    """The base model and what it reads: sums of which a share is worked out, the rest answered at
+    once."""
+
+    examples: int = 24_000             # demonstrations
+    worked_share: float = 0.5          # of them worked out
+    guessed_share: float = 0.5         # of those answered at once a guess: haste errs
+    data: str | None = None            # JSONL to read instead (TRL's format: prompt, completion)
+
+    def __post_init__(self) -> None:
+        check(self, **INTERVALS)
+
+
+@dataclass(frozen=True)
+class SumsSettings(Settings):
+    """And what the commands on sums take."""
+
+    task: str = "addition"             # addition, subtraction or multiplication (by one digit)
+    digits: int = 3                    # 1 to 5
+
+    @property
+    def task_fields(self) -> dict[str, Any]:
+        return {"name": self.task, "digits": self.digits}
+
+
+# minirl sft
+
+class Reader(Look):
+    """The last loss and, of a model that reads sums, the accuracy on held-out ones."""
+
+    def __init__(self, stages: Stages, task: Task, *, on_sums: bool) -> None:
+        self.stages, self.task, self.on_sums = stages, task, on_sums
+
+    def after(self, run: RunDir, model: Transformer, steps: int) -> dict[str, Any]:
+        results = {"loss": run.metrics()[-1]["loss"]}
+        if self.on_sums:
+            settings = self.stages.settings
+            evaluation = watched("measuring", model, self.stages.tokenizer, self.task,
+                                 n=settings.eval_problems, seed=settings.seed)
+            results |= {"accuracy": evaluation.accuracy, "mean_length": evaluation.mean_length}
+        return results
+
+
+def read_sums(stages: Stages, name: str, model: Transformer, base: BaseConfig,
+              config: SFTConfig) -> Transformer:
+    """Train a model on sums, worked out and not, or on the file that --data names."""
+    settings = stages.settings
+    task = make_task(settings.task_fields)
+    pairs = pairs_to_read(base, task, settings.seed)
+    tokens = config.epochs * sum(len(pair[0]) + len(pair[1]) for pair in pairs)
+    model.compiled = worth_compiling(settings.compile, model, tokens)
+    stages.looks[name] = Reader(stages, task, on_sums=base.data is None)
+    return stages(name, config, model, lambda m, **hooks: train_sft(
+        m, stages.tokenizer, pairs, config, seed=settings.seed, **hooks))
+
+
+def pairs_to_read(base: BaseConfig, task: Task, seed: int) -> Sequence[Any]:
+    """Return (prompt, completion) pairs: of the file that --data names, or sums."""
+    if base.data is not None:
+        return load_demonstrations(base.data)
+    rng = random.Random(derive_seed(seed, "demonstrations"))
+    return demonstrations(task, base.examples, rng, worked_share=base.worked_share,
+                          guessed_share=base.guessed_share)
+
+
+def sft(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
+    """Do what `minirl sft` does -> what it prints at the end."""
+    read_sums(stages, "sft", model, configs["base"], configs["sft"])
+    run, summary = stages.run, stages.run.summary
+    result = f"loss {summary['loss']:.3f} nats per token in the last step"
+    if "accuracy" in summary:
+        result = (f"accuracy {summary['accuracy']:.3f}, mean response length "
+                  f"{summary['mean_length']:.1f} tokens on held-out problems")
+    return (f"{result}; {stages.seconds:.0f} s\n"
+            f"{run.path}/ holds curves.png, metrics.jsonl and final/. "
+            f"Next: minirl grpo --init {shlex.quote(str(run.path / 'final'))}")
+
+
+# minirl grpo
+
+def grpo(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
+    """Do what `minirl grpo` does, the main job -> what it prints at the end."""
+    settings, config = stages.settings, configs["grpo"]
+    task = make_task(settings.task_fields)
+    if settings.init is None:
+        model = read_sums(stages, "base", model, configs["base"], configs["sft"])
+    rollouts = config.steps * config.prompts_per_step * config.group_size
+    model.compiled = worth_compiling(settings.compile, model, rollouts * config.max_new_tokens)
+    look = BeforeAndAfter(stages, task, samples=SAMPLES, max_new_tokens=config.max_new_tokens,
+                          seed=settings.seed)
+    stages.looks["grpo"] = look
+    variant = PRESETS["grpo"][stages.run.config["preset"]].arguments(config)
+    stages("grpo", config, model, lambda m, **hooks: train_grpo(
+        m, stages.tokenizer, task, config, **variant, seed=settings.seed, **hooks))
+    run = stages.run
+    return (f"\n{before_and_after(look.first, look.last)}\n\n"
+            f"{stages.seconds:.0f} s. {run.path}/ holds curves.png, samples.md, summary.json, "
+            "metrics.jsonl\nand final/, a checkpoint in Hugging Face layout.\n"
+            "Next: minirl sample '123+456='  |  minirl eval  |  minirl plot")
+
+
+def before_and_after(before: Evaluation, after: Evaluation) -> str:
+    """Return the short table and the few problems that end `minirl grpo`."""
+    both = before, after
+    rows = [("", "before", "after"), ("accuracy (95 % interval)", *map(accuracy, both))]
+    if any(result.judged_problems < len(result.problems) for result in both):
+        rows.append(("problems with a verdict", *(str(r.judged_problems) for r in both)))
+    rows += [("format", *(f"{result.rewards['format_reward']:.3f}" for result in both)),
+             ("mean response length, tokens", *(f"{r.mean_length:.1f}" for r in both))]
+    lines = [f"{len(before.problems)} distinct held-out problems, temperature 1", table(rows), ""]
+    for i, problem in enumerate(before.problems[:SAMPLES]):
+        lines += hanging("", problem.prompt)
+        for when, result in (("before", before), ("after", after)):
+            lines.append(f"  {when}: {verdict(result, i)}")
+            lines += hanging("    ", result.completions[i][0])
+    return "\n".join(lines)
+
+
+def accuracy(result: Evaluation) -> str:
+    if result.judged_problems == 0:
+        return "no verdict"
+    low, high = wilson_interval(result.accuracy, result.judged_problems)
+    return f"{result.accuracy:.3f} ({low:.3f} to {high:.3f})"
+
+
+# before a run has a folder
+
+def check_sums(configs: Mapping[str, Any], given: Collection[str], start: Start) -> None:
+    """Raise ValueError for what would stop `minirl sft` or `minirl grpo` later."""
+    settings, base, config = configs["settings"], configs["base"], configs.get("grpo")
+    task = Arithmetic(settings.task, settings.digits)
+    if config is None and settings.init is not None:
+        refuse(given, SIZES, "--init names a model, which has its sizes")
+    if config is None and base.data is not None:
+        refuse(given, MADE, "--data names what is learnt from, and no sums are made")
+        encode_pairs(start.tokenizer, load_demonstrations(base.data), start.config.max_seq_len)
+    elif config is None or settings.init is None:                      # sums are read first
+        pairs = demonstrations(task, LOOKED_AT, random.Random(0),
+                               worked_share=float(base.worked_share > 0))
+        encode_pairs(start.tokenizer, pairs, start.config.max_seq_len)
+    if config is not None:
+        check_prompts(start, task, config.max_new_tokens)
+        rows = max(config.prompts_per_step * config.group_size, min(settings.eval_problems, 512))
+        check_sampling(start, rows, config.max_new_tokens)
