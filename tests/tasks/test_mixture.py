@@ -4,11 +4,14 @@ import random
 
 import pytest
 
-from minirl.tasks.bilingual import Bilingual
+from minirl.tasks.arithmetic import Arithmetic
+from minirl.tasks.bilingual import Bilingual, BilingualProblem
 from minirl.tasks.instructions import Instructions
 from minirl.tasks.mixture import Mixture
-from minirl.tasks.problem import columns
+from minirl.tasks.problem import Judged, columns, weights_of
 from minirl.tasks.rewards import judge, weighted_sum
+
+RULES = ("accuracy", "format_reward", "language_consistency")
 
 
 def liked(prompts, completions, answer, completion_ids, **_):
@@ -17,21 +20,70 @@ def liked(prompts, completions, answer, completion_ids, **_):
     return [10.0 * ids[0] for ids in completion_ids]
 
 
+def verdicts_of(mixture, problems, completions):
+    """The verdicts of all rewards; row i has the sampled id i."""
+    prompts = [p.prompt for p in problems]
+    ids = [[i] for i in range(len(problems))]
+    return judge(mixture.rewards, mixture.rewards, prompts, completions, **columns(problems),
+                 completion_ids=ids)
+
+
 def test_each_prompt_is_judged_in_its_own_way():
     mixture = Mixture(Bilingual(), Instructions(), liked, general_share=0.5)
     problems = mixture.sample(8, random.Random(3))
-    assert {p.general for p in problems} == {True, False} and all((p.language is None) == p.general for p in problems)
-    completions = [p.answer if p.general else f"<think>{p.worked}</think><answer>{p.answer}</answer>" for p in problems]
-    prompts, known = [p.prompt for p in problems], {**columns(problems), "completion_ids": [[i] for i in range(8)]}
-    verdicts = {name: reward(prompts, completions, **known) for name, reward in mixture.rewards.items()}
-    assert set(verdicts) == {"accuracy", "format_reward", "language_consistency", "preference", "general/accuracy", "general/true_reward"}
+    assert {p.general for p in problems} == {True, False}
+    assert all(isinstance(p.source, BilingualProblem) != p.general for p in problems)
+    completions = [p.answer if p.general
+                   else f"<think>{p.source.worked}</think><answer>{p.answer}</answer>"
+                   for p in problems]
+    verdicts = verdicts_of(mixture, problems, completions)
+    assert set(verdicts) == {*RULES, "preference", "general/accuracy", "general/true_reward"}
     for i, problem in enumerate(problems):
-        rules = [verdicts[name][i] for name in ("accuracy", "format_reward", "language_consistency")]
+        rules = [verdicts[name][i] for name in RULES]
         assert rules == ([None] * 3 if problem.general else [1.0] * 3)
         assert verdicts["preference"][i] == (10.0 * i if problem.general else None)
         assert (verdicts["general/true_reward"][i] is None) == (not problem.general)
     total = weighted_sum([verdicts["accuracy"], verdicts["preference"]], [2.0, 1.0])
     assert total == [10.0 * i if p.general else 2.0 for i, p in enumerate(problems)]
+
+
+def test_the_problems_are_the_tasks_own():
+    mixture = Mixture(Bilingual(), Instructions(), liked)
+    for problem in mixture.sample(50, random.Random(0)):
+        assert (problem.prompt, problem.answer) == (problem.source.prompt, problem.source.answer)
+
+
+def test_any_two_tasks_can_be_mixed_and_get_their_own_columns():
+    """A mixture once took bilingual problems and instructions only, and gave both all columns."""
+    columns_seen = []
+
+    def spy(prompts, completions, **by_name):
+        columns_seen.append(set(by_name))
+        return [1.0] * len(prompts)
+
+    general = Judged(Instructions(), {"spy": spy}, {"spy": 1.0})
+    reasoning = Judged(Bilingual(), {"accuracy": spy}, {"accuracy": 1.0})
+    for tasks in ((reasoning, general), (general, reasoning)):
+        mixture = Mixture(*tasks, preference=liked)
+        problems = mixture.sample(20, random.Random(0))
+        verdicts_of(mixture, problems, ["x"] * 20)
+    plain = {"answer", "worked", "written", "completion_ids"}
+    bilingual = plain | {"language", "numbers"}
+    assert all(names in (plain, bilingual) for names in columns_seen)
+    assert plain in columns_seen and bilingual in columns_seen
+    sums = Mixture(Arithmetic("addition", 2), Arithmetic("subtraction", 2), liked)
+    assert sums.name == "2-digit addition and 2-digit subtraction"
+
+
+def test_weights_are_the_reasoning_tasks_and_1_for_the_preference():
+    """What is only reported has weight 0, the general task's true reward among it."""
+    general = dict.fromkeys(("general/accuracy", "general/true_reward"), 0.0)
+    plain = Mixture(Bilingual(), Instructions(), liked)
+    assert weights_of(plain) == {**dict.fromkeys(RULES, 1.0), "preference": 1.0, **general}
+    weights = {"accuracy": 1.0, "language_consistency": 0.25}
+    weighted = Mixture(Judged(Bilingual(), Bilingual().rewards, weights), Instructions(), liked)
+    assert weights_of(weighted) == {**weights, "format_reward": 0.0, "preference": 1.0, **general}
+    assert list(weights_of(weighted)) == list(weighted.rewards)
 
 
 def test_rewards_are_named_and_called_by_keyword():
@@ -42,12 +94,13 @@ def test_rewards_are_named_and_called_by_keyword():
 
     mixture = Mixture(Bilingual(), Instructions(), shortest, general_share=1.0)
     problems = mixture.sample(2, random.Random(0))
-    known = dict(prompts=[p.prompt for p in problems], **columns(problems))
-    asked = judge(mixture.rewards, ["preference"], known.pop("prompts"), ["abc", "d"], **known)
+    prompts = [p.prompt for p in problems]
+    asked = judge(mixture.rewards, ["preference"], prompts, ["abc", "d"], **columns(problems))
     assert asked == {"preference": [-3.0, -1.0]}
     hasty = Mixture(Bilingual(), Instructions(), lambda **_: [1.0], general_share=1.0)
     with pytest.raises(ValueError, match="the reward 'preference' gave 1 of them"):
-        hasty.rewards["preference"](prompts=["p", "p"], completions=["abc", "d"], **known)
+        hasty.rewards["preference"](prompts=["p", "p"], completions=["abc", "d"],
+                                    **columns(problems))
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -55,9 +108,10 @@ def test_a_reward_that_is_asked_about_nothing_is_not_called(share):
     def never(*args, **columns):
         raise AssertionError("called")
 
-    mixture = Mixture(Bilingual(), Instructions(), never if share == 0 else liked, general_share=share)
+    mixture = Mixture(Bilingual(), Instructions(), never if share == 0 else liked, share)
     problems = mixture.sample(5, random.Random(0))
-    verdict = mixture.rewards["preference"]([p.prompt for p in problems], ["x"] * 5, **columns(problems), completion_ids=[[1]] * 5)
+    verdict = mixture.rewards["preference"]([p.prompt for p in problems], ["x"] * 5,
+                                            **columns(problems), completion_ids=[[1]] * 5)
     assert verdict == ([None] * 5 if share == 0 else [10.0] * 5)
 
 
