@@ -1,4 +1,4 @@
-"""torch.compile where a compiler works, and the same function as it stands where none does."""
+"""torch.compile where a compiler works, and the plain function where none does."""
 
 from __future__ import annotations
 
@@ -7,32 +7,36 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-# Compiled code is kept between runs, and not in /tmp, where torch puts it and which is emptied.
+# Compiled code is kept between runs, and not in /tmp, torch's choice, which is emptied.
 if os.access(Path.home(), os.W_OK):
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "minirl" / "inductor"))
+    cache = Path.home() / ".cache" / "minirl" / "inductor"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
 
 _broken = False
 
 
 def compiled(function: Callable, *, lists: tuple[int, ...] = ()) -> Callable:
-    """`function` of tensors, compiled at its first call, for any number of rows (dimension 0) and one of the others: other models are compiled anew.
+    """Return a function of tensors that is compiled at its first call.
 
-    In arguments that are lists of tensors the dimensions `lists` may be any. A dimension of 1 is compiled for itself.
-    Where compiling fails, for want of a C++ compiler for instance, the function itself runs from then on, with one warning. An error of the function's
-    own is raised as it is.
+    It is compiled for any number of rows (dimension 0, unless it is 1), and for the other
+    dimensions as they are: another model is compiled anew. In arguments that are lists of tensors,
+    the dimensions `lists` may be any number. Where compiling fails, for example without a C++
+    compiler, the plain function runs from then on, with one warning. An error of the function
+    itself is raised as it is.
     """
-    fast = None
+    fast: Callable | None = None
 
     @functools.wraps(function)
-    def run(*args):
+    def run(*args: Any) -> Any:
         nonlocal fast
         global _broken
         if _broken:
             return function(*args)
-        import torch._dynamo      # loads the compiler, 3 s: not before something is compiled
+        import torch._dynamo  # loads the compiler, 3 s: not before something is compiled
         for x in args:
             if isinstance(x, Tensor) and x.dim() > 0:
                 torch._dynamo.maybe_mark_dynamic(x, 0)
@@ -44,11 +48,13 @@ def compiled(function: Callable, *, lists: tuple[int, ...] = ()) -> Callable:
                 # dynamic only where marked: loops over unknown widths are several times slower
                 fast = torch.compile(function, dynamic=False)
             return fast(*args)
-        except Exception as error:                                   # dynamo, inductor and the compiler have a class each
-            result = function(*args)                                 # raises, where the error is the function's own
+        except Exception as error:       # dynamo, inductor and the compiler have a class each
+            result = function(*args)     # raises, where the error is the function's own
             _broken = True
-            warnings.warn(f"torch.compile does not work here ({type(error).__name__}: {str(error).strip().splitlines()[0]}); going on uncompiled, "
-                          "which is slower and gives the same numbers", RuntimeWarning, stacklevel=2)
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            warnings.warn(f"torch.compile does not work here ({reason}); going on uncompiled, "
+                          "which is slower and gives the same numbers", RuntimeWarning,
+                          stacklevel=2)
             return result
 
     return run

@@ -1,4 +1,7 @@
-"""Rollouts: what the sampler hands to the learner. One alignment for every per-token tensor, (B, T), slot t about emitting token t."""
+"""Rollouts: what the sampler hands to the learner.
+
+Every per-token tensor has one alignment, (B, T): slot t is about emitting token t.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,22 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-TOKEN_BUDGET = 8_192      # tokens of a micro-batch: on a CPU more take longer, as their tensors are new memory each time; a GPU that has room wants more
+# Tokens of a micro-batch. On a CPU more is slower, as the tensors are new memory each time; a GPU
+# with enough memory is faster with more.
+TOKEN_BUDGET = 8_192
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """B completions with their prompts, padded on the right. Rows of one prompt stand together: row p * G + g is sample g of prompt p.
+    """B completions with their prompts, padded on the right. Row p * G + g is sample g of prompt p.
 
-    Shapes     tokens (B, T) int64; mask (B, T) bool; prompt_lengths (B,) int64; behavior_logp (B, T) float32; truncated (B,) bool
+    Shapes     tokens (B, T) int64; mask (B, T) bool; prompt_lengths (B,) int64;
+               behavior_logp (B, T) float32; truncated (B,) bool
 
-    `mask` is true exactly where the policy sampled the token, its EOS included; it is made from lengths, never from token values.
-    `behavior_logp` is the log-probability with which the sampler drew each token (temperature, top-k and top-p applied), 0 elsewhere.
-    `truncated` rows ran out of max_new_tokens before an EOS.
+    `mask` is true exactly where the policy sampled the token, its EOS included. It is made from
+    lengths, never from token values. `behavior_logp` is the log-probability with which the sampler
+    drew each token, after temperature, top-k and top-p; it is 0 elsewhere. `truncated` rows reached
+    max_new_tokens without an EOS.
     """
 
     tokens: Tensor
@@ -28,66 +35,93 @@ class Rollouts:
     behavior_logp: Tensor
     truncated: Tensor
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         B, T = self.tokens.shape
-        for name, shape in (("mask", (B, T)), ("behavior_logp", (B, T)), ("prompt_lengths", (B,)), ("truncated", (B,))):
+        shapes = {"mask": (B, T), "behavior_logp": (B, T), "prompt_lengths": (B,),
+                  "truncated": (B,)}
+        for name, shape in shapes.items():
             if getattr(self, name).shape != shape:
-                raise ValueError(f"Rollouts.{name} is {tuple(getattr(self, name).shape)}: {shape} is wanted beside tokens {(B, T)}")
+                raise ValueError(f"Rollouts.{name} is {tuple(getattr(self, name).shape)}: expected "
+                                 f"{shape} beside tokens {(B, T)}")
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     @property
     def lengths(self) -> Tensor:
-        """(B,): tokens per row up to the last sampled one, or the prompt where nothing was sampled. Tool output between sampled tokens counts."""
-        last = self.mask.shape[1] - self.mask.flip(1).to(torch.int8).argmax(1) if self.mask.numel() else self.prompt_lengths
+        """Tokens of each row up to the last sampled one, or its prompt's if none was. (B,)
+
+        Tool output between sampled tokens counts.
+        """
+        if self.mask.numel() == 0:
+            return self.prompt_lengths
+        last = self.mask.shape[1] - self.mask.flip(1).to(torch.int8).argmax(1)  # (B,)
         return torch.where(self.mask.any(1), last, self.prompt_lengths)
 
     @property
     def completion_lengths(self) -> Tensor:
-        """(B,): sampled tokens per row, EOS included."""
+        """Sampled tokens of each row, EOS included. (B,)"""
         return self.mask.sum(1)
 
     def completion_ids(self) -> list[list[int]]:
-        """The ids behind each prompt, EOS included: what was sampled (and what tools put in), never decoded and encoded again."""
-        return [row[start:end] for row, start, end in zip(self.tokens.tolist(), self.prompt_lengths.tolist(), self.lengths.tolist())]
+        """Return the ids behind each prompt, EOS included, with tool output between them.
+
+        They are the sampled ids, not the ids of a text that was decoded and encoded again.
+        """
+        columns = self.tokens.tolist(), self.prompt_lengths.tolist(), self.lengths.tolist()
+        return [row[start:end] for row, start, end in zip(*columns, strict=True)]
 
     def rows(self, index: Tensor) -> Rollouts:
-        """The given rows, cut to the longest of them: a micro-batch carries no padding but its own."""
-        picked = {field.name: getattr(self, field.name)[index] for field in fields(self)}
+        """Return some rows, cut to the longest: a micro-batch has no padding but its own."""
+        chosen = {field.name: getattr(self, field.name)[index] for field in fields(self)}
         width = int(self.lengths[index].max()) if len(index) else 0
-        return Rollouts(**{name: x[:, :width] if x.dim() == 2 else x for name, x in picked.items()})
+        return Rollouts(**{name: x[:, :width] if x.dim() == 2 else x
+                           for name, x in chosen.items()})
 
-    def to(self, device) -> Rollouts:
-        return Rollouts(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+    def to(self, device: torch.device | str) -> Rollouts:
+        return Rollouts(**{field.name: getattr(self, field.name).to(device)
+                           for field in fields(self)})
 
 
-def right_pad(rows: list[list[int]], pad_id: int, *, device=None) -> tuple[Tensor, Tensor]:
-    """Rows of ids -> tokens (B, T) filled up with pad_id on the right, and lengths (B,)."""
+def right_pad(rows: Sequence[Sequence[int]], pad_id: int, *,
+              device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
+    """Rows of ids -> tokens (B, T), filled up with pad_id on the right, and lengths (B,)."""
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
     width = int(lengths.max()) if len(rows) else 0
-    tokens = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], dtype=torch.long).view(len(rows), width)
+    padded = [[*row, *[pad_id] * (width - len(row))] for row in rows]
+    tokens = torch.tensor(padded, dtype=torch.long).view(len(rows), width)
     return tokens.to(device), lengths.to(device)
 
 
 def span_mask(starts: Tensor, ends: Tensor, width: int) -> Tensor:
-    """(B, width) bool: true in slots starts <= t < ends of each row. Masks come from lengths, so that a pad id equal to EOS hides no EOS."""
+    """Return (B, width) bool: true in slots starts <= t < ends of each row.
+
+    As masks come from lengths, a pad id that is equal to EOS hides no EOS.
+    """
     slots = torch.arange(width, device=starts.device)
     return (slots >= starts[:, None]) & (slots < ends[:, None])
 
 
-def completion_batch(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int, device) -> tuple[Tensor, Tensor]:
-    """Prompts with their completions as tokens (B, T), filled up on the right, and the mask (B, T) of the completions."""
-    tokens, ends = right_pad([[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)], pad_id, device=device)
+def completion_batch(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]],
+                     pad_id: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Return prompts with their completions, padded on the right, and the completions' mask.
+
+    Shapes     B prompts and completions, lists of ids -> tokens (B, T), mask (B, T)
+    """
+    rows = [[*prompt, *completion]
+            for prompt, completion in zip(prompts, completions, strict=True)]
+    tokens, ends = right_pad(rows, pad_id, device=device)
     starts = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.long, device=device)
     return tokens, span_mask(starts, ends, tokens.shape[1])
 
 
 def micro_batches(lengths: Tensor, token_budget: int = TOKEN_BUDGET) -> Iterator[Tensor]:
-    """Split rows into micro-batches of similar length, at most token_budget tokens each (a single row may exceed it; padding costs nothing).
+    """Split rows into micro-batches of similar length, of at most token_budget tokens each.
 
-    lengths (N,) -> index tensors that cover 0..N-1 once, longest rows first, in as few parts as the budget wants, and these about even. The split
-    changes no gradient: see reduce.aggregate.
+    Shapes     lengths (N,) -> index tensors that hold each of 0..N-1 once, longest rows first
+
+    There are as few parts as the budget allows, of about the same size. A single row may exceed the
+    budget. Padding is not counted. The split changes no gradient: see reduce.aggregate.
     """
     order = lengths.argsort(descending=True, stable=True)
     sizes = lengths[order].tolist()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from minirl.lm.attention import KVCache
+from minirl.lm.cache import KVCache
 from minirl.lm.model import ModelConfig, RMSNorm, Transformer
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

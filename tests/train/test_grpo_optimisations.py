@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minirl.lm import attention, decoding, logprobs, sampling
+from minirl.lm import attention, decoding, distinct, logprobs, sampling
 from minirl.lm import model as model_module
 from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.tokenizer import build_tokenizer
@@ -47,9 +47,9 @@ SWITCHES = {
     "ends are looked for every third step": lambda patch: patch.setitem(decoding.ASK, "cpu", 3),
     "steps as on CUDA": recording,
     "fused attention": lambda patch: patch.setattr(attention, "SHORT", 0),
-    "attention in one piece": lambda patch: patch.setattr(attention, "WORTH_A_PIECE", 0.0),
-    "attention in many pieces": lambda patch: patch.setattr(attention, "WORTH_A_PIECE", 1.0),
-    "prompts are not shared": lambda patch: patch.setattr(attention, "same_prompt", lambda tokens, first, used: torch.arange(len(tokens))),
+    "attention in one piece": lambda patch: patch.setattr(distinct, "WORTH_A_PIECE", 0.0),
+    "attention in many pieces": lambda patch: patch.setattr(distinct, "WORTH_A_PIECE", 1.0),
+    "prompts are not shared": lambda patch: patch.setattr(distinct, "same_prompt", lambda tokens, first, used: torch.arange(len(tokens))),
     "one logit row at a time": lambda patch: patch.setattr(logprobs, "chunk_rows", lambda *_: 1),
     "compiled": lambda patch: (patch.setattr(model_module, "MANY", 1), patch.setattr(logprobs, "WORTH_COMPILING", 0)),
 }
