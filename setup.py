@@ -24,12 +24,15 @@ setup(
     extras_require={
         "test": [
             "pytest>=8",
-            "pytest-xdist>=3.6",   # the suite in as many processes as there are cores: half of the time on two
+            "pytest-xdist>=3.6",   # as many processes as there are cores: half of the time on two
+            "ruff>=0.6",           # one width, sorted imports, no dead code: ruff.toml
+            "mypy>=1.11",          # every function says what it takes: mypy.ini
         ],
-        # Other people's code to compare ours with, in tests/parity and benchmarks only; nothing in minirl imports it. Needs Python 3.11.
+        # Other people's code to compare ours with, in tests/parity and benchmarks only; nothing in
+        # minirl imports it. Needs Python 3.11.
         "parity": [
             "trl>=1.16",           # tests/parity calls its trainers' methods, which move between versions
-            "transformers>=5.0",   # the same weights, the same logits: tests/lm/test_checkpoint_parity.py
+            "transformers>=5.0",   # the same weights, the same logits
             "datasets>=4.7",       # trl imports it, and so has its bound
             "accelerate>=1.10",    # the same
         ],
