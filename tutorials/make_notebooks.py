@@ -2,8 +2,10 @@
 
     python -m pip install nbclient ipykernel && python tutorials/make_notebooks.py [NAME ...]
 
-The scripts are the source; tests/test_tutorials.py holds the notebooks against them.
+The scripts are the source. tests/test_tutorials.py checks that the notebooks have the same text.
 """
+
+from __future__ import annotations
 
 import re
 import sys
@@ -13,28 +15,35 @@ FOLDER = Path(__file__).parent
 
 
 def cells(script: str) -> list[tuple[str, str]]:
-    """The cells of a script in percent format: (markdown or code, source)."""
-    found = []
+    """Return the cells of a script in percent format: (markdown or code, source)."""
+    result = []
     for part in script.split("# %%")[1:]:
         head, _, body = part.partition("\n")
-        kind = "markdown" if head.strip() == "[markdown]" else "code"
-        lines = [re.sub("^# ?", "", line) for line in body.splitlines()] if kind == "markdown" else body.splitlines()
-        found.append((kind, "\n".join(lines).strip()))
-    return found
+        kind, lines = "code", body.splitlines()
+        if head.strip() == "[markdown]":
+            kind, lines = "markdown", [re.sub("^# ?", "", line) for line in lines]
+        result.append((kind, "\n".join(lines).strip()))
+    return result
 
 
 def write_notebook(path: Path) -> Path:
-    import nbformat                                            # neither is needed to read or to run a tutorial
+    """Run a script's cells and write its notebook -> the notebook's path."""
+    import nbformat  # neither is needed to read or to run a tutorial
     from nbclient import NotebookClient
 
     make = {"markdown": nbformat.v4.new_markdown_cell, "code": nbformat.v4.new_code_cell}
-    notebook = nbformat.v4.new_notebook(cells=[make[kind](source) for kind, source in cells(path.read_text(encoding="utf-8"))])
+    script = path.read_text(encoding="utf-8")
+    notebook = nbformat.v4.new_notebook(cells=[make[kind](text) for kind, text in cells(script)])
     for i, cell in enumerate(notebook.cells):
-        cell["id"] = f"cell-{i}"                               # the same file for the same text
-    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(FOLDER)}}).execute()
+        cell["id"] = f"cell-{i}"               # not a random id: the same text, the same file
+    where = {"metadata": {"path": str(FOLDER)}}
+    NotebookClient(notebook, timeout=None, resources=where).execute()
     for cell in notebook.cells:
-        cell.get("metadata", {}).pop("execution", None)        # when each cell ran
-    notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}, "language_info": {"name": "python"}}
+        cell.get("metadata", {}).pop("execution", None)        # the time at which each cell ran
+    notebook.metadata = {
+        "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
+        "language_info": {"name": "python"},
+    }
     nbformat.write(notebook, path.with_suffix(".ipynb"))
     return path.with_suffix(".ipynb")
 
