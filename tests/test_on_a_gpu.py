@@ -13,7 +13,7 @@ from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.ppo import PPOConfig, train_ppo
 from minirl.train.reward_model import RewardModelConfig, train_reward_model
 from minirl.train.sft import SFTConfig, train_sft
-from tests.train.small import PAIRS, RANKINGS, TOKENIZER, Digits, copied, length, tiny, weights
+from tests.train.small import PAIRS, RANKINGS, TOKENIZER, Digits, copy_of, length, tiny, weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -74,6 +74,6 @@ def test_compiled_the_learner_is_the_sampler(name):
 @pytest.mark.parametrize("name", SAMPLED)
 def test_resume_continues_bit_for_bit(name):
     states = []
-    _, whole = run(SAMPLED[name], save=lambda state: states.append(copied(state.state_dict())))
+    _, whole = run(SAMPLED[name], save=lambda state: states.append(copy_of(state.state_dict())))
     _, resumed = run(SAMPLED[name], resume=states[0])
     assert torch.equal(resumed, whole)

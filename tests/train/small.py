@@ -1,5 +1,5 @@
-"""What the tests of training pages share: a model of 16 features, pairs and rankings, a task with a rule for its reward, and how weights and states are
-compared."""
+"""What the tests of training pages share: a tiny model, texts and a task for it, and ways to keep
+what a page reports, computes and saves."""
 
 import random
 
@@ -13,17 +13,32 @@ from minirl.tasks.problem import Problem
 
 TOKENIZER = build_tokenizer()
 PAIRS = demonstrations(Arithmetic("addition", 2), 24, random.Random(0), worked_share=0.5)
-RANKINGS = [Ranking("7=", ("7", "77", "777", "7777")), Ranking("12+3=", ("15", "153")), Ranking("2=", ("2", "22", "222")), Ranking("7=", ("1", "1234567"))]
+RANKINGS = [
+    Ranking("7=", ("7", "77", "777", "7777")),
+    Ranking("12+3=", ("15", "153")),
+    Ranking("2=", ("2", "22", "222")),
+    Ranking("7=", ("1", "1234567")),
+]
 
 
 class Digits:
-    """Reward for each completion by a rule given at construction; prompts of two lengths, so that batches are ragged."""
+    """Prompts of two lengths, so that batches are ragged, and one reward: rule(completion)."""
 
     def __init__(self, rule):
-        self.rewards = {"rule": lambda prompts, completions, answer, **_: [rule(c) for c in completions]}
+        def reward(prompts, completions, answer, **_):
+            return [rule(completion) for completion in completions]
+
+        self.rewards = {"rule": reward}
 
     def sample(self, n, rng, *, split="train"):
         return [Problem(prompt=rng.choice(["7=", "12+3="]), answer="7") for _ in range(n)]
+
+
+class Log(list):
+    """The metrics of each step, where it is passed to a page as `log`."""
+
+    def __call__(self, step, metrics):
+        self.append(metrics)
 
 
 def length(completion):
@@ -31,18 +46,62 @@ def length(completion):
 
 
 def tiny(**changes):
+    """Return a model of 16 features and one layer, the same at each call."""
     torch.manual_seed(0)
-    return Transformer(ModelConfig(TOKENIZER.vocab_size, hidden_size=16, num_layers=1, num_heads=2, initializer_range=0.1, **changes))
+    sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "initializer_range": 0.1}
+    return Transformer(ModelConfig(TOKENIZER.vocab_size, **sizes, **changes))
+
+
+def break_weights(model):
+    """Put NaN into the last norm, so that every logit is NaN."""
+    with torch.no_grad():
+        model.norm.weight.fill_(float("nan"))
+
+
+def flat(tensors):
+    """Return all numbers of these tensors as one vector."""
+    return torch.cat([x.flatten() for x in tensors])
 
 
 def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
+    return flat(p.detach() for p in model.parameters())
 
 
-def copied(tree):
-    """A state_dict as it is now, whatever becomes of its tensors."""
+def copy_of(tree):
+    """Return a copy of a state_dict, whose tensors a later step does not change."""
     if isinstance(tree, torch.Tensor):
         return tree.clone()
     if isinstance(tree, dict):
-        return {key: copied(value) for key, value in tree.items()}
-    return [copied(value) for value in tree] if isinstance(tree, list) else tree
+        return {key: copy_of(value) for key, value in tree.items()}
+    return [copy_of(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def save_step(step):
+    """Return a `save` for a page, and the dictionary into which it puts the state after a step."""
+    kept = {}
+
+    def save(state):
+        if state.step == step:
+            kept.update(copy_of(state.state_dict()))
+
+    return save, kept
+
+
+def record_gradients(monkeypatch):
+    """Return a list that gets the gradients of each model that a page is about to clip.
+
+    An entry is a list with a tensor for each weight, or None for a weight without a gradient.
+    Nothing is clipped, and the norm is 0.
+    """
+    models = []
+
+    def record(model, max_norm, *, step):
+        gradients = [p.grad for p in model.parameters()]
+        models.append([None if gradient is None else gradient.clone() for gradient in gradients])
+        return 0.0
+
+    monkeypatch.setattr("minirl.train.state.clip_gradient", record)
+    return models
+
+
+copied = copy_of

@@ -1,5 +1,7 @@
 """minirl/train/sft.py"""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,131 +11,170 @@ from minirl.train.encoding import encode_pairs
 from minirl.train.metrics import NonFiniteError
 from minirl.train.presets import SFT_PRESETS
 from minirl.train.sft import SFTConfig, train_sft
-from tests.train.small import PAIRS, TOKENIZER, copied, tiny, weights
+from tests.train.small import (
+    PAIRS,
+    TOKENIZER,
+    Log,
+    break_weights,
+    flat,
+    record_gradients,
+    save_step,
+    tiny,
+    weights,
+)
+
+CONFIG = SFTConfig(batch_size=8, lr=1e-3)
 
 
-def trained(pairs=PAIRS, seed=0, **config):
-    return weights(train_sft(tiny(), TOKENIZER, pairs, SFTConfig(**{"batch_size": 8, "lr": 1e-3} | config), seed=seed))
+def weights_after(pairs=PAIRS, seed=0, **changes):
+    """Return the weights after training."""
+    config = replace(CONFIG, **changes)
+    return weights(train_sft(tiny(), TOKENIZER, pairs, config, seed=seed))
+
+
+def first_gradient(monkeypatch, pairs=PAIRS[:8], **changes):
+    """Return the gradient of the first step, before clipping."""
+    gradients = record_gradients(monkeypatch)
+    weights_after(pairs, **changes)
+    return flat(gradients[0])
 
 
 def test_three_steps_twice_are_the_same_bit_for_bit():
-    assert torch.equal(trained(dropout=0.1), trained(dropout=0.1))
-    assert not torch.equal(trained(), trained(seed=1))
-
-
-def first_gradient(monkeypatch, pairs=PAIRS[:8], **config):
-    """The gradient that the first step would clip."""
-    kept = []
-
-    def keep(model, max_norm, *, step):
-        kept.append(torch.cat([p.grad.flatten().clone() for p in model.parameters()]))
-        return 0.0
-
-    monkeypatch.setattr("minirl.train.state.clip_gradient", keep)
-    trained(pairs, **config)
-    return kept[0]
+    assert torch.equal(weights_after(dropout=0.1), weights_after(dropout=0.1))
+    assert not torch.equal(weights_after(), weights_after(seed=1))
 
 
 def test_a_micro_batch_split_changes_no_gradient(monkeypatch):
-    """The mean of micro-batch means weighs short micro-batches too much; the number of tokens of the whole batch does not."""
-    whole, split = (first_gradient(monkeypatch, token_budget=budget) for budget in (10_000, 40))
+    """A mean of micro-batch means gives the tokens of short micro-batches too much weight. The
+    page divides by the number of tokens of the whole batch."""
+    whole = first_gradient(monkeypatch, token_budget=10_000)
+    split = first_gradient(monkeypatch, token_budget=40)
     torch.testing.assert_close(split, whole, atol=1e-6, rtol=0)
     assert whole.abs().max() > 1e-3
 
 
 def test_the_order_of_the_rows_changes_no_gradient(monkeypatch):
-    torch.testing.assert_close(first_gradient(monkeypatch), first_gradient(monkeypatch, PAIRS[:8][::-1]), atol=1e-6, rtol=0)
+    forwards = first_gradient(monkeypatch)
+    backwards = first_gradient(monkeypatch, PAIRS[:8][::-1])
+    torch.testing.assert_close(forwards, backwards, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4, 5])
 def test_resume_continues_bit_for_bit(at):
-    states = {}
     config = SFTConfig(batch_size=8, epochs=2, dropout=0.2)
+    save, state = save_step(at)
+    whole = train_sft(tiny(), TOKENIZER, PAIRS, config, save=save)
 
-    def keep(state):
-        if state.step == at:
-            states["model"], states["rest"] = {k: v.clone() for k, v in state.model.state_dict().items()}, copied(state.state_dict())
-
-    whole = weights(train_sft(tiny(), TOKENIZER, PAIRS, config, save=keep))
     model = tiny()
-    model.load_state_dict(states["model"])
-    assert torch.equal(weights(train_sft(model, TOKENIZER, PAIRS, config, resume=states["rest"])), whole)
+    model.load_state_dict(state["model"])
+    train_sft(model, TOKENIZER, PAIRS, config, resume=state)
+    assert torch.equal(weights(model), weights(whole))
 
 
 def test_the_loss_is_on_the_completion_alone_with_its_eos():
+    """The two rows of logits that count are those before "3" and before EOS."""
     prompts, completions = encode_pairs(TOKENIZER, [("1+2=", "3")], 128)
-    assert prompts == [[TOKENIZER.bos_id, *TOKENIZER.encode("1+2=")]] and completions == [[*TOKENIZER.encode("3"), TOKENIZER.eos_id]]
-    losses = []
-    model = tiny()
-    before = model(torch.tensor([prompts[0] + completions[0]])).detach().log_softmax(-1)[0]
-    expected = -(before[4, completions[0][0]] + before[5, TOKENIZER.eos_id]) / 2          # slots 5 and 6, told by the logits before them
-    train_sft(model, TOKENIZER, [("1+2=", "3")], SFTConfig(batch_size=1), log=lambda step, metrics: losses.append(metrics["loss"]))
-    assert losses[0] == pytest.approx(float(expected), abs=1e-5)
+    assert prompts == [[TOKENIZER.bos_id, *TOKENIZER.encode("1+2=")]]
+    assert completions == [[*TOKENIZER.encode("3"), TOKENIZER.eos_id]]
+
+    model, log = tiny(), Log()
+    logits = model(torch.tensor([prompts[0] + completions[0]])).detach()
+    logp = logits.log_softmax(-1)[0]
+    # tokens 0 to 4 are BOS, 1, +, 2 and =; "3" is token 5, and EOS token 6
+    expected = -(logp[4, completions[0][0]] + logp[5, TOKENIZER.eos_id]) / 2
+    train_sft(model, TOKENIZER, [("1+2=", "3")], SFTConfig(batch_size=1), log=log)
+    assert log[0]["loss"] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_the_mask_of_a_completion_covers_its_eos():
+    mask = span_mask(torch.tensor([2]), torch.tensor([4]), 6)
+    assert mask.tolist() == [[False, False, True, True, False, False]]
 
 
 def test_eos_is_trained_where_pad_is_eos():
-    """Many checkpoints have no padding token. A mask made from `tokens != pad` then hides every EOS, and the model never learns to stop."""
+    """Many checkpoints have no padding token, and use EOS. A mask made from `tokens != pad` hides
+    every EOS then, and the model never learns to stop."""
     tokenizer = build_tokenizer()
     tokenizer.pad_id = tokenizer.eos_id
-    mask = span_mask(torch.tensor([2]), torch.tensor([4]), 6)
-    assert mask.tolist() == [[False, False, True, True, False, False]]
     model, pairs = tiny(), [("1+1=", "2"), ("10+10=", "20")] * 8
 
     def stop_probability():
         ids = tokenizer.encode_prompt("1+1=") + tokenizer.encode("2")
-        return float(model(torch.tensor([ids])).detach().softmax(-1)[0, -1, tokenizer.eos_id])
+        probabilities = model(torch.tensor([ids])).detach().softmax(-1)
+        return float(probabilities[0, -1, tokenizer.eos_id])
 
     before = stop_probability()
-    train_sft(model, tokenizer, pairs, SFTConfig(batch_size=8, epochs=30, lr=1e-2, warmup_steps=0))
+    config = SFTConfig(batch_size=8, epochs=30, lr=1e-2, warmup_steps=0)
+    train_sft(model, tokenizer, pairs, config)
     assert before < 0.1 and stop_probability() > 0.5
 
 
 def test_it_learns_and_leaves_dropout_off():
-    losses, model = [], tiny()
-    train_sft(model, TOKENIZER, PAIRS, SFTConfig(batch_size=8, epochs=30, lr=1e-2, dropout=0.1), log=lambda step, metrics: losses.append(metrics["loss"]))
-    assert losses[-1] < 0.6 * losses[0] and not model.training and model.dropout.p == 0.0
+    model, log = tiny(), Log()
+    config = SFTConfig(batch_size=8, epochs=30, lr=1e-2, dropout=0.1)
+    train_sft(model, TOKENIZER, PAIRS, config, log=log)
+    assert log[-1]["loss"] < 0.6 * log[0]["loss"]
+    assert not model.training and model.dropout.p == 0.0
 
 
 def test_metrics_are_those_of_the_whole_batch():
-    log = []
-    train_sft(tiny(), TOKENIZER, PAIRS[:8], SFTConfig(batch_size=8, token_budget=40), log=lambda step, metrics: log.append(metrics))
-    train_sft(tiny(), TOKENIZER, PAIRS[:8], SFTConfig(batch_size=8), log=lambda step, metrics: log.append(metrics))
+    split, whole = Log(), Log()
+    train_sft(tiny(), TOKENIZER, PAIRS[:8], SFTConfig(batch_size=8, token_budget=40), log=split)
+    train_sft(tiny(), TOKENIZER, PAIRS[:8], SFTConfig(batch_size=8), log=whole)
     for name in ("loss", "grad_norm", "num_tokens", "learning_rate"):
-        assert log[0][name] == pytest.approx(log[1][name], rel=1e-5)
+        assert split[0][name] == pytest.approx(whole[0][name], rel=1e-5), name
 
 
 def test_instructgpt_preset():
-    """Appendix C.1: 16 epochs, residual dropout 0.2, cosine to 10 % of the learning rate, no warm-up."""
+    """Appendix C.1: 16 epochs, batch size 32, residual dropout 0.2, no warm-up, and a cosine to
+    10 % of the learning rate."""
     config = SFTConfig(**SFT_PRESETS["instructgpt"].numbers)
-    assert (config.epochs, config.dropout, config.min_lr_ratio, config.warmup_steps, config.batch_size) == (16, 0.2, 0.1, 0, 32)
-    rates = []
-    train_sft(tiny(), TOKENIZER, PAIRS, config, log=lambda step, metrics: rates.append(metrics["learning_rate"]))
-    assert len(rates) == 16 and rates[0] == pytest.approx(9.65e-6) and rates[-1] == pytest.approx(9.65e-7) and rates == sorted(rates, reverse=True)
+    assert config.epochs == 16
+    assert config.batch_size == 32
+    assert config.dropout == 0.2
+    assert config.warmup_steps == 0
+    assert config.min_lr_ratio == 0.1
+
+    log = Log()
+    train_sft(tiny(), TOKENIZER, PAIRS, config, log=log)
+    rates = [metrics["learning_rate"] for metrics in log]
+    assert len(rates) == 16                # 24 pairs are one batch an epoch
+    assert rates[0] == pytest.approx(9.65e-6) and rates[-1] == pytest.approx(9.65e-7)
+    assert rates == sorted(rates, reverse=True)
 
 
-@pytest.mark.parametrize("bad, message", [(dict(epochs=0), "epochs is 0"), (dict(lr=0.0), "lr is 0"), (dict(dropout=1.0), "dropout is 1"),
-                                          (dict(lr=float("nan")), "lr is nan"), (dict(batch_size=-1), "batch_size is -1")])
+@pytest.mark.parametrize("bad, message", [
+    (dict(epochs=0), "epochs is 0"),
+    (dict(lr=0.0), "lr is 0"),
+    (dict(lr=float("nan")), "lr is nan"),
+    (dict(dropout=1.0), "dropout is 1"),
+    (dict(batch_size=-1), "batch_size is -1"),
+])
 def test_bad_numbers(bad, message):
     with pytest.raises(ValueError, match=message):
         SFTConfig(**bad)
 
 
-def test_bad_data():
+def test_no_pairs_are_an_error():
     with pytest.raises(ValueError, match="nothing to learn from"):
         train_sft(tiny(), TOKENIZER, [], SFTConfig())
+
+
+def test_a_pair_that_does_not_fit_the_context_is_an_error():
+    pairs = [("1+1=", "2"), ("1+1=", "2" * 200)]
     with pytest.raises(ValueError, match="pair 1 has .* context of 128"):
-        train_sft(tiny(), TOKENIZER, [("1+1=", "2"), ("1+1=", "2" * 200)], SFTConfig())
+        train_sft(tiny(), TOKENIZER, pairs, SFTConfig())
 
 
 def test_an_update_that_breaks_the_weights_stops_the_run():
-    """minirl sft --lr 1e39 ended with "loss 7.013", exit code 0 and a model of NaN alone."""
+    """`minirl sft --lr 1e39` ended with "loss 7.013", exit code 0, and a model of nothing but
+    NaN."""
     with pytest.raises(NonFiniteError, match="step 1: the update made"):
-        trained(lr=1e39, warmup_steps=0)
+        weights_after(lr=1e39, warmup_steps=0)
 
 
 def test_a_broken_model_stops_the_run_and_names_the_pair():
     model = tiny()
-    with torch.no_grad():
-        model.norm.weight.fill_(float("nan"))
+    break_weights(model)
     with pytest.raises(NonFiniteError, match="step 1: the loss is nan .*the first is"):
         train_sft(model, TOKENIZER, PAIRS, SFTConfig())
