@@ -29,7 +29,7 @@ from minirl.inference.intervals import mean_interval
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import read_json
-from minirl.tasks.instructions import KINDS, done, right_answer, true_reward
+from minirl.tasks.instructions import KINDS, answer_to, right_answer, true_reward
 from minirl.tasks.preferences import Ranking, pairs
 from minirl.train.dpo import DPOConfig
 from minirl.train.grpo import GRPOConfig, train_grpo
@@ -101,7 +101,7 @@ def one_seed(folder: Path, seed: int) -> dict:
 
 
 def wanted(prompt: str, completion: str) -> float:
-    return true_reward([prompt], [completion], [done(*prompt.removesuffix(":").split(" ", 1))])[0]
+    return true_reward([prompt], [completion], [answer_to(*prompt.removesuffix(":").split(" ", 1))])[0]
 
 
 def opened(path: Path, command: str, common: InstructConfig) -> RunDir:

@@ -182,8 +182,8 @@ def test_demonstrations_are_of_the_shares_that_are_asked_for():
          "<think>일의 자리: 사 더하기 팔 은 일 이, 십의 자리: 삼 더하기 이 더하기 일 은 육"
          "</think><answer>62</answer>"),
         # both languages inside a column, and every column's name
-        ("<think>일의 자리: zero 더하기 영 is 영, hundreds: 구, 천의 자리: 칠, 만의 자리: 오</think>"
-         "<answer>5</answer>", "en",
+        ("<think>일의 자리: zero 더하기 영 is 영, hundreds: 구, 천의 자리: 칠, "
+         "만의 자리: 오</think><answer>5</answer>", "en",
          "<think>ones: zero plus zero is zero, hundreds: nine, thousands: seven, "
          "ten-thousands: five</think><answer>5</answer>"),
         ("<think>ten-thousands: one, thousands: two, hundreds: three, tens: four, ones: five"

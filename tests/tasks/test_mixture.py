@@ -15,7 +15,7 @@ RULES = ("accuracy", "format_reward", "language_consistency")
 
 
 def liked(prompts, completions, answer, completion_ids, **_):
-    """A preference that tells which rows it was asked about: 10 x the id that belongs to the row."""
+    """A preference that shows which rows it was asked about: 10 x the id of the row."""
     assert len(prompts) == len(completions) == len(answer) == len(completion_ids)
     return [10.0 * ids[0] for ids in completion_ids]
 
