@@ -3,73 +3,59 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minirl.app.rundir import RunDir
+from minirl.app.tasks import make_task
 from minirl.app.text import escaped, shortened, visible
 from minirl.inference.intervals import wilson_interval
-from minirl.lm.tokenizer import read_json
-
-AUTO, LOG = "from the data", "from the data; logarithmic where they span much"
 
 
 class Panel(NamedTuple):
-    """What stands over and beside a metric's axes, and where they end."""
+    """What stands over and beside a metric's axes, and where they end; None: where the data do."""
 
     title: str
     unit: str
-    low: float | str
-    high: float | str
-    exact: bool = False            # set and not measured: nothing to smooth
+    low: float | None = None
+    high: float | None = None
+    exact: bool = False            # set, not measured: nothing to smooth
+    log: bool = False              # a logarithmic axis where the values span more than a decade
 
 
 # metric -> how it is drawn
 PANELS = {
     "rewards/accuracy/mean":
         Panel("Accuracy on sampled training problems", "share right", 0.0, 1.0),
-    "rewards/format_reward/mean":
-        Panel("Answers in the asked form", "share", 0.0, 1.0),
+    "rewards/format_reward/mean": Panel("Answers in the asked form", "share", 0.0, 1.0),
     "rewards/language_consistency/mean":
         Panel("Reasoning in the language asked for", "share of words", 0.0, 1.0),
-    "rewards/preference/mean":
-        Panel("Reward model's score of general answers", "score", AUTO, AUTO),
+    "rewards/preference/mean": Panel("Reward model's score of general answers", "score"),
     "rewards/general/true_reward/mean":
-        Panel("True reward of general answers: what people want", "true reward", AUTO, AUTO),
-    "rewards/reward_model/mean":
-        Panel("Reward model's score: what is trained on", "score", AUTO, AUTO),
-    "rewards/true_reward/mean":
-        Panel("True reward: what people want", "true reward", AUTO, AUTO),
-    "objective/kl":
-        Panel("KL to the SFT policy", "nats per completion", AUTO, AUTO),
-    "completions/mean_length":
-        Panel("Mean response length", "tokens", 0.0, AUTO),
-    "kl":
-        Panel("KL to the reference (k3)", "nats per token", 0.0, AUTO),
-    "entropy":
-        Panel("Policy entropy", "nats per token", 0.0, AUTO),
+        Panel("True reward of general answers: what people want", "true reward"),
+    "rewards/reward_model/mean": Panel("Reward model's score: what is trained on", "score"),
+    "rewards/true_reward/mean": Panel("True reward: what people want", "true reward"),
+    "objective/kl": Panel("KL to the SFT policy", "nats per completion"),
+    "completions/mean_length": Panel("Mean response length", "tokens", 0.0),
+    "kl": Panel("KL to the reference (k3)", "nats per token", 0.0),
+    "entropy": Panel("Policy entropy", "nats per token", 0.0),
     "value/explained_variance":
-        Panel("Variance of returns that the value function explains", "share", AUTO, 1.0),
-    "loss":
-        Panel("Loss", "nats", LOG, AUTO),
-    "accuracy":
-        Panel("Comparisons that the reward model decides alike", "share", 0.0, 1.0),
-    "margin":
-        Panel("r(better) - r(worse)", "score", 0.0, AUTO),
+        Panel("Variance of returns that the value function explains", "share", high=1.0),
+    "loss": Panel("Loss", "nats", log=True),
+    "accuracy": Panel("Comparisons that the reward model decides alike", "share", 0.0, 1.0),
+    "margin": Panel("r(better) - r(worse)", "score", 0.0),
     "rewards/accuracies":
         Panel("Comparisons that the implicit reward decides alike", "share", 0.0, 1.0),
-    "rewards/margins":
-        Panel("Implicit reward, chosen - rejected", "nats x beta", AUTO, AUTO),
-    "learning_rate":
-        Panel("Learning rate", "", 0.0, AUTO, exact=True),
+    "rewards/margins": Panel("Implicit reward, chosen - rejected", "nats x beta"),
+    "learning_rate": Panel("Learning rate", "", 0.0, exact=True),
 }
-# command -> which of them, in order
-SHOWN = {
+# command, or the command of a pipeline and that of its stage -> metrics, in order
+METRICS = {
     "grpo": ("rewards/accuracy/mean", "completions/mean_length", "kl", "entropy"),
-    "r1": ("rewards/accuracy/mean", "completions/mean_length", "rewards/format_reward/mean",
-           "rewards/language_consistency/mean", "rewards/preference/mean",
-           "rewards/general/true_reward/mean"),
+    "r1/grpo": ("rewards/accuracy/mean", "completions/mean_length", "rewards/format_reward/mean",
+                "rewards/language_consistency/mean", "rewards/preference/mean",
+                "rewards/general/true_reward/mean"),
     "sft": ("loss", "learning_rate"),
     "rm": ("loss", "accuracy", "margin", "learning_rate"),
     "ppo": ("rewards/reward_model/mean", "rewards/true_reward/mean", "objective/kl",
@@ -84,6 +70,7 @@ DASHES = (0, (4, 1.5))
 REACH = 3                         # neighbours on either side in a smoothed curve
 FEW = 12                          # points up to which each is marked
 LONGEST_NAME = 36
+Points = Sequence[tuple[int, float]]        # (step, value)
 
 
 def plot_runs(runs: Sequence[RunDir], out: Path) -> None:
@@ -92,60 +79,88 @@ def plot_runs(runs: Sequence[RunDir], out: Path) -> None:
     Raises ValueError if there is nothing to draw.
     """
     lines = [run.metrics() for run in runs]
-    for run, metrics in zip(runs, lines):
+    for run, metrics in zip(runs, lines, strict=True):
         if not metrics:
             raise ValueError(f"{run.path} has no metrics yet: let it make a step, or name another "
                              "run")
-    wanted = dict.fromkeys(name for run in runs for name in shown(run))
-    panels = [name for name in wanted if any(points(metrics, name) for metrics in lines)]
-    if not panels:
+    curves = {name: [points(metrics, name) for metrics in lines]
+              for run in runs for name in metrics_of(run)}
+    curves = {name: of_runs for name, of_runs in curves.items() if any(of_runs)}
+    if not curves:
         raise ValueError(f"the runs {', '.join(str(run.path) for run in runs)} have none of the "
                          f"metrics {', '.join(PANELS)}")
-    columns = 2 if len(panels) > 1 else 1
-    rows = -(-len(panels) // columns)
+    columns = 2 if len(curves) > 1 else 1
+    rows = -(-len(curves) // columns)
     figure, axes = new_figure(rows, columns, (5.2 * columns, 2.9 * rows))
     styles = line_styles(len(runs))
-    for axis, name in zip(axes.flat, panels):
-        for run, metrics, style in zip(runs, lines, styles):
-            curve(axis, points(metrics, name), style, exact=PANELS[name].exact)
-            held_out(axis, name, run, style["color"])
-        drawn = [value for metrics in lines for _, value in points(metrics, name)]
-        label_axes(axis, PANELS[name], drawn)
-    for axis in list(axes.flat)[len(panels):]:
+    for axis, (name, of_runs) in zip(axes, curves.items(), strict=False):
+        for run, of_run, style in zip(runs, of_runs, styles, strict=True):
+            draw(axis, of_run, style, exact=PANELS[name].exact)
+            draw_held_out(axis, name, run, style["color"])
+        label_axes(axis, PANELS[name], [value for of_run in of_runs for _, value in of_run])
+    for axis in axes[len(curves):]:
         axis.set_visible(False)
     fits = round(11 * figure.get_figwidth())
     figure.suptitle(drawable(shortened(heading(runs), fits)), fontsize=11, x=0.01, ha="left")
-    smoothed = any(not PANELS[name].exact and len(points(lines[0], name)) > 1 for name in panels)
+    smoothed = any(not PANELS[name].exact and len(of_runs[0]) > 1
+                   for name, of_runs in curves.items())
     legend_below(figure, legend_entries(runs, styles, smoothed=smoothed))
     save(figure, out)
 
 
-def points(metrics: Sequence[dict], name: str) -> list[tuple[int, float]]:
-    """(step, value) where a run has a finite one."""
+def metrics_of(run: RunDir) -> Sequence[str]:
+    """Return the metrics to draw of a run."""
+    command = run.config.get("command", "")
+    in_pipeline = f"{run.config.get('stage_of')}/{command}"
+    return METRICS.get(in_pipeline, METRICS.get(command, tuple(PANELS)))
+
+
+def points(metrics: Sequence[Mapping[str, Any]], name: str) -> Points:
+    """Return the steps where a run has a finite value, with these values."""
     pairs = [(m["step"], m.get(name)) for m in metrics]
     return [(step, value) for step, value in pairs
             if isinstance(value, (int, float)) and math.isfinite(value)]
 
 
-def curve(axis, points: Sequence[tuple[int, float]], style: dict, *, exact: bool = False) -> None:
-    """A line through exact points; through measured ones a faint line, and a line of their means.
+def draw(axis: Any, curve: Points, style: Mapping[str, Any], *, exact: bool = False) -> None:
+    """Draw a line through exact points; through measured ones a faint line, and their means.
 
-    One step is a few hundred samples: the points show the noise, and the mean leads the eye.
+    A step is a few hundred samples: the points show the noise, and the mean leads the eye.
     """
-    if not points:
+    if not curve:
         return
-    steps, values = zip(*points)
-    marker = {"marker": "o", "markersize": 3.5} if len(points) <= FEW else {}
+    steps, values = zip(*curve, strict=True)
+    marker = {"marker": "o", "markersize": 3.5} if len(curve) <= FEW else {}
     if exact:
         axis.plot(steps, values, linewidth=2, **style, **marker)
-    else:
-        axis.plot(steps, values, alpha=0.28, linewidth=1, **style, **marker)
-        alone = marker if len(points) == 1 else {}
-        axis.plot(steps, smooth(values), linewidth=2, **style, **alone)
+        return
+    axis.plot(steps, values, alpha=0.28, linewidth=1, **style, **marker)
+    axis.plot(steps, smooth(values), linewidth=2, **style, **(marker if len(curve) == 1 else {}))
 
 
-def line_styles(n: int) -> list[dict]:
-    """A look for each of n runs: six colours, then the same dashed; of more, shades in order."""
+def draw_held_out(axis: Any, name: str, run: RunDir, colour: Any) -> None:
+    """Draw circles for the summary's means on held-out problems, before and after training."""
+    summary, key = run.summary, HELD_OUT.get(name)
+    ends = [(0, summary.get(f"{key}_before")), (summary.get("steps"), summary.get(f"{key}_after"))]
+    ends = [(x, y) for x, y in ends if x is not None and y is not None]
+    if ends:
+        axis.plot(*zip(*ends, strict=True), linestyle="none", zorder=5, clip_on=False,
+                  **circle(colour))
+
+
+def circle(colour: Any) -> dict[str, Any]:
+    return {"marker": "o", "color": colour, "markersize": 6, "markerfacecolor": "white",
+            "markeredgewidth": 1.8}
+
+
+def smooth(values: Sequence[float], reach: int = REACH) -> list[float]:
+    """Return the mean of each value and its neighbours on either side, fewer at the ends."""
+    windows = [values[max(0, i - reach):i + reach + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
+
+
+def line_styles(n: int) -> list[dict[str, Any]]:
+    """Return a look for each of n runs: six colours, the same dashed; for more, shades in order."""
     if n <= 2 * len(COLOURS):
         return [{"color": colour, "linestyle": line} for line in ("-", DASHES)
                 for colour in COLOURS][:n]
@@ -154,189 +169,150 @@ def line_styles(n: int) -> list[dict]:
     return [{"color": shades(0.95 * i / (n - 1)), "linestyle": "-"} for i in range(n)]
 
 
-def legend_entries(runs: Sequence[RunDir], styles: Sequence[dict], *, smoothed: bool) -> list:
-    from matplotlib.lines import Line2D
-
-    def entry(label: str, **look):
-        return Line2D([], [], label=drawable(label), **look)
-
+def legend_entries(runs: Sequence[RunDir], styles: Sequence[Mapping[str, Any]], *,
+                   smoothed: bool) -> list[Any]:
+    entries = []
     if len(runs) > 1:
-        entries = [entry(name, linewidth=2, **style) for name, style in zip(names(runs), styles)]
+        entries = [entry(name, linewidth=2, **style)
+                   for name, style in zip(names(runs), styles, strict=True)]
     elif smoothed:
         entries = [entry("each step", linewidth=1, alpha=0.4, **styles[0]),
                    entry(f"mean of up to {2 * REACH + 1} steps", linewidth=2, **styles[0])]
-    else:
-        entries = []
-    summaries = [read_json(run.path / "summary.json") for run in runs]
-    if any(f"{key}_after" in summary for summary in summaries for key in HELD_OUT.values()):
-        look = circle(COLOURS[5])
-        entries.append(entry("held-out problems, before and after", linestyle="none", **look))
+    if any(f"{key}_after" in run.summary for run in runs for key in HELD_OUT.values()):
+        entries.append(entry("held-out problems, before and after", linestyle="none",
+                             **circle(COLOURS[5])))
     return entries
 
 
+def entry(label: str, **look: Any) -> Any:
+    """Return an entry of a legend."""
+    from matplotlib.lines import Line2D
+    return Line2D([], [], label=drawable(label), **look)
+
+
 def names(runs: Sequence[RunDir]) -> list[str]:
-    """What tells the runs apart: their folders' names, with as many of those above as it takes."""
+    """Return the runs' folders, with as many of those above as it takes to tell them apart."""
     parts = [run.path.resolve().parts for run in runs]
-    longest = max(map(len, parts))
-    for depth in range(1, longest + 1):
-        found = ["/".join(p[-depth:]) for p in parts]
-        if len(set(found)) == len(set(parts)):
+    for depth in range(1, max(map(len, parts)) + 1):
+        labels = ["/".join(p[-depth:]) for p in parts]
+        if len(set(labels)) == len(set(parts)):
             break
-    short = [shortened(name, LONGEST_NAME) for name in found]
-    return short if len(set(short)) == len(set(found)) else found
-
-
-def shown(run: RunDir) -> Sequence[str]:
-    """The metrics to draw of a run. Reinforcement learning in a pipeline of R1 has its own."""
-    config = run.config
-    in_r1 = config.get("command") == "grpo" and "number_length" in config.get("run", {})
-    return SHOWN["r1"] if in_r1 else SHOWN.get(config.get("command"), PANELS)
-
-
-def held_out(axis, name: str, run: RunDir, colour) -> None:
-    """Circles for what the summary says of held-out problems, before and after training."""
-    summary = read_json(run.path / "summary.json")
-    key = HELD_OUT.get(name)
-    before, after = summary.get(f"{key}_before"), summary.get(f"{key}_after")
-    ends = [(0, before), (summary.get("steps"), after)]
-    ends = [(x, y) for x, y in ends if x is not None and y is not None]
-    if ends:
-        axis.plot(*zip(*ends), linestyle="none", zorder=5, clip_on=False, **circle(colour))
-
-
-def circle(colour) -> dict:
-    return {"marker": "o", "color": colour, "markersize": 6, "markerfacecolor": "white",
-            "markeredgewidth": 1.8}
-
-
-def smooth(values: Sequence[float], reach: int = REACH) -> list[float]:
-    """Mean of each value and its neighbours on either side, fewer at the ends."""
-    windows = [values[max(0, i - reach):i + reach + 1] for i in range(len(values))]
-    return [sum(window) / len(window) for window in windows]
+    short = [shortened(label, LONGEST_NAME) for label in labels]
+    return short if len(set(short)) == len(set(labels)) else labels
 
 
 def heading(runs: Sequence[RunDir]) -> str:
     if len(runs) > 1:
         return f"{len(runs)} runs"
     config = runs[0].config
-    common = config.get("run", {})
-    if "number_length" in common:
-        return (f"minirl r1, {runs[0].path.name}: sums and stories in two languages, "
-                f"seed {common.get('seed')}")
-    on_sums = "digits" in common
-    subject = f"{common['digits']}-digit {common['task']}" if on_sums else "instructions"
-    return f"minirl {config.get('command')}: {subject}, seed {common.get('seed')}"
+    command = config.get("command")
+    if "stage_of" in config:
+        command = f"{config['stage_of']}, {runs[0].path.name}"
+    task = f": {make_task(config['task']).name}" if "task" in config else ""
+    return f"minirl {command}{task}, seed {config.get('settings', {}).get('seed')}"
 
+
+# figures of pipelines
 
 def plot_calibration(margins: Sequence[float], out: Path, bins: int = 8) -> None:
-    """Of comparisons of which the reward model is p sure, how many were decided its way.
+    """Of comparisons of which the reward model is p sure, draw how many were decided its way.
 
     `margins`: r(better) - r(worse).
     """
     judged = [(1 / (1 + math.exp(-abs(m))), m > 0) for m in margins if not math.isnan(m)]
-    sure = sorted(judged, key=lambda pair: pair[0])            # equally sure ones stay as they come
-    figure, axes = new_figure(1, 1, (4.6, 4.2))
-    axis = axes[0, 0]
+    judged.sort(key=lambda pair: pair[0])                      # equally sure ones stay as they come
+    figure, (axis,) = new_figure(1, 1, (4.6, 4.2))
     axis.plot([0.5, 1], [0.5, 1], color="#9ca3af", linewidth=1, linestyle="--",
               label="as sure as it is right")
-    size = max(1, -(-len(sure) // bins))
-    for i, start in enumerate(range(0, len(sure), size)):
-        part = sure[start:start + size]
-        p = sum(p for p, _ in part) / len(part)
-        right = sum(agrees for _, agrees in part) / len(part)
+    size = max(1, -(-len(judged) // bins))
+    label = f"{len(judged)} held-out comparisons, in parts of {size} (95 %)"
+    for start in range(0, len(judged), size):
+        part = judged[start:start + size]
+        p, right = (sum(column) / len(part) for column in zip(*part, strict=True))
         low, high = wilson_interval(right, len(part))
-        label = f"{len(sure)} held-out comparisons, in parts of {size} (95 %)" if i == 0 else None
         axis.errorbar([p], [right], yerr=[[right - low], [high - right]], fmt="o",
-                      color=COLOURS[0], capsize=2, label=label)
+                      color=COLOURS[0], capsize=2, label=None if start else label)
     axis.set(xlim=(0.49, 1.01), ylim=(-0.02, 1.02), xlabel="how sure the reward model is",
              ylabel="share in which the labeller agrees")
-    axis.set_title("Calibration of the reward model", fontsize=10, loc="left", fontweight="bold")
-    tidy(axis)
+    tidy(axis, "Calibration of the reward model")
     legend_below(figure, axis.get_legend_handles_labels()[0])
     save(figure, out)
 
 
-def plot_epochs(epochs: Sequence[dict], out: Path) -> None:
-    """SFT's checkpoints by epoch, with the one that was chosen."""
+def plot_epochs(epochs: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Draw SFT's checkpoints by epoch, with the one that was chosen."""
     figure, axes = new_figure(1, 3, (10.4, 2.9))
-    x = [e["epoch"] for e in epochs]
     chosen = next(e for e in epochs if e["chosen"])
     titles = {"validation_loss": "Validation loss", "score": "Reward model's score",
               "true_reward": "True reward"}
-    for axis, (key, title) in zip(axes.flat, titles.items()):
-        axis.plot(x, [e[key] for e in epochs], color=COLOURS[0], linewidth=2, marker="o",
-                  markersize=3)
+    for axis, (key, title) in zip(axes, titles.items(), strict=True):
+        axis.plot([e["epoch"] for e in epochs], [e[key] for e in epochs], color=COLOURS[0],
+                  linewidth=2, marker="o", markersize=3)
         axis.plot([chosen["epoch"]], [chosen[key]], "o", color=COLOURS[1], markersize=8,
                   markerfacecolor="none", markeredgewidth=2, label="best score: chosen")
-        axis.set_title(title, fontsize=10, loc="left", fontweight="bold")
-        axis.set_xlabel("epochs of demonstrations", fontsize=9)
         whole_steps(axis)
-        tidy(axis)
-    legend_below(figure, axes[0, 0].get_legend_handles_labels()[0])
+        tidy(axis, title, x="epochs of demonstrations")
+    legend_below(figure, axes[0].get_legend_handles_labels()[0])
     save(figure, out)
 
 
-def plot_stages(stages: Sequence[dict], out: Path) -> None:
-    """What each stage of a pipeline is worth: right answers, language, length, general answers."""
+def plot_stages(stages: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Draw what each stage of a pipeline is worth."""
     figure, axes = new_figure(2, 2, (10.4, 6.2))
-    right, language, length, wins = axes.flat
-    x, stage_names = range(len(stages)), [drawable(s["stage"]) for s in stages]
+    right, language, length, wins = axes
     for key, label, colour in (("easy", "easy", COLOURS[2]), ("hard", "hard", COLOURS[0]),
                                ("majority", "hard, majority of samples", COLOURS[1]),
                                ("pass", "hard, any of the samples", COLOURS[5])):
-        right.plot(x, [s[key] for s in stages], "o-", color=colour, markersize=5, linewidth=1.4,
-                   label=label, clip_on=False)
+        right.plot(range(len(stages)), [s[key] for s in stages], "o-", color=colour, markersize=5,
+                   linewidth=1.4, label=label, clip_on=False)
     for axis, key in ((language, "language"), (length, "length"), (wins, "win_rate")):
-        axis.bar(x, [s[key] for s in stages], color=COLOURS[0], alpha=0.6)
+        axis.bar(range(len(stages)), [s[key] for s in stages], color=COLOURS[0], alpha=0.6)
     wins.axhline(0.5, color=COLOURS[5], linewidth=1, linestyle="--")
     for axis, title, unit, top in (
             (right, "Right answers", "share", 1.03),
             (language, "Reasoning in the language asked for", "share of words", 1.03),
             (length, "Response length", "tokens", None),
             (wins, "General answers: wins against the sft stage", "share", 1.0)):
-        axis.set_title(title, fontsize=10, loc="left", fontweight="bold")
-        axis.set_ylabel(unit, fontsize=9)
-        axis.set_xticks(x, stage_names, rotation=20, ha="right")
+        tidy(axis, title, y=unit)
+        axis.set_xticks(range(len(stages)), [drawable(s["stage"]) for s in stages], rotation=20,
+                        ha="right")
         axis.set_ylim(0, top)
-        tidy(axis)
     legend_below(figure, right.get_legend_handles_labels()[0], title="Right answers")
     save(figure, out)
 
 
 def plot_hacking(too_long: RunDir, rounds: Sequence[RunDir], out: Path) -> None:
-    """What a reward model says and what people say of general answers: where the preference reward
-    goes on for too long, and where it stops in time, in rounds."""
-    from matplotlib.lines import Line2D
+    """Draw the reward model's score and the true reward of general answers: where the preference
+    reward goes on for too long, and where it stops in time, in rounds."""
     figure, axes = new_figure(1, 2, (10.4, 3.4))
-    curves = [(0, too_long, {"color": COLOURS[1]})]
+    runs = [(0, too_long, COLOURS[1])]
     for n, run in enumerate(rounds):
         before = sum(len(earlier.metrics()) for earlier in rounds[:n])
-        curves.append((before, run, {"color": COLOURS[0]}))
-    names = "rewards/preference/mean", "rewards/general/true_reward/mean"
-    for axis, name in zip(axes.flat, names):
-        drawn = []
-        for before, run, style in curves:
-            moved = [(before + step, value) for step, value in points(run.metrics(), name)]
-            curve(axis, moved, style)
-            drawn += [value for _, value in moved]
-        label_axes(axis, PANELS[name], drawn)
-    labels = {COLOURS[1]: "one reward model, for too long",
-              COLOURS[0]: "the pipeline, a reward model for each round"}
-    legend_below(figure, [Line2D([], [], linewidth=2, color=colour, label=label)
-                          for colour, label in labels.items()])
+        runs.append((before, run, COLOURS[0]))
+    for axis, name in zip(axes, ("rewards/preference/mean", "rewards/general/true_reward/mean"),
+                          strict=True):
+        values = []
+        for before, run, colour in runs:
+            curve = [(before + step, value) for step, value in points(run.metrics(), name)]
+            draw(axis, curve, {"color": colour})
+            values += [value for _, value in curve]
+        label_axes(axis, PANELS[name], values)
+    legend_below(figure, [
+        entry("one reward model, for too long", linewidth=2, color=COLOURS[1]),
+        entry("the pipeline, a reward model for each round", linewidth=2, color=COLOURS[0])])
     save(figure, out)
 
 
 # what all figures share
 
-def new_figure(rows: int, columns: int, size: tuple[float, float]):
+def new_figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure
     figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
-def legend_below(figure, entries: Sequence, title: str | None = None) -> None:
-    """One legend for the whole figure, under its axes, in as many columns as there is room for."""
+def legend_below(figure: Any, entries: Sequence[Any], title: str | None = None) -> None:
+    """Put one legend under all axes, in as many columns as there is room for."""
     if not entries:
         return
     lengths = [len(entry.get_label()) + 7 for entry in entries]
@@ -350,34 +326,33 @@ def legend_below(figure, entries: Sequence, title: str | None = None) -> None:
                   frameon=False, title=title, title_fontsize=8, alignment="left")
 
 
-def label_axes(axis, panel: Panel, values: Sequence[float]) -> None:
-    axis.set_title(panel.title, fontsize=10, loc="left", fontweight="bold")
-    axis.set_xlabel("step", fontsize=9)
-    axis.set_ylabel(panel.unit, fontsize=9)
-    if panel.low == LOG and 0 < 10 * min(values) < max(values):
-        log_scale(axis, max(values) / min(values))
-    elif panel.low != LOG:
+def label_axes(axis: Any, panel: Panel, values: Iterable[float]) -> None:
+    values = list(values)
+    if panel.log:
+        if 0 < 10 * min(values) < max(values):
+            log_scale(axis, max(values) / min(values))
+    else:
         scale(axis, panel)
     whole_steps(axis)
-    tidy(axis)
+    tidy(axis, panel.title, x="step", y=panel.unit)
 
 
-def scale(axis, panel: Panel) -> None:
-    """The panel's ends, with room above what is drawn; small numbers as 2e-05."""
+def scale(axis: Any, panel: Panel) -> None:
+    """Set the panel's ends, with room above the curves; print small numbers as 2e-05."""
     from matplotlib.ticker import FuncFormatter
-    low, high, most = panel.low, panel.high, axis.dataLim.y1
-    if high != AUTO:
-        axis.set_ylim(top=1.03 * high)
-    elif low != AUTO and most > low:
+    low, most = panel.low, axis.dataLim.y1
+    if panel.high is not None:
+        axis.set_ylim(top=1.03 * panel.high)
+    elif low is not None and most > low:
         axis.set_ylim(top=low + 1.06 * (most - low))
-    if low != AUTO:
+    if low is not None:
         axis.set_ylim(bottom=low)
     if 0 < most < 0.002:
         axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
 
 
-def log_scale(axis, span: float) -> None:
-    """Ticks at 1, 2, 5, 10, ... as plain numbers; over more than three decades at powers of ten."""
+def log_scale(axis: Any, span: float) -> None:
+    """Set ticks at 1, 2, 5, 10, ... as plain numbers; over three decades at powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
     axis.set_yscale("log")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if span < 1000 else (1,)))
@@ -385,7 +360,7 @@ def log_scale(axis, span: float) -> None:
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def whole_steps(axis) -> None:
+def whole_steps(axis: Any) -> None:
     """There is no step 1.25. A single step has room on both sides."""
     from matplotlib.ticker import MaxNLocator
     low, high = axis.dataLim.intervalx
@@ -396,18 +371,23 @@ def whole_steps(axis) -> None:
 
 
 def drawable(text: str) -> str:
-    """The text for matplotlib to draw as it is: no formula between $, no letter its font lacks."""
+    """Return text for matplotlib: no formula between $, no letter that its font lacks."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
     glyphs = get_font(findfont(FontProperties())).get_charmap()
     text = "".join(c if ord(c) in glyphs else escaped(c) for c in visible(text)).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text         # a legend leaves out names in _
 
 
-def save(figure, out: Path) -> None:
-    figure.savefig(out, dpi=130, format="png")
-
-
-def tidy(axis) -> None:
+def tidy(axis: Any, title: str = "", *, x: str = "", y: str = "") -> None:
+    if title:
+        axis.set_title(title, fontsize=10, loc="left", fontweight="bold")
+    for text, label in ((x, axis.set_xlabel), (y, axis.set_ylabel)):
+        if text:
+            label(text, fontsize=9)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure: Any, out: Path) -> None:
+    figure.savefig(out, dpi=130, format="png")

@@ -1,4 +1,4 @@
-"""minirl/app/training.py: whole runs, killed and resumed."""
+"""minirl/app/stages.py: whole runs, killed and resumed, and the runner itself."""
 
 import json
 import re
@@ -9,14 +9,18 @@ import torch
 from safetensors.torch import load_file
 
 from minirl.app.cli import main
-from minirl.app.rundir import RunDir, RunLog
-from minirl.app.training import BaseConfig, RunConfig, run_grpo, worth_compiling
+from minirl.app.commands import config_json, work
+from minirl.app.progress import Progress
+from minirl.app.rundir import RunDir
+from minirl.app.runlog import RunLog
+from minirl.app.stages import Look, Stages, worth_compiling
+from minirl.app.sums import BaseConfig, SumsSettings
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.digests import seal
-from minirl.lm.tiny import make_base
+from minirl.lm.tiny import TinySizes, make_base
 from minirl.train.grpo import GRPOConfig
-from minirl.train.sft import SFTConfig
-from minirl.train.state import NonFiniteError
+from minirl.train.metrics import NonFiniteError
+from minirl.train.sft import SFTConfig, train_sft
 
 
 class Killed(BaseException):
@@ -24,11 +28,13 @@ class Killed(BaseException):
 
 
 def final_weights(run):
-    return {name: x.numpy().tobytes() for name, x in load_file(run / "final" / "model.safetensors").items()}
+    final = load_file(run / "final" / "model.safetensors")
+    return {name: x.numpy().tobytes() for name, x in final.items()}
 
 
 def timeless(run):
-    return [{k: v for k, v in json.loads(line).items() if k != "step_time"} for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in metrics.items() if k != "step_time"}
+            for metrics in RunDir(run).metrics()]
 
 
 def test_the_run_that_others_are_compared_with_learns_something(base, finished):
@@ -45,15 +51,19 @@ def test_a_run_leaves_its_files(finished):
         "config.json", "metrics.jsonl", "summary.json", "curves.png", "samples.md", "checkpoint-2",
         "checkpoint-4", "final", ".lock"}
     summary = json.loads((finished / "summary.json").read_text())
-    assert {"accuracy_before", "accuracy_after", "mean_length_before", "mean_length_after", "seconds"} <= set(summary)
+    assert {"accuracy_before", "accuracy_after", "mean_length_before", "mean_length_after",
+            "seconds"} <= set(summary)
     assert [m["step"] for m in RunDir(finished).metrics()] == [1, 2, 3, 4]
     samples = (finished / "samples.md").read_text()
-    assert [samples.count(f"## step {n}: {when}") for n, when in ((0, "before"), (2, "halfway"), (4, "after"))] == [1, 1, 1]
+    for n, when in ((0, "before"), (2, "halfway"), (4, "after")):
+        assert samples.count(f"## step {n}: {when}") == 1
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 4])
-@pytest.mark.parametrize("moment", ["after the metrics line", "within the metrics line", "within the checkpoint", "after the checkpoint"])
-def test_killed_at_any_step_it_resumes_bit_for_bit(moment, step, base, finished, tiny_grpo, tmp_path, monkeypatch):
+@pytest.mark.parametrize("moment", ["after the metrics line", "within the metrics line",
+                                    "within the checkpoint", "after the checkpoint"])
+def test_killed_at_any_step_it_resumes_bit_for_bit(
+        moment, step, base, finished, tiny_grpo, tmp_path, monkeypatch):
     run, log, save = tmp_path / "run", RunLog.log, RunDir.save_checkpoint
     saved_at = 2 if step < 3 else 4
 
@@ -68,8 +78,9 @@ def test_killed_at_any_step_it_resumes_bit_for_bit(moment, step, base, finished,
 
     def dying_save(self, state, tokenizer, seconds):
         if state.step == saved_at and moment == "within the checkpoint":
-            (run / f"checkpoint-{saved_at}.partial").mkdir()
-            (run / f"checkpoint-{saved_at}.partial" / "model.safetensors").write_bytes(b"half")
+            partial = run / f"checkpoint-{saved_at}.partial"
+            partial.mkdir()
+            (partial / "model.safetensors").write_bytes(b"half")
             raise Killed
         save(self, state, tokenizer, seconds)
         if state.step == saved_at and moment == "after the checkpoint":
@@ -83,31 +94,35 @@ def test_killed_at_any_step_it_resumes_bit_for_bit(moment, step, base, finished,
     assert not (run / "final").exists()
     assert main(["grpo", "--resume", "--run-dir", str(run)]) == 0
     assert final_weights(run) == final_weights(finished) and timeless(run) == timeless(finished)
-    assert (run / "samples.md").read_text() == (finished / "samples.md").read_text() and not list(run.glob("*.partial"))
+    assert (run / "samples.md").read_text() == (finished / "samples.md").read_text()
+    assert not list(run.glob("*.partial"))
 
 
 def test_a_kill_while_the_base_model_is_made(tmp_path, monkeypatch):
-    """The cold start is a run of its own, in base/: it goes on too, and is not made twice."""
-    common = RunConfig(digits=1, eval_problems=4, checkpoint_every=1, device="cpu")
-    sizes, sft = BaseConfig(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, examples=128), SFTConfig(batch_size=16)
+    """The base model is a stage, in base/: it goes on too, and is not made twice."""
+    settings = SumsSettings(digits=1, eval_problems=4, checkpoint_every=1, device="cpu")
+    base = BaseConfig(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, examples=128)
     grpo = GRPOConfig(steps=2, prompts_per_step=2, group_size=2, max_new_tokens=4)
+    configs = {"settings": settings, "base": base, "sft": SFTConfig(batch_size=16), "grpo": grpo}
 
-    def start(folder):
-        run_grpo(RunDir.create(folder, {"command": "grpo", "run": {}}), sizes, sft, grpo, common, device=torch.device("cpu"))
+    def begin(folder):
+        run = RunDir.create(folder, config_json("grpo", configs, "grpo"))
+        work(run, configs, torch.device("cpu"))
 
-    start(tmp_path / "whole")
+    begin(tmp_path / "whole")
     log = RunLog.log
 
     def dying_log(self, n, metrics):
         log(self, n, metrics)
-        if n == 7:                                       # the base model's checkpoints are at 5 and 8
+        if n == 7:                           # the base model's checkpoints are at 5 and 8
             raise Killed
 
     monkeypatch.setattr(RunLog, "log", dying_log)
     with pytest.raises(Killed):
-        start(tmp_path / "cut")
+        begin(tmp_path / "cut")
     monkeypatch.undo()
-    run_grpo(RunDir.resume(tmp_path / "cut"), sizes, sft, grpo, common, device=torch.device("cpu"))
+    assert RunDir(tmp_path / "cut" / "base").checkpoints() == [5]
+    work(RunDir.resume(tmp_path / "cut"), configs, torch.device("cpu"))
     assert final_weights(tmp_path / "cut") == final_weights(tmp_path / "whole")
     assert timeless(tmp_path / "cut" / "base") == timeless(tmp_path / "whole" / "base")
 
@@ -324,13 +339,162 @@ def test_a_training_state_that_would_run_code_is_refused(finished, tmp_path, cap
     assert "cannot be read as a training state" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("choice, tokens, want", [("on", 1, True), ("off", 10 ** 12, False), ("auto", 10 ** 6, False), ("auto", 10 ** 10, True)])
+@pytest.mark.parametrize("choice, tokens, want", [
+    ("on", 1, True), ("off", 10 ** 12, False), ("auto", 10 ** 6, False), ("auto", 10 ** 10, True)])
 def test_compiling_is_decided_from_the_numbers_of_the_run(choice, tokens, want):
-    """By its numbers and never by a clock, so that a resumed run computes as the first part did. 6 * parameters * tokens at 1e11 a second, above 300 s."""
-    model, _ = make_base(BaseConfig(), seed=0, device="cpu")               # 0.27 million parameters: 3e13 / 1.6e6 = 1.8e7 tokens
+    """By its numbers and never by a clock, so that a resumed run computes as the first part did.
+    6 * parameters * tokens at 1e11 a second, above 300 s: of 0.27 million parameters 1.8e7 tokens.
+    """
+    model, _ = make_base(TinySizes(), seed=0, device="cpu")
     assert worth_compiling(choice, model, tokens) is want
 
 
 def test_an_unknown_choice_to_compile_raises():
+    model, _ = make_base(TinySizes(), seed=0, device="cpu")
     with pytest.raises(ValueError, match="compile is 'yes': one of auto, on, off is wanted"):
-        worth_compiling("yes", make_base(BaseConfig(), seed=0, device="cpu")[0], 1)
+        worth_compiling("yes", model, 1)
+
+
+# the runner itself
+
+PAIRS = [("1+1=", "2"), ("2+2=", "4"), ("3+3=", "6"), ("4+4=", "8"), ("5+5=", "10")]
+QUICK = SFTConfig(epochs=2, batch_size=2, warmup_steps=0)              # 3 steps an epoch
+
+
+@pytest.fixture
+def stages(base, tmp_path, monkeypatch):
+    """Stages of a run of minirl r1, whose curves are not drawn, and the model they start from."""
+    monkeypatch.setattr("minirl.app.stages.plot_runs", lambda runs, out: out.touch())
+    model, tokenizer = load_pretrained(base)
+    config = {"command": "r1", "task": {"name": "bilingual"}, "settings": {"seed": 3}}
+    run = RunDir.create(tmp_path / "r1", config)
+    settings = SumsSettings(checkpoint_every=1)
+    return Stages(run, tokenizer, settings, device=torch.device("cpu")), model
+
+
+def learn(stages, seed=0, stop=None):
+    def page(model, *, log, save, resume):
+        def stopping_save(state):
+            save(state)
+            if state.step == stop:
+                raise Killed
+        return train_sft(model, stages.tokenizer, PAIRS, QUICK, seed=seed, log=log,
+                         save=stopping_save, resume=resume)
+    return page
+
+
+def weights(model):
+    return [p.detach().numpy().tobytes() for p in model.parameters()]
+
+
+def test_a_stage_is_a_run_inside_the_run(stages):
+    stages, model = stages
+    before = weights(model)
+    trained = stages("sft", QUICK, model, learn(stages))
+    run = RunDir(stages.run.path / "sft")
+    assert run.finished and weights(model) == before != weights(trained)
+    config = run.config
+    assert (config["command"], config["stage_of"], config["sft"]["epochs"]) == ("sft", "r1", 2)
+    assert config["task"] == {"name": "bilingual"} and config["settings"] == {"seed": 3}
+    assert {p.name for p in run.path.iterdir()} == {
+        ".lock", "config.json", "metrics.jsonl", "summary.json", "curves.png", "checkpoint-5",
+        "checkpoint-6", "final"}
+    assert run.summary["steps"] == 6 and stages.seconds == run.summary["seconds"]
+
+
+def test_a_finished_stage_is_loaded_and_not_made_again(stages):
+    stages, model = stages
+    model.compiled = True
+    trained = stages("sft", QUICK, model, learn(stages))
+    assert trained.compiled, "what comes next samples from it as it would in the next process"
+    again = stages("sft", QUICK, model, lambda model, **hooks: pytest.fail("trained again"))
+    assert weights(again) == weights(trained) and again.compiled
+    assert next(again.parameters()).dtype == torch.float32
+
+
+def test_a_stage_that_was_cut_short_goes_on(stages):
+    stages, model = stages
+    whole = stages("whole", QUICK, model, learn(stages))
+    with pytest.raises(Killed):
+        stages("cut", QUICK, model, learn(stages, stop=5))
+    assert weights(stages("cut", QUICK, model, learn(stages))) == weights(whole)
+    cut, run = (RunDir(stages.run.path / name) for name in ("cut", "whole"))
+    assert timeless(cut.path) == timeless(run.path) and cut.summary["steps"] == 6
+
+
+def test_the_stage_that_has_the_name_of_the_command_is_the_run(stages, base):
+    stages, model = stages
+    stages.run.write_json("config.json", {"command": "sft"})
+    stages("first", QUICK, model, learn(stages))
+    seconds = stages.seconds
+    stages("sft", QUICK, model, learn(stages))
+    assert stages.run.finished and not (stages.run.path / "sft").exists()
+    assert stages.run.summary["seconds"] == stages.seconds >= seconds, "its clock goes on"
+
+
+def test_a_look_sees_the_start_every_step_and_the_end(stages):
+    stages, model = stages
+    seen = []
+
+    class Watch(Look):
+        def before(self, run, start, *, resumed):
+            seen.append(("before", start is model, resumed))
+
+        def step(self, run, model, step, steps):
+            seen.append((step, steps, len(run.metrics())))
+
+        def after(self, run, model, steps):
+            seen.append(("after", steps, (run.path / "final").exists()))
+            return {"answer": 42}
+
+    stages.looks["sft"] = Watch()
+    with pytest.raises(Killed):
+        stages("sft", QUICK, model, learn(stages, stop=5))
+    assert seen == [("before", True, False), *[(n, 6, n) for n in (1, 2, 3, 4, 5)]]
+    stages("sft", QUICK, model, learn(stages))
+    assert seen[6:] == [("before", True, True), (6, 6, 6), ("after", 6, False)]
+    summary = RunDir(stages.run.path / "sft").summary
+    assert list(summary) == ["steps", "answer", "seconds"] and summary["answer"] == 42
+
+
+def test_steps_that_only_the_data_tell_are_learnt_from_the_first_step(stages, monkeypatch):
+    """The bar has a total, and the last step a checkpoint, without reading the data beforehand."""
+    stages, model = stages
+    totals, expect = [], Progress.expect
+    monkeypatch.setattr(Progress, "expect", lambda self, n: totals.append(n) or expect(self, n))
+    stages.settings = SumsSettings(checkpoint_every=1000)
+    stages("sft", QUICK, model, learn(stages))
+    assert totals == [6] and RunDir(stages.run.path / "sft").checkpoints() == [6]
+
+
+def test_a_file_of_the_run_is_made_once(stages):
+    stages, _ = stages
+    calls = []
+
+    def make():
+        calls.append(1)
+        return "content"
+
+    for _ in range(2):
+        content = stages.file("x.txt", make, lambda path: path.read_text(),
+                              lambda text, path: path.write_text(text))
+        assert content == "content"
+    assert calls == [1] and [p.name for p in stages.run.path.glob("x*")] == ["x.txt"]
+
+
+def test_stages_are_numbered_where_there_are_several(stages):
+    stages, _ = stages
+    assert stages.title("sft") == "sft"
+    stages.names = ["base", "sft", "rl"]
+    assert stages.title("sft") == "2/3 sft"
+
+
+def test_only_the_run_itself_is_profiled(stages, capsys):
+    stages, model = stages
+    stages.profile = True
+    stages.run.write_json("config.json", {"command": "sft"})
+    stages("base", QUICK, model, learn(stages))
+    assert "profile" not in capsys.readouterr().out
+    stages("sft", QUICK, model, learn(stages))
+    assert "under the profiler" in capsys.readouterr().out
+    assert [p.parent.name for p in stages.run.path.rglob("profile.json.gz")] == ["r1"]
