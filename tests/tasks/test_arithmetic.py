@@ -1,4 +1,4 @@
-"""Tests of minirl.tasks.arithmetic."""
+"""minirl/tasks/arithmetic.py"""
 
 import itertools
 import random
@@ -22,36 +22,40 @@ def read(problem):
 
 def add_up(a, b, work):
     """The answer that the columns of a sum spell, each recomputed from the one before."""
-    done, carry = "", 0
+    digits, carry = "", 0
     for i, column in enumerate(work):
         x, y, c, total, before = re.fullmatch(r"(\d)\+(\d)\+(\d)=(\d\d)(\d*)", column).groups()
-        assert (int(x), int(y), int(c)) == (a // 10 ** i % 10, b // 10 ** i % 10, carry) and int(x) + int(y) + int(c) == int(total) and before == done
-        carry, done = int(total) // 10, total[1] + done
-    return int(f"{carry}{done}")
+        assert (int(x), int(y)) == (a // 10**i % 10, b // 10**i % 10)
+        assert int(c) == carry and int(x) + int(y) + int(c) == int(total) and before == digits
+        carry, digits = int(total) // 10, total[1] + digits
+    return int(f"{carry}{digits}")
 
 
 def take_away(a, b, work):
-    done, borrow = "", 0
+    digits, borrow = "", 0
     for i, column in enumerate(work):
         top, y, c, left = re.fullmatch(r"(\d\d)-(\d)-([01])=(\d+)", column).groups()
-        assert int(y) == b // 10 ** i % 10 and int(c) == borrow and left == f"{int(top) - int(y) - int(c)}{done}"
-        borrow, done = int(top[0]), left
-        assert int(top[1]) == a // 10 ** i % 10
+        assert int(y) == b // 10**i % 10 and int(c) == borrow
+        assert left == f"{int(top) - int(y) - int(c)}{digits}"
+        borrow, digits = int(top[0]), left
+        assert int(top[1]) == a // 10**i % 10
     assert borrow == 0
-    return int(done)
+    return int(digits)
 
 
 def multiply_out(a, b, work):
-    done, carry = "", 0
+    digits, carry = "", 0
     for i, column in enumerate(work):
         x, y, c, total, before = re.fullmatch(r"(\d)\*(\d)\+(\d)=(\d\d)(\d*)", column).groups()
-        assert (int(x), int(y), int(c)) == (a // 10 ** i % 10, b, carry) and int(x) * int(y) + int(c) == int(total) and before == done
-        carry, done = int(total) // 10, total[1] + done
-    return int(f"{carry}{done}")
+        assert (int(x), int(y), int(c)) == (a // 10**i % 10, b, carry)
+        assert int(x) * int(y) + int(c) == int(total) and before == digits
+        carry, digits = int(total) // 10, total[1] + digits
+    return int(f"{carry}{digits}")
 
 
 @pytest.mark.parametrize("operation, a, b, worked, answer, written", [
-    ("addition", 347, 285, "7+5+0=12,4+8+1=132,3+2+1=0632", "632", "0632"),          # 7+5, 47+85, 347+285
+    # 7+5, 47+85, 347+285
+    ("addition", 347, 285, "7+5+0=12,4+8+1=132,3+2+1=0632", "632", "0632"),
     ("addition", 12, 34, "2+4+0=06,1+3+0=046", "46", "046"),
     ("addition", 999, 999, "9+9+0=18,9+9+1=198,9+9+1=1998", "1998", "1998"),
     ("addition", 995, 5, "5+5+0=10,9+0+1=100,9+0+1=1000", "1000", "1000"),
@@ -60,42 +64,56 @@ def multiply_out(a, b, work):
     ("subtraction", 500, 123, "10-3-0=7,10-2-1=77,05-1-1=377", "377", "377"),
     ("subtraction", 100, 1, "10-1-0=9,10-0-1=99,01-0-1=099", "99", "099"),
     ("subtraction", 42, 42, "02-2-0=0,04-4-0=00", "0", "00"),
-    ("multiplication", 347, 6, "7*6+0=42,4*6+4=282,3*6+2=2082", "2082", "2082"),     # 7*6, 47*6, 347*6
+    # 7*6, 47*6, 347*6
+    ("multiplication", 347, 6, "7*6+0=42,4*6+4=282,3*6+2=2082", "2082", "2082"),
     ("multiplication", 999, 9, "9*9+0=81,9*9+8=891,9*9+8=8991", "8991", "8991"),
     ("multiplication", 21, 4, "1*4+0=04,2*4+0=084", "84", "084"),
     ("multiplication", 345, 0, "5*0+0=00,4*0+0=000,3*0+0=0000", "0", "0000"),
 ])
 def test_hand_examples(operation, a, b, worked, answer, written):
-    sign = dict(zip(OPERATIONS, "+-*"))[operation]
-    assert Arithmetic(operation, len(str(a))).problem(a, b) == Problem(f"{a}{sign}{b}=", answer, worked, written)
+    sign = dict(zip(OPERATIONS, "+-*", strict=True))[operation]
+    problem = Arithmetic(operation, len(str(a))).problem(a, b)
+    assert problem == Problem(f"{a}{sign}{b}=", answer, worked, written)
 
 
 @every_operation
 @pytest.mark.parametrize("digits", [1, 2, 3, 4, 5])
 def test_worked_text_column_by_column(operation, digits):
-    """A demonstration with a wrong carry would teach wrong sums, and the reward, which reads the answer alone, would never show it."""
-    spelt = {"addition": add_up, "subtraction": take_away, "multiplication": multiply_out}[operation]
+    """A demonstration with a wrong carry would teach wrong sums, and the reward, which reads the
+    answer alone, would never show it."""
+    recompute = {
+        "addition": add_up,
+        "subtraction": take_away,
+        "multiplication": multiply_out,
+    }[operation]
     for problem in Arithmetic(operation, digits).sample(150, random.Random(digits)):
         a, sign, b = read(problem)
         assert int(problem.answer) == {"+": a + b, "-": a - b, "*": a * b}[sign] >= 0
-        assert spelt(a, b, problem.worked.split(",")) == int(problem.answer) and len(problem.worked.split(",")) == len(str(a))
-        assert problem.worked.endswith("=" + problem.written) and int(problem.written) == int(problem.answer), "the last total is the answer"
-        assert len(str(a)) == digits and len(str(b)) == (1 if operation == "multiplication" else digits)
+        work = problem.worked.split(",")
+        assert recompute(a, b, work) == int(problem.answer) and len(work) == len(str(a))
+        assert problem.worked.endswith("=" + problem.written), "the last total is the answer"
+        assert int(problem.written) == int(problem.answer) and len(str(a)) == digits
+        assert len(str(b)) == (1 if operation == "multiplication" else digits)
 
 
 @every_operation
 @pytest.mark.parametrize("digits", [1, 2])
 def test_splits_are_disjoint(operation, digits):
-    """Train samples never in test, not even the other way round: 12+34 in train gives 34+12 in test away."""
+    """No problem is in both splits, not even the other way round: 12+34 in train would give 34+12
+    in test away."""
     task = Arithmetic(operation, digits)
-    seen = {split: {frozenset(read(p)[::2]) for p in task.sample(400, random.Random(0), split=split)} for split in ("train", "test")}
-    assert seen["train"] and seen["test"] and not seen["train"] & seen["test"]
+    train, test = (
+        {frozenset(read(p)[::2]) for p in task.sample(400, random.Random(0), split=split)}
+        for split in ("train", "test")
+    )
+    assert train and test and not train & test
 
 
 @every_operation
 def test_a_tenth_is_held_out(operation):
     task, numbers = Arithmetic(operation, 2), range(10, 100)
-    pairs = list(itertools.product(numbers, range(10) if operation == "multiplication" else numbers))
+    second = range(10) if operation == "multiplication" else numbers
+    pairs = list(itertools.product(numbers, second))
     if operation == "subtraction":
         pairs = [(a, b) for a, b in pairs if a >= b]
     share = sum(task.split_of(a, b) == "test" for a, b in pairs) / len(pairs)
@@ -107,8 +125,11 @@ def test_a_tenth_is_held_out(operation):
 
 
 def test_the_split_is_the_same_in_every_process():
-    """Python's own hash of a string changes from run to run, and test problems would leak into the training of a resumed run. Pinned."""
-    held_out = [(a, b) for a in range(10) for b in range(a, 10) if Arithmetic("addition", 1).split_of(a, b) == "test"]
+    """Python's own hash of a string changes from run to run, and test problems would leak into the
+    training of a resumed run."""
+    task = Arithmetic("addition", 1)
+    pairs = itertools.combinations_with_replacement(range(10), 2)
+    held_out = [(a, b) for a, b in pairs if task.split_of(a, b) == "test"]
     assert held_out == [(1, 9), (2, 2), (2, 6), (3, 4), (3, 9)]
 
 
@@ -116,15 +137,17 @@ def test_the_split_is_the_same_in_every_process():
 def test_same_seed_same_problems(operation):
     task = Arithmetic(operation, 3)
     once, again, other = (task.sample(20, random.Random(seed)) for seed in (7, 7, 8))
-    assert once == again != other and len(once) == 20 and task.sample(0, random.Random(0)) == []
+    assert once == again != other and len(once) == 20
+    assert task.sample(0, random.Random(0)) == []
     rng = random.Random(7)
-    assert task.sample(8, rng) + task.sample(12, rng) == once                                # a stream: it does not matter how it is cut
+    assert task.sample(8, rng) + task.sample(12, rng) == once, "it does not matter how it is cut"
     pairs = [demonstrations(task, 20, random.Random(7), worked_share=0.5) for _ in range(2)]
     assert pairs[0] == pairs[1]
 
 
 @pytest.mark.parametrize("arguments", [
-    ("division", 3), ("", 3), ("+", 3), ("addition", 0), ("addition", 6), ("addition", -1), ("addition", 2.0), ("addition", "3"),
+    ("division", 3), ("", 3), ("+", 3), ("addition", 0), ("addition", 6), ("addition", -1),
+    ("addition", 2.0), ("addition", "3"),
 ])
 def test_bad_tasks_raise(arguments):
     with pytest.raises(ValueError, match="wanted"):
@@ -145,19 +168,23 @@ def test_bad_arguments_raise():
 
 @pytest.mark.parametrize("share, low, high", [(0.0, 0, 0), (0.3, 230, 370), (1.0, 1000, 1000)])
 def test_demonstrations_share(share, low, high):
-    """Of 1000 at share .3, 300 +- 14.5: the band is nearly five deviations wide, and the seed is fixed."""
+    """Of 1000 at share .3, 300 +- 14.5: the band is nearly five deviations wide, and the seed is
+    fixed."""
     pairs = demonstrations(Arithmetic("addition", 2), 1000, random.Random(0), worked_share=share)
-    assert low <= sum("<think></think>" not in text for _, text in pairs) <= high and len(pairs) == 1000
+    worked = sum("<think></think>" not in text for _, text in pairs)
+    assert low <= worked <= high and len(pairs) == 1000
 
 
 def test_guesses_are_answers_to_other_problems_and_only_where_nothing_is_worked_out():
-    """Half of 1000 answers at once are guesses: 500 +- 16 wrong (two sums of two digits are seldom the same)."""
+    """Half of 1000 answers at once are guesses: 500 +- 16 wrong (two sums of two digits are seldom
+    the same)."""
     task = Arithmetic("addition", 2)
     right = {True: 0, False: 0}
     pairs = demonstrations(task, 2000, random.Random(0), worked_share=0.5, guessed_share=0.5)
     for prompt, text in pairs:
         answer = task.problem(*read(Problem(prompt, ""))[::2]).answer
-        right["<think></think>" not in text] += task.rewards["accuracy"]([prompt], [text], answer=[answer]) == [1.0]
+        verdict, = task.rewards["accuracy"]([prompt], [text], answer=[answer])
+        right["<think></think>" not in text] += verdict == 1.0
         assert task.rewards["format_reward"]([prompt], [text]) == [1.0]
     worked = sum("<think></think>" not in text for _, text in pairs)
     assert right[True] == worked and 0.42 < right[False] / (2000 - worked) < 0.58
@@ -170,17 +197,21 @@ def test_demonstrations_are_of_their_split_and_right(operation, split):
     task = Arithmetic(operation, 2)
     pairs = demonstrations(task, 50, random.Random(0), worked_share=0.5, split=split)
     problems = {prompt: task.problem(*read(Problem(prompt, ""))[::2]) for prompt, _ in pairs}
-    assert all(text in (completion(problems[prompt], worked=worked) for worked in (True, False)) for prompt, text in pairs)
+    for prompt, text in pairs:
+        assert text in (completion(problems[prompt], worked=worked) for worked in (True, False))
+    assert all(task.split_of(*read(p)[::2]) == split for p in problems.values())
+    known = columns(list(problems.values()))
     for worked in (True, False):
         texts = [completion(p, worked=worked) for p in problems.values()]
-        assert all(task.split_of(*read(p)[::2]) == split for p in problems.values())
         for reward in task.rewards.values():
-            assert reward(list(problems), texts, **columns(list(problems.values()))) == [1.0] * len(texts)
-    wrong = [completion(Problem("", str(int(p.answer) + 1)), worked=False) for p in problems.values()]
-    assert task.rewards["accuracy"](list(problems), wrong, answer=[p.answer for p in problems.values()]) == [0.0] * len(wrong)
+            assert reward(list(problems), texts, **known) == [1.0] * len(texts)
+    wrong = [str(int(p.answer) + 1) for p in problems.values()]
+    texts = [completion(Problem("", answer), worked=False) for answer in wrong]
+    assert task.rewards["accuracy"](list(problems), texts, **known) == [0.0] * len(wrong)
 
 
 def test_the_documented_example_is_what_comes_out():
     problem = Arithmetic().problem(347, 285)
     for worked in (False, True):
-        assert f"{problem.prompt}   {completion(problem, worked=worked)} " in arithmetic.__doc__
+        example = f"{problem.prompt}   {completion(problem, worked=worked)} "
+        assert example in arithmetic.__doc__
