@@ -31,7 +31,7 @@ setup(
         # Other people's code to compare ours with, in tests/parity and benchmarks only; nothing in
         # minirl imports it. Needs Python 3.11.
         "parity": [
-            "trl>=1.16",           # tests/parity calls its trainers' methods, which move between versions
+            "trl>=1.16",           # tests/parity calls methods that move between versions
             "transformers>=5.0",   # the same weights, the same logits
             "datasets>=4.7",       # trl imports it, and so has its bound
             "accelerate>=1.10",    # the same
