@@ -33,7 +33,7 @@ from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import Tokenizer
-from minirl.tasks.preferences import Ranking, labelled
+from minirl.tasks.preferences import Ranking, draw_ranking
 from minirl.tasks.problem import Judged, Task
 from minirl.train.dpo import DPOConfig, train_dpo
 from minirl.train.ppo import KLControl, PPOConfig, train_ppo
@@ -131,7 +131,7 @@ def rank_completions(policy: Transformer, tokenizer: Tokenizer, task: Task, n: i
                      max_new_tokens: int = MAX_NEW_TOKENS,
                      progress: Counter | None = None) -> list[Ranking]:
     """Sample MOST completions of n problems and rank those of each problem, as a labeller does who
-    judges by one of the task's rewards with an unsteady hand (see tasks.preferences.labelled).
+    judges by one of the task's rewards with an unsteady hand (see tasks.preferences.draw_ranking).
 
     Completions that were cut off are left out, and so are prompts with fewer than FEWEST different
     completions. Raises ValueError where nothing is left.
@@ -148,8 +148,9 @@ def rank_completions(policy: Transformer, tokenizer: Tokenizer, task: Task, n: i
         ended = (~part.rollouts.truncated).tolist()
         for p, problem in enumerate(part.problems):
             rows = [row for row in range(p * MOST, (p + 1) * MOST) if ended[row]]
-            ranking = labelled(problem.prompt, [part.completions[row] for row in rows],
-                               [part.verdicts[reward][row] for row in rows], labeller, noise=noise)
+            ranking = draw_ranking(problem.prompt, [part.completions[row] for row in rows],
+                                   [part.verdicts[reward][row] for row in rows], labeller,
+                                   noise=noise)
             if ranking is not None and len(ranking.completions) >= FEWEST:
                 rankings.append(ranking)
     if not rankings:

@@ -6,16 +6,38 @@ import random
 
 import pytest
 
-from minirl.tasks.preferences import Demonstration, Ranking, labelled, load_demonstrations, load_rankings, pairs, save_rankings
+from minirl.tasks.preferences import (
+    Demonstration,
+    Ranking,
+    draw_ranking,
+    load_demonstrations,
+    load_rankings,
+    pairs,
+    save_rankings,
+)
 
 
 def test_pairs_are_all_comparisons_best_first():
-    assert pairs([Ranking("q", ("a", "b", "c")), Ranking("p", ("x", "y"))]) == [("q", "a", "b"), ("q", "a", "c"), ("q", "b", "c"), ("p", "x", "y")]
+    assert pairs([Ranking("q", ("a", "b", "c")), Ranking("p", ("x", "y"))]) == [
+        ("q", "a", "b"),
+        ("q", "a", "c"),
+        ("q", "b", "c"),
+        ("p", "x", "y"),
+    ]
 
 
-@pytest.mark.parametrize("completions, message", [((), "0 completions"), (("a",), "1 completions"), (("a", ""), "an empty completion"), (("a", "b", "a"), "two equal")])
+@pytest.mark.parametrize(
+    "completions, message",
+    [
+        ((), "0 completions"),
+        (("a",), "1 completions"),
+        (("a", ""), "an empty completion"),
+        (("a", "b", "a"), "two equal"),
+    ],
+)
 def test_rankings_that_teach_nothing_are_refused(completions, message):
-    """A pair of equal completions has the loss log 2 whatever is learnt: a floor that nobody sees in the curve."""
+    """A pair of equal completions has the loss log 2 whatever is learnt: a floor that nobody sees
+    in the curve."""
     with pytest.raises(ValueError, match=f"here, line 3: .*{message}|here, line 3: {message}"):
         Ranking("q", completions, "here, line 3")
 
@@ -23,69 +45,96 @@ def test_rankings_that_teach_nothing_are_refused(completions, message):
 # the labeller
 
 def test_the_labeller_follows_bradley_terry():
-    """Two completions, rewards 1 and 0, noise 1/2: the better one comes first with probability sigmoid(2) = 0.8808."""
+    """Two completions, rewards 1 and 0, noise 1/2: the better one comes first with probability
+    sigmoid(2) = 0.8808."""
     rng, n = random.Random(0), 4000
-    first = sum(labelled("q", ["good", "bad"], [1.0, 0.0], rng, noise=0.5).completions[0] == "good" for _ in range(n)) / n
+    rankings = [draw_ranking("q", ["good", "bad"], [1.0, 0.0], rng, noise=0.5) for _ in range(n)]
+    first = sum(ranking.completions[0] == "good" for ranking in rankings) / n
     assert first == pytest.approx(1 / (1 + math.exp(-2.0)), abs=3.5 * math.sqrt(0.105 / n))
 
 
 def test_more_than_two_are_ranked_by_plackett_and_luce():
-    """Weights e^r = 3, 2, 1: the first is drawn with 3/6, 2/6, 1/6, the second from the rest; and each pair alone is Bradley-Terry (3 : 2 for a, b)."""
+    """Weights e^r = 3, 2, 1: the first is drawn with 3/6, 2/6, 1/6, the second from the rest; and
+    each pair alone is Bradley-Terry (3 : 2 for a, b)."""
     rng, n = random.Random(1), 6000
     rewards = [math.log(3), math.log(2), 0.0]
-    drawn = [labelled("q", ["a", "b", "c"], rewards, rng, noise=1.0).completions for _ in range(n)]
-    for order, probability in (("abc", 3 / 6 * 2 / 3), ("cab", 1 / 6 * 3 / 5), ("bca", 2 / 6 * 1 / 4)):
-        assert sum("".join(d) == order for d in drawn) / n == pytest.approx(probability, abs=0.022)
-    assert sum(d.index("a") < d.index("b") for d in drawn) / n == pytest.approx(3 / 5, abs=0.022)
+    orders = ["".join(draw_ranking("q", ["a", "b", "c"], rewards, rng, noise=1.0).completions)
+              for _ in range(n)]
+    wanted = {"abc": 3 / 6 * 2 / 3, "cab": 1 / 6 * 3 / 5, "bca": 2 / 6 * 1 / 4}
+    for order, probability in wanted.items():
+        assert orders.count(order) / n == pytest.approx(probability, abs=0.022)
+    a_first = sum(order.index("a") < order.index("b") for order in orders)
+    assert a_first / n == pytest.approx(3 / 5, abs=0.022)
 
 
 def test_equal_and_empty_completions_are_not_compared():
     rng = random.Random(0)
-    assert sorted(labelled("q", ["a", "a", "", "b"], [1.0, 1.0, 2.0, 0.0], rng, noise=1.0).completions) == ["a", "b"]
-    assert labelled("q", ["a", "a", ""], [1.0, 1.0, 0.0], rng, noise=1.0) is None
-    none = [float("nan"), None, 0.0, True]                                    # True is 1
-    ranked = labelled("q", ["a", "b", "c", "d"], none, rng, noise=1e-9)
-    assert ranked.completions == ("d", "c"), "no verdict, no rank: NaN has no place in an order"
+    ranking = draw_ranking("q", ["a", "a", "", "b"], [1.0, 1.0, 2.0, 0.0], rng, noise=1.0)
+    assert sorted(ranking.completions) == ["a", "b"]
+    assert draw_ranking("q", ["a", "a", ""], [1.0, 1.0, 0.0], rng, noise=1.0) is None
+    rewards = [float("nan"), None, 0.0, True]                  # True is 1
+    ranking = draw_ranking("q", ["a", "b", "c", "d"], rewards, rng, noise=1e-9)
+    assert ranking.completions == ("d", "c"), "no verdict, no rank: NaN has no place in an order"
     with pytest.raises(ValueError, match="noise is 0"):
-        labelled("q", ["a", "b"], [1.0, 0.0], rng, noise=0.0)
+        draw_ranking("q", ["a", "b"], [1.0, 0.0], rng, noise=0.0)
 
 
 # files
 
-def written(tmp_path, *lines):
+def jsonl(tmp_path, *lines):
+    """A file of these lines: text, or an object that becomes JSON."""
     file = tmp_path / "data.jsonl"
-    file.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n", encoding="utf-8")
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    file.write_text("\n".join(texts) + "\n", encoding="utf-8")
     return file
 
 
 def test_trls_preference_format(tmp_path):
     message = [{"role": "assistant", "content": "good"}]
-    file = written(tmp_path, {"prompt": "q", "chosen": "good", "rejected": "bad", "extra": 1}, "", {"prompt": "", "chosen": message, "rejected": "bad\u2028가"})
-    first, second = load_rankings(file)
-    assert (first.prompt, first.completions, first.source) == ("q", ("good", "bad"), f"{file}, line 1")
-    assert (second.prompt, second.completions, second.source) == ("", ("good", "bad\u2028가"), f"{file}, line 3")
+    file = jsonl(tmp_path, {"prompt": "q", "chosen": "good", "rejected": "bad", "extra": 1}, "",
+                 {"prompt": "", "chosen": message, "rejected": "bad\u2028가"})
+    assert load_rankings(file) == [
+        Ranking("q", ("good", "bad"), f"{file}, line 1"),
+        Ranking("", ("good", "bad\u2028가"), f"{file}, line 3"),
+    ]
 
 
 def test_whole_rankings_come_back_as_they_were_saved(tmp_path):
     rankings = [Ranking("q", ("a", "b", "c")), Ranking("프롬프트", ("가", "나"))]
     save_rankings(rankings, tmp_path / "r.jsonl")
-    assert [(r.prompt, r.completions) for r in load_rankings(tmp_path / "r.jsonl")] == [(r.prompt, r.completions) for r in rankings]
+    loaded = load_rankings(tmp_path / "r.jsonl")
+    assert [Ranking(r.prompt, r.completions) for r in loaded] == rankings
 
 
 def test_trls_prompt_completion_format(tmp_path):
-    file = written(tmp_path, {"prompt": "q", "completion": "a"}, {"prompt": [{"role": "user", "content": "p"}], "completion": [{"role": "assistant", "content": "b"}]})
-    assert load_demonstrations(file) == [Demonstration("q", "a", f"{file}, line 1"), Demonstration("p", "b", f"{file}, line 2")]
+    conversation = {"prompt": [{"role": "user", "content": "p"}],
+                    "completion": [{"role": "assistant", "content": "b"}]}
+    file = jsonl(tmp_path, {"prompt": "q", "completion": "a"}, conversation)
+    assert load_demonstrations(file) == [Demonstration("q", "a", f"{file}, line 1"),
+                                         Demonstration("p", "b", f"{file}, line 2")]
 
 
-@pytest.mark.parametrize("line, message", [
-    ({"prompt": "q", "chosen": "a"}, "'rejected' is missing: text is wanted"), ({"chosen": "a", "rejected": "b"}, "'prompt' is missing"),
-    ({"prompt": "q", "chosen": "a", "rejected": "a"}, "two equal completions"), ({"prompt": "q", "chosen": "", "rejected": "b"}, "'chosen' is empty: leave the line out"),
-    ({"prompt": "q", "chosen": 3, "rejected": "b"}, "'chosen' is a int"), ('{"prompt": "q", "cho', "is no JSON"), ("[1, 2]", "is a list"),
-    ({"prompt": "q", "chosen": [{"content": "a"}, {"content": "b"}], "rejected": "c"}, "a conversation of 2 messages"),
-    ({"prompt": "q", "completions": ["a", "b", "a"]}, "two equal completions"), ({"prompt": "q", "completions": ["a", ""]}, "'completions' is empty"),
-    ({"prompt": "q", "completions": "a"}, "1 completions")])
+TWO_MESSAGES = [{"content": "a"}, {"content": "b"}]
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ({"prompt": "q", "chosen": "a"}, "'rejected' is missing: text is wanted"),
+        ({"chosen": "a", "rejected": "b"}, "'prompt' is missing"),
+        ({"prompt": "q", "chosen": "a", "rejected": "a"}, "two equal completions"),
+        ({"prompt": "q", "chosen": "", "rejected": "b"}, "'chosen' is empty: leave the line out"),
+        ({"prompt": "q", "chosen": 3, "rejected": "b"}, "'chosen' is a int"),
+        ('{"prompt": "q", "cho', "is no JSON"),
+        ("[1, 2]", "is a list"),
+        ({"prompt": "q", "chosen": TWO_MESSAGES, "rejected": "c"}, "a conversation of 2 messages"),
+        ({"prompt": "q", "completions": ["a", "b", "a"]}, "two equal completions"),
+        ({"prompt": "q", "completions": ["a", ""]}, "'completions' is empty"),
+        ({"prompt": "q", "completions": "a"}, "1 completions"),
+    ],
+)
 def test_bad_lines_are_named(line, message, tmp_path):
-    file = written(tmp_path, {"prompt": "q", "chosen": "a", "rejected": "b"}, line)
+    file = jsonl(tmp_path, {"prompt": "q", "chosen": "a", "rejected": "b"}, line)
     with pytest.raises(ValueError, match="data.jsonl, line 2") as error:
         load_rankings(file)
     assert message in str(error.value)
@@ -122,24 +171,24 @@ def test_files_from_another_system(mark, end, tmp_path):
 
 
 def test_a_messages_content_may_be_a_list_of_parts(tmp_path):
-    """Chat templates for images write it so. A part that is no text must not vanish: what was said
+    """Chat templates for images write it so. A part that is no text must not vanish: what is said
     about a picture would be learnt without it."""
     def message(*parts):
         return [{"role": "assistant", "content": list(parts)}]
 
     a, b = {"type": "text", "text": "a"}, {"type": "text", "text": "b"}
     pair = {"chosen": message(a, b), "rejected": message(b)}
-    file = written(tmp_path, {"prompt": message(a), **pair})
+    file = jsonl(tmp_path, {"prompt": message(a), **pair})
     assert [(r.prompt, r.completions) for r in load_rankings(file)] == [("a", ("ab", "b"))]
-    file = written(tmp_path, {"prompt": message(a), "completion": message(b, a)})
+    file = jsonl(tmp_path, {"prompt": message(a), "completion": message(b, a)})
     assert load_demonstrations(file) == [Demonstration("a", "ba", f"{file}, line 1")]
     for part, kind in (({"type": "image", "image": "x.png"}, "image"), ({"type": "text"}, "text"),
                        (3, "int")):
-        file = written(tmp_path, {"prompt": message(part), "completion": "b"})
+        file = jsonl(tmp_path, {"prompt": message(part), "completion": "b"})
         with pytest.raises(ValueError, match=f"line 1: 'prompt' has a part of type {kind}"):
             load_demonstrations(file)
     with pytest.raises(ValueError, match="line 1: 'completion' is empty"):
-        load_demonstrations(written(tmp_path, {"prompt": "q", "completion": message()}))
+        load_demonstrations(jsonl(tmp_path, {"prompt": "q", "completion": message()}))
 
 
 def test_missing_and_empty_files(tmp_path):
@@ -147,4 +196,4 @@ def test_missing_and_empty_files(tmp_path):
         with pytest.raises(ValueError, match="there is no file .*nowhere.jsonl"):
             load(tmp_path / "nowhere.jsonl")
         with pytest.raises(ValueError, match="has no lines"):
-            load(written(tmp_path, "", "  "))
+            load(jsonl(tmp_path, "", "  "))
