@@ -1,6 +1,7 @@
 """minirl/app/r1.py: the stages as runs, killed and resumed."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -9,20 +10,29 @@ from safetensors.torch import load_file
 
 from minirl.app import r1
 from minirl.app.cli import build_parser, main
-from minirl.app.evaluate import Evaluation
+from minirl.app.commands import configured
 from minirl.app.plots import plot_runs
-from minirl.app.presets import R1_PRESETS
-from minirl.app.rundir import RunDir, RunLog
+from minirl.app.r1 import R1Settings, Worths, overdo, stage_names, stages_table, with_win_rates
+from minirl.app.rundir import RunDir
+from minirl.app.runlog import RunLog
+from minirl.app.stages import Stages
+from minirl.app.tasks import make_task
+from minirl.app.text import columns_of
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.tasks.bilingual import DIGITS
-from minirl.tasks.problem import Problem
+from minirl.tasks.problem import columns, weights_of
+from minirl.train.presets import R1_PRESETS
 from minirl.train.r1 import R1Config
 from minirl.train.reward_model import as_reward
 
-SMALL = ["--number-length", "1", "--examples", "1600", "--general-examples", "400", "--cold-start-examples", "64", "--demonstrations", "32", "--ranked-prompts", "40",
-         "--eval-problems", "4", "--samples", "2", "--device", "cpu", "--checkpoint-every", "2", "--scale", "128", "--zero-steps", "3", "--reasoning-steps", "3",
-         "--final-steps", "3", "--preference-steps", "4", "--too-long", "1", "--kept-problems", "64", "--max-new-tokens", "24"]
-POLICIES = ["base", "r1-zero", "cold-start", "rl-1", "sft", "rl-2", "prefer-1", "prefer-2", "too-long", "small-base", "small-rl", "distilled"]
+SMALL = ["--number-length", "1", "--examples", "1600", "--general-examples", "400",
+         "--cold-start-examples", "64", "--demonstrations", "32", "--ranked-prompts", "40",
+         "--eval-problems", "4", "--samples", "2", "--device", "cpu", "--checkpoint-every", "2",
+         "--scale", "128", "--zero-steps", "3", "--reasoning-steps", "3", "--final-steps", "3",
+         "--preference-steps", "4", "--too-long", "1", "--kept-problems", "64",
+         "--cold-start-problems", "16", "--max-new-tokens", "24"]
+POLICIES = ["base", "r1-zero", "cold-start", "rl-1", "sft", "rl-2", "prefer-1", "prefer-2",
+            "too-long", "small-base", "small-rl", "distilled"]
 
 
 class Killed(BaseException):
@@ -33,7 +43,7 @@ class Killed(BaseException):
 def no_curves():
     """They take half a second a stage, and are drawn where they are looked for."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minirl.app.training.plot_runs", lambda runs, out: out.touch())
+        patch.setattr("minirl.app.stages.plot_runs", lambda runs, out: out.touch())
         yield
 
 
@@ -44,22 +54,39 @@ def whole(tmp_path_factory):
     return folder
 
 
+def entries_of(run):
+    return json.loads((run / "stages.json").read_text())["stages"]
+
+
 def test_r1_leaves_a_folder_per_stage_and_a_table(whole, capsys):
-    assert {*POLICIES, "rm-1", "rm-2", "final", "stages.json", "stages.png", "hacking.png", "summary.json"} <= {p.name for p in whole.iterdir()}
-    stages = json.loads((whole / "stages.json").read_text())["stages"]
-    assert [s["stage"] for s in stages] == POLICIES
-    for s in stages:
-        assert 0 <= s["hard"] <= s["pass"] <= 1 and 0 <= s["language"] <= 1 and s["length"] > 0 and len(s["general"]) == 4
-    assert next(s for s in stages if s["stage"] == "sft")["win_rate"] == 0.5
-    final, last = (load_file(whole / folder / "model.safetensors") for folder in ("final", "prefer-2/final"))
-    assert final.keys() == last.keys() and all(torch.equal(final[name], last[name]) for name in final)
-    assert main(["r1", "--resume", "--run-dir", str(whole)]) == 0 and "complete" in capsys.readouterr().out
-    assert main(["sample", "--init", str(whole / "rl-1" / "final"), "-n", "1", "--max-new-tokens", "8"]) == 0
+    assert {*POLICIES, "rm-1", "rm-2", "final", "stages.json", "stages.png", "hacking.png",
+            "summary.json"} <= {p.name for p in whole.iterdir()}
+    stages = {entry["stage"]: entry for entry in entries_of(whole)}
+    assert list(stages) == POLICIES
+    for entry in stages.values():
+        assert 0 <= entry["hard"] <= entry["pass"] <= 1 and 0 <= entry["language"] <= 1
+        assert entry["length"] > 0 and len(entry["general"]) == 4
+    assert stages["sft"]["win_rate"] == 0.5
+    final, last = (load_file(whole / folder / "model.safetensors")
+                   for folder in ("final", "prefer-2/final"))
+    assert final.keys() == last.keys()
+    assert all(torch.equal(final[name], last[name]) for name in final)
+    assert main(["r1", "--resume", "--run-dir", str(whole)]) == 0
+    assert "complete" in capsys.readouterr().out
+    summary, first, last = RunDir(whole).summary, stages["base"], stages["prefer-2"]
+    assert (summary["accuracy_before"], summary["accuracy_after"]) == (first["hard"], last["hard"])
+    assert summary["win_rate_after"] == last["win_rate"]
+    seconds = sum(entry["seconds"] for entry in stages.values())
+    assert summary["seconds"] >= seconds > 0, "reward models take time, too"
+
+
+def test_a_stage_is_asked_what_it_was_trained_on(whole, capsys):
+    init = ["--init", str(whole / "rl-1" / "final"), "--max-new-tokens", "8"]
+    assert main(["sample", *init, "-n", "1"]) == 0
     said = capsys.readouterr().out
-    assert any(word in said for word in DIGITS["ko"] + DIGITS["en"]), "it is asked what the run was trained on"
-    summary, (first, last) = json.loads((whole / "summary.json").read_text()), (next(s for s in stages if s["stage"] == name) for name in ("base", "prefer-2"))
-    assert (summary["accuracy_before"], summary["accuracy_after"], summary["win_rate_after"]) == (first["hard"], last["hard"], last["win_rate"])
-    assert summary["seconds"] >= sum(s["seconds"] for s in stages) > 0, "reward models take time, too"
+    assert any(word in said for word in DIGITS["ko"] + DIGITS["en"])
+    assert main(["eval", *init, "--problems", "2", "--samples", "1"]) == 0
+    assert capsys.readouterr().out.startswith("1-digit addition in English and Korean\n")
 
 
 @pytest.mark.parametrize("stage", ["base", "r1-zero", "rm-1", "prefer-2"])
@@ -70,35 +97,50 @@ def test_each_kind_of_stage_has_curves(stage, whole, tmp_path):
 
 
 def test_what_each_stage_ran_with_is_written_down(whole):
-    """The preference reward stands in the metrics of the last part alone, and R1-Zero's curves show what nothing rewards."""
-    numbers = json.loads((whole / "rl-2" / "config.json").read_text())["grpo"]
-    assert (numbers["temperature"], numbers["minibatches"], numbers["prompts_per_step"], numbers["group_size"]) == (0.7, 16, 4, 16)
-    judged = {name: json.loads((whole / name / "metrics.jsonl").read_text().splitlines()[0]) for name in ("r1-zero", "rl-2", "prefer-2", "too-long")}
-    assert [name for name, metrics in judged.items() if "rewards/preference/mean" in metrics] == ["prefer-2", "too-long"]
-    assert "rewards/language_consistency/mean" in judged["r1-zero"] and "rewards/general/true_reward/mean" in judged["prefer-2"]
+    """The preference reward stands in the metrics of the last part alone, and R1-Zero's curves show
+    what nothing rewards."""
+    numbers = RunDir(whole / "rl-2").config["grpo"]
+    assert (numbers["temperature"], numbers["minibatches"]) == (0.7, 16)
+    assert (numbers["prompts_per_step"], numbers["group_size"]) == (4, 16)
+    first = {name: RunDir(whole / name).metrics()[0]
+             for name in ("r1-zero", "rl-2", "prefer-2", "too-long")}
+    preferred = [name for name, metrics in first.items() if "rewards/preference/mean" in metrics]
+    assert preferred == ["prefer-2", "too-long"]
+    assert "rewards/language_consistency/mean" in first["r1-zero"]
+    assert "rewards/general/true_reward/mean" in first["prefer-2"]
 
 
-@pytest.mark.parametrize("title, step", [
-    pytest.param("base", 30, marks=pytest.mark.slow), pytest.param("rl-1", 3, marks=pytest.mark.slow),
-    pytest.param("sft", 3, marks=pytest.mark.slow), ("rm-2", 3), ("prefer-2", 2), ("distilled", 2)])
-def test_killed_in_any_stage_it_goes_on_bit_for_bit(title, step, whole, tmp_path, monkeypatch):
+ORDER = ["base", "r1-zero", "cold-start", "rl-1", "sft", "rl-2", "rm-1", "prefer-1", "rm-2",
+         "prefer-2", "too-long", "small-base", "small-rl", "distilled", "final"]
+
+
+def until(whole, run, stage):
+    """Copy a run as it was before a stage was made."""
+    shutil.copytree(whole, run)
+    gone = ORDER[ORDER.index(stage):]
+    for folder in gone:
+        shutil.rmtree(run / folder)
+    left = [{k: v for k, v in entry.items() if k != "win_rate"}
+            for entry in entries_of(run) if entry["stage"] not in gone]
+    (run / "stages.json").write_text(json.dumps({"stages": left}))
+
+
+@pytest.mark.parametrize("stage, step", [
+    pytest.param("base", 30, marks=pytest.mark.slow),
+    pytest.param("rl-1", 3, marks=pytest.mark.slow), pytest.param("sft", 3, marks=pytest.mark.slow),
+    ("rm-2", 3), ("prefer-2", 2), ("distilled", 2)])
+def test_killed_in_any_stage_it_goes_on_bit_for_bit(stage, step, whole, tmp_path, monkeypatch):
     run, log = tmp_path / "r1", RunLog.log
 
     def dying_log(self, n, metrics):
         log(self, n, metrics)
-        if self.title.split()[-1] == title and n == step:
+        if self.title.split()[-1] == stage and n == step:
             raise Killed
 
     monkeypatch.setattr(RunLog, "log", dying_log)
     start = ["r1", "--run-dir", str(run), *SMALL]
-    if title != "base":                                  # a run in which what comes before has been made
-        shutil.copytree(whole, run)
-        entries = json.loads((run / "stages.json").read_text())["stages"]
-        order = ["base", "r1-zero", "cold-start", "rl-1", "sft", "rl-2", "rm-1", "prefer-1", "rm-2", "prefer-2", "too-long", "small-base", "small-rl", "distilled", "final"]
-        gone = order[order.index(title):]
-        for folder in gone:
-            shutil.rmtree(run / folder)
-        (run / "stages.json").write_text(json.dumps({"stages": [{k: v for k, v in s.items() if k != "win_rate"} for s in entries if s["stage"] not in gone]}))
+    if stage != "base":                                  # what comes before has been made
+        until(whole, run, stage)
         start = ["r1", "--resume", "--run-dir", str(run)]
     with pytest.raises(Killed):
         main(start)
@@ -106,99 +148,153 @@ def test_killed_in_any_stage_it_goes_on_bit_for_bit(title, step, whole, tmp_path
     assert not (run / "final").exists()
     assert main(["r1", "--resume", "--run-dir", str(run)]) == 0
     for weights in sorted(whole.glob("*/final/model.safetensors")):
-        assert (run / weights.relative_to(whole)).read_bytes() == weights.read_bytes(), weights.parts[-3]
-    timeless = [[{k: v for k, v in s.items() if k != "seconds"} for s in json.loads((r / "stages.json").read_text())["stages"]] for r in (run, whole)]
+        same = (run / weights.relative_to(whole)).read_bytes() == weights.read_bytes()
+        assert same, weights.parts[-3]
+    timeless = [[{k: v for k, v in entry.items() if k != "seconds"} for entry in entries_of(r)]
+                for r in (run, whole)]
     assert timeless[0] == timeless[1]
 
 
 def test_reasoning_in_korean_alone_from_a_base_model_that_is_there(whole, tmp_path):
     run = tmp_path / "ko"
-    assert main(["r1", "--run-dir", str(run), "--language", "ko", "--init", str(whole / "base" / "final"), *SMALL, "--too-long", "0", "--rounds", "1", "--small", "0"]) == 0
-    assert not any((run / name).exists() for name in ("base", "too-long", "hacking.png", "prefer-2", "small-base"))
-    told, korean = (json.loads((r / "stages.json").read_text())["stages"][0] for r in (whole, run))
-    assert told["hard"] == korean["hard"] and told["language"] != korean["language"], "one base model, held against another language"
-    assert r1.R1RunConfig(language="ko").task.reason_in == "ko" and r1.R1RunConfig().task.reason_in is None
+    flags = ["--language", "ko", "--init", str(whole / "base" / "final"), *SMALL]
+    few = ["--too-long", "0", "--rounds", "1", "--small", "0"]
+    assert main(["r1", "--run-dir", str(run), *flags, *few]) == 0
+    for name in ("base", "too-long", "hacking.png", "prefer-2", "small-base"):
+        assert not (run / name).exists(), name
+    prompts, korean = (entries_of(r)[0] for r in (whole, run))
+    assert prompts["hard"] == korean["hard"] and prompts["language"] != korean["language"], (
+        "one base model, held against another language")
+    assert R1Settings(language="ko").task.reason_in == "ko" and R1Settings().task.reason_in is None
+    assert RunDir(run).config["task"] == {"name": "bilingual", "digits": 1, "reason_in": "ko"}
 
 
-def test_going_on_for_too_long_starts_where_the_last_part_does(whole):
-    """From rl-2, with the first reward model, for too_long times as many steps; a reward model's score of the same answers is the one that rm-1 gives."""
-    started = []
-
-    class Stages:
-        run, tokenizer, device = RunDir(whole), load_pretrained(whole / "base" / "final")[1], torch.device("cpu")
-        config, common = R1Config(preference_steps=4), r1.R1RunConfig(number_length=1, too_long=3)
-
-        def __call__(self, name, numbers, start, page):
-            started.append((name, numbers, start))
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(r1, "train_grpo", lambda model, tokenizer, task, config, *, reward_weights, **rest: started.append((task, reward_weights)))
-                page(start)
-
-    r1.overdo(Stages())
-    (name, numbers, start), (judged, weights) = started
-    rl_2, reward_model = load_pretrained(whole / "rl-2" / "final")[0], load_reward_model(whole / "rm-1" / "final")[0]
-    assert name == "too-long" and numbers.steps == 12 and numbers.temperature == 0.7 and weights["preference"] == 1.0
-    assert all(torch.equal(a, b) for a, b in zip(start.parameters(), rl_2.parameters(), strict=True))
-    asked = dict(answer=["abc"], general=[True])
-    assert judged.rewards["preference"](["sort cba:"], ["abc"], **asked) == as_reward(reward_model, Stages.tokenizer)(["sort cba:"], ["abc"])
+def stages_of(whole, **changes):
+    """The stages of a run that is there, with other settings."""
+    settings = R1Settings(number_length=1, **changes)
+    tokenizer = load_pretrained(whole / "base" / "final")[1]
+    return Stages(RunDir(whole), tokenizer, settings, device=torch.device("cpu"))
 
 
-def test_a_stage_that_had_ended_samples_as_one_that_was_trained_now(whole):
-    """Both are compiled or not alike: rejection sampling, labelling and evaluation would else take another numeric path after --resume."""
-    stages = r1.Stages(RunDir(whole), load_pretrained(whole / "base" / "final")[1], R1Config(), r1.R1RunConfig(compile="on"), device=torch.device("cpu"))
-    assert stages("rl-1", R1Config().grpo(1), None, None).compiled
+def test_going_on_for_too_long_starts_where_the_last_part_does(whole, tmp_path):
+    """From rl-2, with the first reward model, for too_long times as many steps; a reward model's
+    score of the same answers is the one that rm-1 gives."""
+    copy = tmp_path / "r1"
+    shutil.copytree(whole, copy)
+    stages, calls = stages_of(copy, too_long=3), []
+    overdo(stages, lambda *args: calls.append(args), R1Config(preference_steps=4))
+    (name, numbers, start, page), = calls
+    assert name == "too-long" and numbers.steps == 12 and numbers.temperature == 0.7
+    rl_2 = load_pretrained(whole / "rl-2" / "final")[0]
+    assert all(torch.equal(a, b)
+               for a, b in zip(start.parameters(), rl_2.parameters(), strict=True))
+    judged = page.keywords["task"]
+    assert weights_of(judged)["preference"] == 1.0
+    problem = next(p for p in judged.sample(50, __import__("random").Random(0)) if p.general)
+    asked = [problem.prompt], ["abc"]
+    reward = as_reward(load_reward_model(whole / "rm-1" / "final")[0], stages.tokenizer)
+    assert judged.rewards["preference"](*asked, **columns([problem])) == reward(*asked)
 
 
-def test_stages_are_numbered():
-    names = r1.stage_names(R1Config(rounds=1), r1.R1RunConfig(init="somewhere", too_long=0))
-    assert names == ["r1-zero", "cold-start", "rl-1", "sft", "rl-2", "rm-1", "prefer-1", "small-base", "small-rl", "distilled"] and r1.title("rl-1", names) == "3/10 rl-1"
-    assert len(r1.stage_names(R1Config(), r1.R1RunConfig())) == 14
+def test_what_is_measured_is_not_measured_again(whole, monkeypatch):
+    monkeypatch.setattr(r1, "worth", lambda *args: pytest.fail("measured again"))
+    worths = Worths(stages_of(whole), R1Config())
+    model = worths.stage("rl-1", R1Config().grpo(1), load_pretrained(whole / "base" / "final")[0],
+                         lambda model, **hooks: pytest.fail("trained again"))
+    worths.measure("rl-1", model)
+
+
+def test_the_stages_in_order():
+    names = stage_names(R1Config(rounds=1), R1Settings(init="somewhere", too_long=0))
+    assert names == ["r1-zero", "cold-start", "rl-1", "sft", "rl-2", "rm-1", "prefer-1",
+                     "small-base", "small-rl", "distilled"]
+    assert len(stage_names(R1Config(), R1Settings())) == 14
 
 
 def test_easy_problems_are_shorter():
-    config = r1.R1RunConfig(number_length=3)
-    assert config.task.digits == (2, 3) and config.of_length(3).digits == (3,) and r1.R1RunConfig(number_length=1).task.digits == (1,)
-
-
-def test_the_majority_of_samples():
-    found = Evaluation([Problem("", answer) for answer in "789"], [["<answer>7</answer>", "<answer>7</answer>", "<answer>1</answer>"],
-                          ["<answer>1</answer>", "<answer>1</answer>", "<answer>8</answer>"], ["none", "none", "<answer>9</answer>"]], [2, 1, 1], 3, {}, 0.0, 0.0)
-    assert r1.majority(found) == pytest.approx(2 / 3)
+    settings = R1Settings(number_length=3)
+    assert (settings.task.digits, settings.easy.digits, settings.hard.digits) == (
+        (2, 3), (2,), (3,))
+    assert R1Settings(number_length=1).task.digits == (1,)
+    assert make_task(settings.task_fields) == settings.hard
 
 
 def test_win_rates_by_hand():
     """Against (1, 0): (2, 0) wins one and ties one; (0, -1) loses both."""
-    rated = r1.with_win_rates([{"stage": "sft", "general": [1.0, 0.0]}, {"stage": "a", "general": [2.0, 0.0]}, {"stage": "b", "general": [0.0, -1.0]}])
-    assert [s["win_rate"] for s in rated] == [0.5, 0.75, 0.0]
+    entries = with_win_rates([
+        {"stage": "sft", "general": [1.0, 0.0]}, {"stage": "a", "general": [2.0, 0.0]},
+        {"stage": "b", "general": [0.0, -1.0]}])
+    assert [entry["win_rate"] for entry in entries] == [0.5, 0.75, 0.0]
 
 
-def test_fast_is_a_preset(tmp_path):
+def test_fast_is_a_preset():
     parser, _ = build_parser()
-    assert parser.parse_args(["r1", "--fast"]).preset == "fast" == parser.parse_args(["r1", "--preset", "fast"]).preset
+    fast = parser.parse_args(["r1", "--fast"])
+    assert fast.preset == "fast" == parser.parse_args(["r1", "--preset", "fast"]).preset
     for preset in R1_PRESETS.values():
-        r1.R1RunConfig(**preset.get("run", {})), R1Config(**preset.get("r1", {}))
-    paper = R1Config(**R1_PRESETS["paper"]["r1"])
-    assert paper.zero_steps * paper.grpo(1).minibatches == 10_400 and (paper.final_steps + paper.preference_steps) * 16 == pytest.approx(1700, abs=8)
+        configs = configured("r1", preset.numbers, fast.configs)
+        for name, value in preset.numbers.items():
+            section = "settings" if hasattr(configs["settings"], name) else "r1"
+            assert getattr(configs[section], name) == value
+    paper = R1Config(**R1_PRESETS["paper"].numbers)
+    assert paper.zero_steps * paper.grpo(1).minibatches == 10_400
+    assert (paper.final_steps + paper.preference_steps) * 16 == pytest.approx(1700, abs=8)
 
 
-@pytest.mark.parametrize("argv, said", [(["--language", "fr"], "language is 'fr': en, ko or prompt"), (["--number-length", "9"], "number_length is 9"), (["--samples", "0"], "samples is 0"),
-                                        (["--scale", "0.1"], "scale is 0.1"), (["--too-long", "-1"], "too_long is -1"),
-                                        (["--preset", "paper"], "max_new_tokens 32768 do not fit a context of 128 tokens"), (["--max-new-tokens", "20"], "worked out in up to"),
-                                        (["--max-new-tokens", "120"], "do not fit a context of 128"), (["--number-length", "5"], "add --max-new-tokens"),
-                                        (["--profile"], "--profile is for commands of one page"), (["--small", "40"], "small is 40")])
-def test_wrong_inputs_end_in_one_line(argv, said, tmp_path, capsys):
-    assert main(["r1", "--run-dir", str(tmp_path / "never"), *argv]) == 2
+@pytest.mark.parametrize("line, says", [
+    ("--language fr", "language is 'fr': en, ko or prompt"),
+    ("--number-length 9", "number_length is 9"), ("--samples 0", "samples is 0"),
+    ("--scale 0.1", "scale is 0.1"), ("--too-long -1", "too_long is -1"),
+    ("--preset paper", "max_new_tokens 32768 do not fit a context of 128 tokens"),
+    ("--max-new-tokens 20", "worked out in up to"),
+    ("--max-new-tokens 120", "do not fit a context of 128"),
+    ("--number-length 5", "add --max-new-tokens"),
+    ("--profile", "--profile is for commands of one page"), ("--small 40", "small is 40")])
+def test_wrong_inputs_end_in_one_line(line, says, tmp_path, capsys):
+    assert main(["r1", "--run-dir", str(tmp_path / "never"), *line.split()]) == 2
     error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1 and not (tmp_path / "never").exists()
+    assert says in error and error.count("\n") == 1 and not (tmp_path / "never").exists()
+
+
+# the table
+
+ATTACK = "\x1b[31mred\x1b]0;title\x07\u202e `a` ``` \n\n## step 99: forged\n\n- `x`\x9b2J"
+SHARES = "easy", "hard", "majority", "pass", "format", "language", "win_rate"
+
+
+def entry(name, text="x", n=128):
+    return {"stage": name, **dict.fromkeys(SHARES, 0.9876), "length": 12345.6,
+            "seconds": 123456.0, "problems": {"easy": 54, "hard": n, "general": n},
+            "problem": f"1+1={text}", "example": text}
+
+
+@pytest.mark.parametrize("text", [ATTACK, "한글" * 50], ids=["attack", "Hangul"])
+def test_what_models_say_steers_no_terminal_and_the_table_fits_it(text):
+    """It took 130 columns."""
+    entries = [entry("cold-start", text), entry("small-base", text)]
+    lines = stages_table(entries, R1Settings()).split("\n")
+    assert lines[0] == "distinct held-out problems: 54 easy, 128 hard, 128 general"
+    assert all(line.isprintable() for line in lines) and max(map(columns_of, lines)) <= 80
+    assert not any(line.strip().startswith(("## ", "- ")) for line in lines)
+
+
+def test_intervals_count_the_distinct_problems():
+    few, many = (re.search(r"(?m)^base .* (\S+) to (\S+) ",
+                           stages_table([entry("base", n=n)], R1Settings())).groups()
+                 for n in (9, 900))
+    assert float(few[0]) < 0.75 < 0.97 < float(many[0])
 
 
 @pytest.mark.slow
 def test_the_fast_pipeline_shows_what_the_paper_reports(tmp_path):
-    """minirl r1 --fast: R1-Zero learns to reason and goes on mixing, the language reward ends that, preferences lift general answers, distillation teaches a language."""
+    """minirl r1 --fast: R1-Zero learns to reason and goes on mixing, the language reward ends that,
+    preferences lift general answers, distillation teaches a language."""
     assert main(["r1", "--fast", "--run-dir", str(tmp_path / "r1"), "--device", "cpu"]) == 0
-    found = {s["stage"]: s for s in json.loads((tmp_path / "r1" / "stages.json").read_text())["stages"]}
-    base, zero, spoken, last = (found[name] for name in ("base", "r1-zero", "rl-1", "prefer-2"))
-    assert zero["hard"] > base["hard"] + 0.15 and zero["length"] > base["length"] + 2 and zero["format"] > base["format"] + 0.1
+    stages = {entry["stage"]: entry for entry in entries_of(tmp_path / "r1")}
+    base, zero, spoken, last = (stages[name] for name in ("base", "r1-zero", "rl-1", "prefer-2"))
+    assert zero["hard"] > base["hard"] + 0.15 and zero["length"] > base["length"] + 2
+    assert zero["format"] > base["format"] + 0.1
     assert zero["language"] < 0.85 < 0.95 < spoken["language"] and last["language"] > 0.97
     assert last["win_rate"] > 0.55 and last["hard"] > zero["hard"] - 0.1
-    assert found["distilled"]["language"] > found["small-rl"]["language"] + 0.1 and found["distilled"]["easy"] > found["small-rl"]["easy"]
+    assert stages["distilled"]["language"] > stages["small-rl"]["language"] + 0.1
+    assert stages["distilled"]["easy"] > stages["small-rl"]["easy"]
