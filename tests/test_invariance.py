@@ -169,7 +169,7 @@ def apply(name, inputs):
 
 
 def weighted_sum(out, mask):
-    """A scalar in which every row of a (B,) or, under the mask, (B, T) output has its own weight."""
+    """A scalar in which every row of an output, (B,) or (B, T), has its own weight."""
     if mask is not None and out.shape == mask.shape:
         return aggregate(out * (1 + torch.arange(len(out)).to(out)[:, None]), mask, "token_mean")
     return (out * (1 + torch.arange(len(out)).to(out.dtype) if out.dim() == 1 else 1)).sum()
