@@ -2,6 +2,7 @@
 what a page reports, computes and saves."""
 
 import random
+from itertools import cycle
 
 import torch
 
@@ -43,6 +44,12 @@ class Log(list):
 
 def length(completion):
     return float(len(completion))
+
+
+def in_turn(*verdicts):
+    """Return a rule that gives these verdicts one after another, and then from the start."""
+    endless = cycle(verdicts)
+    return lambda completion: next(endless)
 
 
 def tiny(**changes):
@@ -102,6 +109,3 @@ def record_gradients(monkeypatch):
 
     monkeypatch.setattr("minirl.train.state.clip_gradient", record)
     return models
-
-
-copied = copy_of

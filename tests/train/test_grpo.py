@@ -2,7 +2,6 @@
 
 import random
 from dataclasses import replace
-from itertools import cycle
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from tests.train.small import (
     Log,
     copy_of,
     flat,
+    in_turn,
     length,
     record_gradients,
     save_step,
@@ -51,12 +51,6 @@ def first_gradient(monkeypatch, **changes):
     gradients = record_gradients(monkeypatch)
     weights_after(steps=1, **changes)
     return flat(gradients[0])
-
-
-def in_turn(*verdicts):
-    """Return a rule that gives these verdicts one after another, and then from the start."""
-    endless = cycle(verdicts)
-    return lambda completion: next(endless)
 
 
 def test_three_steps_twice_are_the_same_bit_for_bit():
