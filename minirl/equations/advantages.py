@@ -212,7 +212,7 @@ def maxrl_advantages(rewards: Tensor) -> Tensor:
 
     Equation   A_i = (r_i - mean(r)) / mean(r), and 0 where mean(r) = 0
     Paper      MaxRL, arXiv:2602.02710. It expands log p = -Σ_k (1-p)^k / k, p the chance of being
-               right; J_N is the sum up to k = N.
+               right; J_N is this series up to k = N.
     Erratum    With 0 where no sample is right, the estimate is unbiased for ∇J_{G-1}, not ∇J_G.
     Shapes     rewards: (P, G), none negative -> (P, G)
     Gradient   none.

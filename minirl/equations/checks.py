@@ -42,15 +42,16 @@ def check_positive(**numbers: float) -> None:
             raise ValueError(f"{name} is {x}: expected a positive number")
 
 
-def beside_constants(x: Tensor, **constants: Tensor) -> Tensor:
-    r"""Return x, once its constants are known to have its shape and no gradient.
+def guard_gradient(x: Tensor, **constants: Tensor) -> Tensor:
+    r"""Return x, with a gradient that no constant of the update can break.
 
-    Where a constant is not finite, x is detached. Padding may hold NaN: there the gradient of the
-    aggregate is 0, but 0 times NaN would be NaN. Anywhere else the NaN shows in the value.
+    Constants must have x's shape and no gradient of their own. Where one is not finite, x is
+    detached. Padding may hold NaN: there the gradient of the aggregate is 0, but 0 times NaN would
+    be NaN. Anywhere else the NaN shows in the value.
 
     >>> logp = torch.zeros(2, requires_grad=True)
     >>> adv = torch.tensor([1.0, float("nan")])
-    >>> torch.autograd.grad((beside_constants(logp, adv=adv) * adv)[0], logp)
+    >>> torch.autograd.grad((guard_gradient(logp, adv=adv) * adv)[0], logp)
     (tensor([1., 0.]),)
     """
     for name, constant in constants.items():

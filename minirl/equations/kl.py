@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 
 from minirl.equations.checks import (
-    beside_constants,
     check_constants,
     check_positive,
     check_same_shape,
+    guard_gradient,
 )
 
 MAX_LOG_RATIO = 20.0  # exp(20) = 4.9e8: a larger ratio only overflows later, in a square or a sum
@@ -60,7 +60,7 @@ def k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
     >>> k1(torch.tensor([0.5]).log(), torch.tensor([0.25]).log())  # log 2
     tensor([0.6931])
     """
-    return beside_constants(logp, ref_logp=ref_logp) - ref_logp
+    return guard_gradient(logp, ref_logp=ref_logp) - ref_logp
 
 
 def k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
     >>> k2(torch.tensor([0.5]).log(), torch.tensor([0.25]).log())  # 0.6931² / 2
     tensor([0.2402])
     """
-    return 0.5 * (beside_constants(logp, ref_logp=ref_logp) - ref_logp).square()
+    return 0.5 * (guard_gradient(logp, ref_logp=ref_logp) - ref_logp).square()
 
 
 def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
     >>> k3(torch.tensor([0.5]).log(), torch.tensor([0.25]).log())  # 1/2 + log 2 - 1
     tensor([0.1931])
     """
-    log_ratio = ref_logp - beside_constants(logp, ref_logp=ref_logp)
+    log_ratio = ref_logp - guard_gradient(logp, ref_logp=ref_logp)
     log_ratio = log_ratio.clamp(max=max_log_ratio(logp))
     return torch.expm1(log_ratio) - log_ratio
 
@@ -113,7 +113,7 @@ def corrected_k3(logp: Tensor, old_logp: Tensor, ref_logp: Tensor) -> Tensor:
     >>> corrected_k3(half, quarter, quarter)  # ratio 2, k3 0.1931
     tensor([0.3863])
     """
-    logp = beside_constants(logp, old_logp=old_logp, ref_logp=ref_logp)
+    logp = guard_gradient(logp, old_logp=old_logp, ref_logp=ref_logp)
     ratio = (logp - old_logp).clamp(max=max_log_ratio(logp)).exp()
     return ratio * k3(logp, ref_logp)
 

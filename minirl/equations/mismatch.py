@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minirl.equations.checks import beside_constants, check_positive
+from minirl.equations.checks import check_positive, guard_gradient
 from minirl.equations.kl import max_log_ratio
 from minirl.equations.objectives import sequence_ratio
 
@@ -38,7 +38,7 @@ def importance_ratio(logp: Tensor, behavior_logp: Tensor) -> Tensor:
     >>> importance_ratio(logp, behavior_logp)
     tensor([[2., 1.]])
     """
-    logp = beside_constants(logp, behavior_logp=behavior_logp)
+    logp = guard_gradient(logp, behavior_logp=behavior_logp)
     return (logp - behavior_logp).clamp(max=max_log_ratio(logp)).exp()
 
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from minirl.equations.checks import (
-    beside_constants,
     check_constants,
     check_positive,
     check_same_shape,
+    guard_gradient,
 )
 from minirl.equations.kl import max_log_ratio
 
@@ -40,7 +40,7 @@ def policy_gradient(logp: Tensor, adv: Tensor) -> Tensor:
     >>> policy_gradient(torch.tensor([[-0.5, -2.0]]), torch.tensor([[1.0, -1.0]]))
     tensor([[-0.5000,  2.0000]])
     """
-    logp = beside_constants(logp, adv=adv)
+    logp = guard_gradient(logp, adv=adv)
     return adv * logp
 
 
@@ -71,7 +71,7 @@ def clipped_surrogate(
     >>> clipped_surrogate(rho.log(), zero, -one)  # pessimistic: min, never max
     tensor([[-0.8000, -1.0000, -1.5000]])
     """
-    logp = beside_constants(logp, old_logp=old_logp, adv=adv)
+    logp = guard_gradient(logp, old_logp=old_logp, adv=adv)
     _check_clip(clip_low, clip_high)
     ratio = _ratio(logp, old_logp)  # (B, T)
     return torch.minimum(ratio * adv, ratio.clamp(1 - clip_low, 1 + clip_high) * adv)
@@ -126,7 +126,7 @@ def kl_penalised_surrogate(
     >>> kl_penalised_surrogate(logp, zero, zero + 1, zero + 0.5, kl_coef=1.0)  # 2 * 1 - 0.5
     tensor([[1.5000]])
     """
-    logp = beside_constants(logp, old_logp=old_logp, adv=adv)
+    logp = guard_gradient(logp, old_logp=old_logp, adv=adv)
     if kl.shape != logp.shape:
         raise ValueError(f"kl is {tuple(kl.shape)} beside logp {tuple(logp.shape)}: expected the "
                          "same shape")
@@ -151,7 +151,7 @@ def sequence_ratio(
     >>> sequence_ratio(d, zero, mask, length_normalised=False)  # the product, e^0.2
     tensor([1.2214])
     """
-    logp = beside_constants(logp, old_logp=old_logp)
+    logp = guard_gradient(logp, old_logp=old_logp)
     if mask.shape != logp.shape or logp.dim() != 2:
         raise ValueError(f"mask {tuple(mask.shape)} beside logp {tuple(logp.shape)}: expected "
                          "twice (B, T)")
@@ -225,7 +225,7 @@ def gspo_token(
     >>> gspo_token(d, zero, one, one)  # e^0.0001 for both tokens
     tensor([[1.0001, 1.0001]])
     """
-    logp = beside_constants(logp, old_logp=old_logp, adv=adv)
+    logp = guard_gradient(logp, old_logp=old_logp, adv=adv)
     _check_clip(clip_low, clip_high)
     sequence = sequence_ratio(logp.detach(), old_logp, mask, length_normalised=True)[:, None]
     largest = sequence.new_tensor(max_log_ratio(logp)).exp()
@@ -252,7 +252,7 @@ def cispo(logp: Tensor, old_logp: Tensor, adv: Tensor, *, cap: float) -> Tensor:
     >>> cispo(logp, old_logp, torch.ones(1, 2), cap=5.0)  # ratios 1 and e^2 = 7.4, cut to 5
     tensor([[-1., -5.]])
     """
-    logp = beside_constants(logp, old_logp=old_logp, adv=adv)
+    logp = guard_gradient(logp, old_logp=old_logp, adv=adv)
     check_positive(cap=cap)
     return _ratio(logp.detach(), old_logp).clamp(max=cap) * adv * logp
 
@@ -274,7 +274,7 @@ def sapo(
     >>> sapo(rho.log(), torch.zeros(1, 3), torch.ones(1, 3))  # 4 σ(-0.5), 4/2, 4 σ(0.5)
     tensor([[1.5102, 2.0000, 2.4898]])
     """
-    logp = beside_constants(logp, old_logp=old_logp, adv=adv)
+    logp = guard_gradient(logp, old_logp=old_logp, adv=adv)
     check_positive(temp_pos=temp_pos, temp_neg=temp_neg)
     temperature = torch.where(adv > 0, adv.new_tensor(temp_pos), adv.new_tensor(temp_neg))
     gate = torch.sigmoid(temperature * (_ratio(logp, old_logp) - 1))  # (B, T)
@@ -357,7 +357,7 @@ def value_loss(values: Tensor, returns: Tensor) -> Tensor:
     >>> value_loss(torch.tensor([[1.0]]), torch.tensor([[3.0]]))
     tensor([[2.]])
     """
-    values = beside_constants(values, returns=returns)
+    values = guard_gradient(values, returns=returns)
     return 0.5 * (values - returns).square()
 
 
@@ -379,7 +379,7 @@ def clipped_value_loss(
     >>> clipped_value_loss(values, old_values, returns)  # V is clipped to 0.2: 1/2 0.8²
     tensor([[0.3200]])
     """
-    values = beside_constants(values, old_values=old_values, returns=returns)
+    values = guard_gradient(values, old_values=old_values, returns=returns)
     if not clip >= 0:
         raise ValueError(f"clip is {clip}: expected a distance, at least 0")
     near = torch.maximum(torch.minimum(values, old_values + clip), old_values - clip)
