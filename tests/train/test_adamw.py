@@ -31,14 +31,11 @@ def torchs(weights):
     return torch.optim.AdamW(groups(weights), **NUMBERS, fused=True)
 
 
-def set_gradients(seed, weights):
+def step(optimizer, weights, seed):
+    """Step with gradients drawn from the seed."""
     torch.manual_seed(seed)
     for p in weights:
         p.grad = torch.randn_like(p)
-
-
-def step(optimizer, weights, seed):
-    set_gradients(seed, weights)
     optimizer.step()
 
 
