@@ -84,7 +84,7 @@ class Decoder:
         each. What stands behind the end of a row means nothing.
         """
         if self.own is not None:
-            copy_weights(model, self.own)
+            self.own.load_state_dict(model.state_dict())    # into the memory that is there
             model = self.own
         self._begin(padding, group, uniform)
         n = self.rows
@@ -197,40 +197,44 @@ class Decoder:
         return kept
 
 
-@torch.no_grad()
-def copy_weights(source: nn.Module, target: nn.Module) -> None:
-    """Copy all parameters and buffers of a module into the memory of a module like it."""
-    pairs = zip(source.parameters(), target.parameters(), strict=True)
-    buffers = zip(source.buffers(), target.buffers(), strict=True)
-    for theirs, own in (*pairs, *buffers):
-        own.copy_(theirs)
-
-
 def whole(n: int, unit: int) -> int:
     """Return the next multiple of `unit`, from n on."""
     return -(-n // unit) * unit
 
 
+def decoder_for(model: Transformer, rows: int, width: int, max_new_tokens: int, choice: Choice,
+                stops: tuple[int, ...], *, padded: bool) -> Decoder:
+    """Return a decoder for a model: on CUDA one that records its steps, and is kept.
+
+    A model whose weights are spread over several processes (FSDP) gathers them in every step, which
+    cannot be recorded.
+    """
+    recording = model.device.type == "cuda" and not is_sharded(model)
+    make = kept_decoder if recording else Decoder
+    return make(model, rows, width, max_new_tokens, choice, stops, padded=padded,
+                recording=recording)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether parameters are torch.distributed's DTensors, of which a process has a part."""
+    return any(type(p) is not nn.Parameter for p in model.parameters())
+
+
 _kept: WeakKeyDictionary[Transformer, tuple[tuple, Decoder]] = WeakKeyDictionary()
 
 
-def decoder_for(model: Transformer, rows: int, width: int, max_new_tokens: int, choice: Choice,
-                stops: tuple[int, ...], *, padded: bool) -> Decoder:
-    """Return a decoder for a model.
+def kept_decoder(model: Transformer, *sizes: Any, padded: bool, recording: bool) -> Decoder:
+    """Return the model's last decoder with its recordings, or a new one where it does not fit.
 
-    On CUDA a model's last decoder is kept with its recordings. It is used again where all sizes,
-    the choice and the dtypes are the same, whatever the weights are then, and wherever.
+    It fits where all sizes, the choice and the dtypes are the same. The weights may be others, and
+    in other memory.
     """
-    if model.device.type != "cuda":
-        return Decoder(model, rows, width, max_new_tokens, choice, stops, padded=padded,
-                       recording=False)
-    key = (rows, width, max_new_tokens, choice, stops, padded, model.device, model.dtype,
+    key = (*sizes, padded, recording, model.device, model.dtype,
            compute_dtype(model.dtype, model.device), model.compiled)
     if model in _kept and _kept[model][0] != key:
         del _kept[model]    # before the next one is made, so that its memory is free
     if model not in _kept:
-        _kept[model] = key, Decoder(model, rows, width, max_new_tokens, choice, stops,
-                                    padded=padded, recording=True)
+        _kept[model] = key, Decoder(model, *sizes, padded=padded, recording=recording)
     return _kept[model][1]
 
 

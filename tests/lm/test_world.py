@@ -1,0 +1,109 @@
+"""minirl/lm/world.py, and a model whose parameters two processes share (FSDP)."""
+
+import torch
+import torch.distributed as dist
+from torch import multiprocessing
+
+from minirl.equations.objectives import clipped_surrogate
+from minirl.equations.reduce import AGGREGATIONS, aggregate, normaliser
+from minirl.lm import world
+from minirl.lm.decoding import is_sharded
+from minirl.lm.heads import ScalarModel
+from minirl.lm.logprobs import token_logprobs
+from minirl.lm.sampling import sample
+from tests.lm.models import build_model
+
+STARTS, ENDS = torch.tensor([2, 2, 3, 1, 2, 4]), torch.tensor([5, 9, 4, 7, 8, 6])
+SLOTS = torch.arange(9)
+MASK = (SLOTS >= STARTS[:, None]) & (SLOTS < ENDS[:, None])
+TOKENS = torch.randint(23, MASK.shape, generator=torch.Generator().manual_seed(0))
+ADV = torch.tensor([1.0, -0.5, 2.0, 0.25, -1.0, 0.5])
+OPTIONS = {"group": 3, "max_new_tokens": 10, "eos_id": [0, 1, 2], "pad_id": 5}
+
+
+def gradient(model, rows, how, total):
+    """The gradient of the loss of some rows, divided by `total`."""
+    logp = token_logprobs(model, TOKENS[rows], mask=MASK[rows])
+    surrogate = clipped_surrogate(logp, logp.detach(), ADV[rows, None].expand_as(logp))
+    model.zero_grad()
+    (-aggregate(surrogate, MASK[rows], how, total=total)).backward()
+    return [p.grad for p in model.parameters()]
+
+
+def test_there_is_one_process_unless_torch_distributed_is_initialised():
+    x = torch.tensor([1.0, 2.0])
+    assert (world.size(), world.rank()) == (1, 0)
+    assert world.total(x) is x and world.total(3) == 3
+
+
+def test_two_processes(tmp_path):
+    """All of it in one pair of processes, as a pair takes seconds to start."""
+    multiprocessing.spawn(one_process, args=(str(tmp_path / "store"),), nprocs=2)
+
+
+def one_process(rank, store):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+    try:
+        check_totals(rank)
+        check_gradients(rank)
+        check_a_sharded_model()
+    finally:
+        dist.destroy_process_group()
+
+
+def check_totals(rank):
+    assert (world.size(), world.rank()) == (2, rank)
+    number, share = world.total(rank + 1), world.total(rank + 0.5)
+    assert (number, type(number)) == (3, int) and (share, type(share)) == (2.0, float)
+    x = torch.tensor([rank, 10.0], requires_grad=True)
+    total = world.total(x)
+    assert total.tolist() == [1.0, 20.0] and not total.requires_grad
+    assert x.tolist() == [rank, 10.0]
+
+
+def check_gradients(rank):
+    """Half of the rows in each process, each half divided by the number of both, and the gradients
+    added: the gradient of all rows. A process's own number would weight its few tokens too much."""
+    model = build_model("qwen3").double()
+    mine, every = torch.arange(rank, 6, 2), torch.arange(6)
+    for how in AGGREGATIONS:
+        total = world.total(normaliser(MASK[mine], how, max_length=8))
+        grads = gradient(model, mine, how, total)
+        for grad in grads:
+            dist.all_reduce(grad)
+        together = [grad.clone() for grad in grads]
+        expected = gradient(model, every, how, normaliser(MASK, how, max_length=8))
+        for a, b in zip(together, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def check_a_sharded_model():
+    """Each process has half of every parameter. FSDP gathers a module's when its forward begins."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    whole, shards = build_model("qwen3"), build_model("qwen3")
+    mesh = init_device_mesh("cpu", (2,))
+    for block in shards.layers:
+        fully_shard(block, mesh=mesh)
+    fully_shard(shards, mesh=mesh)
+    assert is_sharded(shards) and not is_sharded(whole)
+
+    prompts = [[1, 2, 3], [4]]
+    a, b = (sample(model, prompts, generator=torch.Generator().manual_seed(0), **OPTIONS)
+            for model in (whole, shards))
+    assert torch.equal(a.tokens, b.tokens) and torch.equal(a.behavior_logp, b.behavior_logp)
+    scores = []
+    for model in (whole, shards):
+        logp, entropy = token_logprobs(model, TOKENS, mask=MASK, return_entropy=True)
+        (logp.sum() + entropy.sum()).backward()
+        scores.append((logp.detach(), entropy.detach()))
+    assert all(torch.equal(x, y) for x, y in zip(*scores, strict=True))
+    for p, q in zip(whole.parameters(), shards.parameters(), strict=True):
+        torch.testing.assert_close(q.grad.full_tensor(), p.grad, rtol=1e-5, atol=1e-6)
+    values = []
+    for model in (whole, shards):
+        torch.manual_seed(0)
+        values.append(ScalarModel(model)(TOKENS, MASK))
+    assert all(torch.equal(x, y) for x, y in zip(*values, strict=True))
