@@ -1,4 +1,4 @@
-"""minirl/train/checks.py"""
+"""minirl/train/checks.py, and the intervals of every page's configuration."""
 
 from __future__ import annotations
 
@@ -19,23 +19,26 @@ from minirl.train.reward_model import RewardModelConfig
 from minirl.train.sft import SFTConfig
 
 CONFIGS = [SFTConfig(), RewardModelConfig(), DPOConfig(), PPOConfig(), GRPOConfig(), R1Config()]
-NUMBERS = [pytest.param(config, field.name, field.type, id=f"{type(config).__name__}.{field.name}")
-           for config in CONFIGS for field in dataclasses.fields(config)
-           if field.type in ("int", "float")]
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.mark.parametrize("config, name, kind", NUMBERS)
+def fields_of_type(*kinds):
+    """Return (configuration, field) for every field of these types, of every page."""
+    return [pytest.param(config, field.name, id=f"{type(config).__name__}.{field.name}")
+            for config in CONFIGS for field in dataclasses.fields(config) if field.type in kinds]
+
+
+@pytest.mark.parametrize("config, name", fields_of_type("int", "float"))
 @pytest.mark.parametrize("value", [NAN, INF, -INF, -1, True, "1", None, [1]], ids=repr)
-def test_no_number_of_any_page_takes_what_it_cannot_be(config, name, kind, value):
-    """Each of these was let through once, by some field: --lam -1 was refused after minutes of
-    other work, an infinite temperature after the cold start, and True was taken for 1."""
+def test_no_number_of_any_page_takes_what_it_cannot_be(config, name, value):
+    """Some field accepted each of these once: --lam -1 was refused after minutes of other work,
+    an infinite temperature after the cold start, and True was taken for 1."""
     with pytest.raises(ValueError, match=rf"^{name} is .* wanted"):
         replace(config, **{name: value})
 
 
-@pytest.mark.parametrize("config, name, kind", [p for p in NUMBERS if p.values[2] == "int"])
-def test_counts_are_whole_and_bounded(config, name, kind):
+@pytest.mark.parametrize("config, name", fields_of_type("int"))
+def test_counts_are_whole_and_bounded(config, name):
     """--prompts-per-step 10**12 filled the memory, and --steps 10**26 cannot end."""
     for value in (1.0, 10 ** 12, 10 ** 26):
         with pytest.raises(ValueError, match=rf"^{name} is "):
@@ -53,50 +56,62 @@ def test_counts_are_whole_and_bounded(config, name, kind):
     (dict(steps=10 ** 10), "steps is 10000000000: at most 1,000,000,000 is wanted"),
     (dict(episodes=2 ** 21), "episodes is 2097152: at most 1,048,576 is wanted"),
     (dict(steps=3.0), "steps is 3.0, of type float: a whole number is wanted"),
-    (dict(whiten_advantages=1), "whiten_advantages is 1, of type int: True or False is wanted")])
+    (dict(whiten_advantages=1), "whiten_advantages is 1, of type int: True or False is wanted"),
+])
 def test_the_message_says_what_came_and_what_is_wanted(bad, message):
     with pytest.raises(ValueError, match=message):
         PPOConfig(**bad)
 
 
-def test_the_ends_of_an_interval_are_where_it_says():
+def test_a_field_takes_the_ends_of_its_interval():
     config = PPOConfig(lr=1, lam=0, gamma=1, ema_decay=0, steps=10 ** 9, episodes=ROWS)
     assert (config.lr, config.lam, config.gamma, config.episodes) == (1, 0, 1, 1_048_576)
-    assert outside(1 - 2 ** -53, "[0, 1)") is None and outside(1.0, "[0, 1)") == "less than 1"
-    assert outside(1.0, "(0, 1]") is None and outside(0.0, "(0, 1]") == "a positive number"
-    assert outside(10 ** 9, COUNT) is None
-    assert outside(10 ** 9 + 1, COUNT) == "at most 1,000,000,000"
-    assert outside(NAN, "[0, inf)") == "at least 0"
+
+
+@pytest.mark.parametrize("value, interval, expected", [
+    (1 - 2 ** -53, "[0, 1)", None),                        # the greatest number below 1
+    (1.0, "[0, 1)", "less than 1"),
+    (1.0, "(0, 1]", None),
+    (0.0, "(0, 1]", "a positive number"),
+    (10 ** 9, COUNT, None),
+    (10 ** 9 + 1, COUNT, "at most 1,000,000,000"),
+    (NAN, "[0, inf)", "at least 0"),
+])
+def test_the_ends_of_an_interval(value, interval, expected):
+    assert outside(value, interval) == expected
 
 
 def test_a_step_has_a_bounded_number_of_completions():
-    """Each number may be within its bounds, and their product beyond any memory."""
+    """Each number may be in its interval, and their product beyond any memory."""
     with pytest.raises(ValueError, match="is 2048 and group_size 1024: at most 1,048,576"):
         GRPOConfig(prompts_per_step=2048, group_size=1024)
     assert GRPOConfig(prompts_per_step=1024, group_size=1024).minibatches == 1
 
 
 @dataclass(frozen=True)
-class Own:
+class OwnConfig:
     path: str | None = None
     share: float | None = 0.5
     pieces: int = 1
 
 
 def test_another_configuration_brings_its_own_intervals():
-    """None is a value where the type says so; a number without an interval is an error."""
-    own = {"share": "[0, 1]", "pieces": "[0, 9]"}
-    check(Own(share=None), **own)
+    """None is a value where the type says so."""
+    intervals = {"share": "[0, 1]", "pieces": "[0, 9]"}
+    check(OwnConfig(share=None), **intervals)
     with pytest.raises(ValueError, match="share is 2.0: at most 1"):
-        check(Own(share=2.0), **own)
+        check(OwnConfig(share=2.0), **intervals)
     with pytest.raises(ValueError, match="path is 3, of type int: a text"):
-        check(Own(path=3), **own)
+        check(OwnConfig(path=3), **intervals)
+
+
+def test_a_number_without_an_interval_is_a_mistake_of_the_caller():
     with pytest.raises(KeyError, match="share"):
-        check(Own())
+        check(OwnConfig())
 
 
 def test_checks_load_no_torch():
-    """What reads flags asks here, and must start at once."""
+    """The command line checks its flags here, and must start at once."""
     file = importlib.util.find_spec("minirl.train.checks").origin
     code = f"import runpy, sys; runpy.run_path({file!r}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,4 +1,4 @@
-"""Texts to ids: one text split in two, one BOS, one EOS, and nothing cut off or equal."""
+"""minirl/train/encoding.py: one BOS, one EOS, and no completion cut off or equal to another."""
 
 import json
 import unicodedata
@@ -12,13 +12,17 @@ from minirl.tasks.preferences import Demonstration, Ranking
 from minirl.train.encoding import encode_pairs, encode_rankings, encode_texts
 
 OURS = build_tokenizer()
+BOS_ID, EOS_ID, HI = OURS.bos_id, OURS.eos_id, OURS.encode("hi")
+COMPOSED, DECOMPOSED = "사과", unicodedata.normalize("NFD", "사과")
 
 
 def spaced(tmp_path, merges=()):
-    """As Llama 2's: a space is put in front of every text, so that "7" alone is "▁7"."""
-    letters = ["<unk>", "<s>", "</s>", "▁", *"0123456789=+abcd", "▁7", *map("".join, merges)]
-    backend = tokenizers.Tokenizer(models.BPE({x: i for i, x in enumerate(letters)},
-                                              [("▁", "7"), *merges], unk_token="<unk>"))
+    """Return a tokenizer like Llama 2's: it puts a space in front of every text, so that "7" alone
+    is "▁7"."""
+    special = ["<unk>", "<s>", "</s>"]
+    vocabulary = [*special, "▁", *"0123456789=+abcd", "▁7", *map("".join, merges)]
+    ids = {token: i for i, token in enumerate(vocabulary)}
+    backend = tokenizers.Tokenizer(models.BPE(ids, [("▁", "7"), *merges], unk_token="<unk>"))
     backend.add_special_tokens(["<s>", "</s>"])
     backend.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -37,7 +41,7 @@ def tokens(tokenizer, ids):
 
 
 def test_a_completion_is_tokenised_as_what_follows_its_prompt(tmp_path):
-    """Alone, "7" became "▁7", and ("3+4=", "7") was trained on as "3+4= 7"."""
+    """Tokenised alone, "7" became "▁7": the page learnt "3+4= 7" from ("3+4=", "7")."""
     tokenizer = spaced(tmp_path)
     prompts, completions = encode_pairs(tokenizer, [("3+4=", "7"), ("3+4=", " 7")], 128)
     assert tokens(tokenizer, prompts[0]) == ["<s>", "▁", "3", "+", "4", "="]
@@ -46,65 +50,100 @@ def test_a_completion_is_tokenised_as_what_follows_its_prompt(tmp_path):
     assert ranked == (prompts[:1], [completions])
 
 
-@pytest.mark.parametrize("prompt, completion, came", [
-    ("3+4", "2=", ["2", "="]),          # "42" is one token: it would reach over the boundary
+@pytest.mark.parametrize("prompt, completion, expected", [
+    ("3+4", "2=", ["2", "="]),          # "42" is one token, which would cross the boundary
     ("a", "bc", ["b", "c"]),
     ("1a", "b", ["b"]),
     ("d", "ab7", ["ab", "7"]),
 ])
-def test_a_token_that_would_reach_over_the_boundary_is_split(tmp_path, prompt, completion, came):
-    """The prompt keeps the ids that a policy is asked with, and no character is lost or doubled."""
+def test_a_token_that_would_cross_the_boundary_is_split(tmp_path, prompt, completion, expected):
+    """The prompt has the ids from which a policy samples, and no character is lost or doubled."""
     tokenizer = spaced(tmp_path, merges=[("4", "2"), ("a", "b")])
-    (ids,), (after,) = encode_pairs(tokenizer, [(prompt, completion)], 128)
-    assert ids == tokenizer.encode_prompt(prompt) and tokens(tokenizer, after) == [*came, "</s>"]
-    assert tokenizer.decode(ids + after) == f"<s> {prompt}{completion}</s>"
+    (prompt_ids,), (ids,) = encode_pairs(tokenizer, [(prompt, completion)], 128)
+    assert prompt_ids == tokenizer.encode_prompt(prompt)
+    assert tokens(tokenizer, ids) == [*expected, "</s>"]
+    assert tokenizer.decode(prompt_ids + ids) == f"<s> {prompt}{completion}</s>"
 
 
 def test_byte_pairs_are_split_at_the_boundary_too():
     tokenizer = build_tokenizer(["abcd"] * 9, vocab_size=266)            # abcd is one token
-    (ids,), (after,) = encode_pairs(tokenizer, [("xab", "cd")], 128)
-    assert ids == tokenizer.encode_prompt("xab") and tokenizer.decode(after) == f"cd{EOS}"
+    (prompt_ids,), (ids,) = encode_pairs(tokenizer, [("xab", "cd")], 128)
+    assert prompt_ids == tokenizer.encode_prompt("xab")
+    assert tokenizer.decode(ids) == f"cd{EOS}"
 
 
-def test_a_special_token_in_the_text_is_not_doubled():
+@pytest.mark.parametrize("pair", [
+    ("<bos>hi", "hi<eos>"),
+    ("hi", "hi"),
+    Demonstration("hi", "hi<eos>"),
+], ids=["with special tokens", "without", "demonstration"])
+def test_a_special_token_in_a_pair_is_not_doubled(pair):
     """A chat template's text begins with BOS and ends with EOS, and got both twice."""
-    bos, eos, end = OURS.bos_id, OURS.eos_id, OURS.backend.token_to_id("</answer>")
-    body = OURS.encode("hi")
-    for pair in (("<bos>hi", "hi<eos>"), ("hi", "hi"), Demonstration("hi", "hi<eos>")):
-        assert encode_pairs(OURS, [pair], 128) == ([[bos, *body]], [[*body, eos]])
+    assert encode_pairs(OURS, [pair], 128) == ([[BOS_ID, *HI]], [[*HI, EOS_ID]])
+
+
+def test_a_special_token_in_a_ranking_is_not_doubled():
     prompts, completions = encode_rankings(OURS, [Ranking("<bos>hi", ("hi<eos>", "h"))], 128)
-    assert prompts == [[bos, *body]] and completions == [[[*body, eos], [body[0], eos]]]
-    assert encode_texts(OURS, ["<bos>hi<eos>", "hi"], 128) == ([[bos]] * 2, [[*body, eos]] * 2)
-    several = Tokenizer(OURS.backend, pad=None, bos=None, eos=EOS, stops=[end])
-    assert encode_pairs(several, [("hi", "hi</answer>")], 128) == ([body], [[*body, end]])
-    assert encode_pairs(OURS, [("hi", "<eos>hi")], 128)[1] == [[eos, *body, eos]]
+    assert prompts == [[BOS_ID, *HI]]
+    assert completions == [[[*HI, EOS_ID], [HI[0], EOS_ID]]]
 
 
-def test_a_ranking_whose_ids_are_equal_is_refused_by_name(tmp_path):
-    """Korean in two Unicode spellings is two texts, but under a tokenizer that joins them one:
-    such a pair's loss is log 2 for ever."""
-    composed, apart = "사과", unicodedata.normalize("NFD", "사과")
-    encode_rankings(OURS, [Ranking("p", (composed, apart))], 128)        # ours keeps them apart
+def test_a_special_token_in_a_text_is_not_doubled():
+    """A text's prompt is its first token, here BOS."""
+    encoded = encode_texts(OURS, ["<bos>hi<eos>", "hi"], 128)
+    assert encoded == ([[BOS_ID], [BOS_ID]], [[*HI, EOS_ID], [*HI, EOS_ID]])
+
+
+def test_another_stop_token_at_the_end_stands_for_eos():
+    end = OURS.backend.token_to_id("</answer>")
+    tokenizer = Tokenizer(OURS.backend, pad=None, bos=None, eos=EOS, stops=[end])
+    assert encode_pairs(tokenizer, [("hi", "hi</answer>")], 128) == ([HI], [[*HI, end]])
+
+
+def test_an_eos_at_the_start_is_not_the_end():
+    assert encode_pairs(OURS, [("hi", "<eos>hi")], 128)[1] == [[EOS_ID, *HI, EOS_ID]]
+
+
+def test_a_tokenizer_may_keep_two_unicode_spellings_apart():
+    encode_rankings(OURS, [Ranking("p", (COMPOSED, DECOMPOSED))], 128)
+
+
+@pytest.mark.parametrize("source, name", [
+    ("pairs.jsonl, line 3", "pairs.jsonl, line 3"),
+    ("", "the ranking for 'p'"),
+])
+def test_a_ranking_with_equal_ids_is_an_error_that_names_it(source, name):
+    """Korean in two Unicode spellings is two texts, and one for a tokenizer that normalises them:
+    the loss of such a pair is log 2 for ever."""
     tokenizer = build_tokenizer()
     tokenizer.backend.normalizer = normalizers.NFC()
-    for source, name in (("pairs.jsonl, line 3",) * 2, ("", "the ranking for 'p'")):
-        ranking = Ranking("p", ("x", composed, apart), source)
-        with pytest.raises(ValueError, match=f"{name}: completions 2 and 3 are the same 7 tokens"):
-            encode_rankings(tokenizer, [ranking], 128)
+    ranking = Ranking("p", ("x", COMPOSED, DECOMPOSED), source)
+    with pytest.raises(ValueError, match=f"{name}: completions 2 and 3 are the same 7 tokens"):
+        encode_rankings(tokenizer, [ranking], 128)
+
+
+def test_a_completion_and_the_same_with_its_eos_are_equal():
     with pytest.raises(ValueError, match="1 and 2 are the same 2 tokens"):
-        encode_rankings(tokenizer, [Ranking("p", ("x", "x<eos>"))], 128)
+        encode_rankings(OURS, [Ranking("p", ("x", "x<eos>"))], 128)
 
 
-@pytest.mark.parametrize("encode, nothing", [(encode_pairs, "pair"), (encode_texts, "text"),
-                                             (encode_rankings, "ranking")])
-def test_nothing_raises(encode, nothing):
-    with pytest.raises(ValueError, match=f"at least one .*{nothing}"):
+@pytest.mark.parametrize("encode, noun", [
+    (encode_pairs, "pair"),
+    (encode_texts, "text"),
+    (encode_rankings, "ranking"),
+])
+def test_no_data_is_an_error(encode, noun):
+    with pytest.raises(ValueError, match=f"at least one .*{noun}"):
         encode(OURS, [], 128)
 
 
-def test_what_would_lose_its_end_is_named():
-    for encode, texts in ((encode_pairs, [("ab", "cd")]), (encode_texts, ["abcd"]),
-                          (encode_rankings, [Ranking("ab", ("c", "cd"))])):
-        encode(OURS, texts, 6)
-        with pytest.raises(ValueError, match="has 6 tokens, more than the model's context of 5"):
-            encode(OURS, texts, 5)
+@pytest.mark.parametrize("encode, data", [
+    (encode_pairs, ("ab", "cd")),
+    (encode_texts, "abcd"),
+    (encode_rankings, Ranking("ab", ("c", "cd"))),
+], ids=["pair", "text", "ranking"])
+def test_what_would_lose_its_end_is_an_error(encode, data):
+    """BOS, a, b, c, d and EOS are 6 tokens."""
+    encode(OURS, [data], 6)
+    with pytest.raises(ValueError, match="has 6 tokens, more than the model's context of 5"):
+        encode(OURS, [data], 5)
