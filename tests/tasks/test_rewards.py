@@ -1,4 +1,4 @@
-"""Tests of minirl.tasks.rewards."""
+"""minirl/tasks/rewards.py"""
 
 import unicodedata
 from decimal import Decimal
@@ -9,49 +9,94 @@ import pytest
 import torch
 
 from minirl.equations.inference_time import majority_vote
-from minirl.tasks.rewards import (accuracy, answer_of, combine, format_reward, judge,
-                                  language_consistency, normalise_answer, text, weighted_sum)
+from minirl.tasks.rewards import (
+    accuracy,
+    answer_of,
+    combine,
+    format_reward,
+    judge,
+    normalise_answer,
+    text,
+    weighted_sum,
+)
 
 
-def said(content):
+def tagged(content):
     return f"<think></think><answer>{content}</answer>"
 
 
 @pytest.mark.parametrize("completion, gold, expected", [
-    (said("1234"), "1234", 1.0), (said("1,234"), "1234", 1.0), (said("1234.00"), "1,234", 1.0), (said(" 1234\n"), " 1234 ", 1.0),
-    (said("1,234,567.50"), "1234567.5", 1.0), (said("007"), "7", 1.0), (said("+5"), "5", 1.0), (said("-0"), "0", 1.0),
-    (said("-12"), "-12", 1.0), (said("12"), "-12", 0.0), (said("1235"), "1234", 0.0), (said("0.1"), "0.10", 1.0), (said("0.1"), "0.11", 0.0),
-    (said("12,34"), "1234", 0.0), (said("1 234"), "1234", 0.0), (said("1234 apples"), "1234", 0.0), (said("=1234"), "1234", 0.0),
-    (said("1e3"), "1000", 0.0), (said("inf"), "1000", 0.0), (said("nan"), "nan", 1.0), (said(""), "1234", 0.0),
-    (said("Paris"), "Paris", 1.0), (said("paris"), "Paris", 0.0), (said("x = 2\ny = 3"), "x = 2\ny = 3", 1.0),
-    (said("9007199254740993"), "9007199254740992", 0.0),          # equal as floats
-    (said("1234"), 1234, 1.0), (said("1.5"), 1.5, 1.0),           # a data set may hold numbers
-    ("1234", "1234", 0.0), ("", "1234", 0.0), ("<answer>1234", "1234", 0.0), ("1234</answer>", "1234", 0.0),
-    ("<think>1234</think>", "1234", 0.0), ("<ANSWER>1234</ANSWER>", "1234", 0.0),
-    ("<answer>1234</answer> and more", "1234", 1.0),              # form is format_reward's business
-    ("<answer>1</answer><answer>1234</answer>", "1234", 0.0), ("<answer>1234</answer><answer>1234</answer>", "1234", 0.0),
+    (tagged("1234"), "1234", 1.0),
+    (tagged("1,234"), "1234", 1.0),
+    (tagged("1234.00"), "1,234", 1.0),
+    (tagged(" 1234\n"), " 1234 ", 1.0),
+    (tagged("1,234,567.50"), "1234567.5", 1.0),
+    (tagged("007"), "7", 1.0),
+    (tagged("+5"), "5", 1.0),
+    (tagged("-0"), "0", 1.0),
+    (tagged("-12"), "-12", 1.0),
+    (tagged("12"), "-12", 0.0),
+    (tagged("1235"), "1234", 0.0),
+    (tagged("0.1"), "0.10", 1.0),
+    (tagged("0.1"), "0.11", 0.0),
+    (tagged("12,34"), "1234", 0.0),
+    (tagged("1 234"), "1234", 0.0),
+    (tagged("1234 apples"), "1234", 0.0),
+    (tagged("=1234"), "1234", 0.0),
+    (tagged("1e3"), "1000", 0.0),
+    (tagged("inf"), "1000", 0.0),
+    (tagged("nan"), "nan", 1.0),
+    (tagged(""), "1234", 0.0),
+    (tagged("Paris"), "Paris", 1.0),
+    (tagged("paris"), "Paris", 0.0),
+    (tagged("x = 2\ny = 3"), "x = 2\ny = 3", 1.0),
+    (tagged("9007199254740993"), "9007199254740992", 0.0),  # equal as floats
+    (tagged("1234"), 1234, 1.0),
+    (tagged("1.5"), 1.5, 1.0),  # a data set may hold numbers
+    ("1234", "1234", 0.0),
+    ("", "1234", 0.0),
+    ("<answer>1234", "1234", 0.0),
+    ("1234</answer>", "1234", 0.0),
+    ("<think>1234</think>", "1234", 0.0),
+    ("<ANSWER>1234</ANSWER>", "1234", 0.0),
+    ("<answer>1234</answer> and more", "1234", 1.0),  # form is format_reward's business
+    ("<answer>1</answer><answer>1234</answer>", "1234", 0.0),
+    ("<answer>1234</answer><answer>1234</answer>", "1234", 0.0),
     ("<answer><answer>1234</answer></answer>", "1234", 0.0),
-    (said("1234"), None, None), ("", None, None),
-    (said(".5"), "0.5", 1.0), (said("5."), "5", 1.0), (said("-.50"), "-0.5", 1.0),
-    (said("1,234."), "1234", 1.0), (said("."), "0", 0.0), (said("-"), "0", 0.0),
-    (said("1..5"), "1.5", 0.0), (said("1.5.0"), "1.5", 0.0),
-    (said("\u22125"), "-5", 1.0),                                   # the minus that is no hyphen
-    (said("５"), "5", 1.0), (said("１，２３４"), "1234", 1.0),        # full-width
-    (said("1e16"), 1e16, 0.0), (said("1" + "0" * 16), 1e16, 1.0), (said("0.0000001"), 1e-7, 1.0),
-    (said("2.50"), Decimal("2.5"), 1.0), (said("5"), numpy.float64(5), 1.0),
-    (said("5"), numpy.int64(5), 1.0),
-    (said("x2"), "x²", 0.0), (said("½"), "1/2", 0.0),               # what NFKC would make equal
+    (tagged("1234"), None, None),
+    ("", None, None),
+    (tagged(".5"), "0.5", 1.0),
+    (tagged("5."), "5", 1.0),
+    (tagged("-.50"), "-0.5", 1.0),
+    (tagged("1,234."), "1234", 1.0),
+    (tagged("."), "0", 0.0),
+    (tagged("-"), "0", 0.0),
+    (tagged("1..5"), "1.5", 0.0),
+    (tagged("1.5.0"), "1.5", 0.0),
+    (tagged("\u22125"), "-5", 1.0),  # the minus that is no hyphen
+    (tagged("５"), "5", 1.0),
+    (tagged("１，２３４"), "1234", 1.0),  # full-width
+    (tagged("1e16"), 1e16, 0.0),
+    (tagged("1" + "0" * 16), 1e16, 1.0),
+    (tagged("0.0000001"), 1e-7, 1.0),
+    (tagged("2.50"), Decimal("2.5"), 1.0),
+    (tagged("5"), numpy.float64(5), 1.0),
+    (tagged("5"), numpy.int64(5), 1.0),
+    (tagged("x2"), "x²", 0.0),
+    (tagged("½"), "1/2", 0.0),  # what NFKC would make equal
 ])
 def test_accuracy(completion, gold, expected):
-    """Several answers are wrong even if each is right: otherwise the policy learns to list guesses."""
+    """Several answers are wrong even if each is right: otherwise the policy learns to list
+    guesses."""
     assert accuracy(["q"], [completion], answer=[gold]) == [expected]
 
 
 def test_accuracy_of_a_very_long_number():
-    """int() refuses more than 4300 digits with a ValueError: one babbling completion stopped the run."""
+    """int() refuses more than 4300 digits with a ValueError: one babbling completion stopped the
+    run."""
     nines = "9" * 10_000
     answers, golds = [nines, nines[1:] + "8", "0" + nines, nines], [nines, nines, nines, "9"]
-    assert accuracy(["q"] * 4, [said(a) for a in answers], answer=golds) == [1.0, 0.0, 1.0, 0.0]
+    assert accuracy(["q"] * 4, [tagged(a) for a in answers], answer=golds) == [1.0, 0.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("gold", ["", "  ", "\u3000", None, float("nan"), Decimal("NaN"),
@@ -59,26 +104,28 @@ def test_accuracy_of_a_very_long_number():
 def test_without_a_right_answer_there_is_no_verdict(gold):
     """A data set's empty cell was an answer like any other, and whoever answered nothing was right.
     A data frame writes NaN there, and then the text "nan" was right."""
-    assert accuracy(["q"] * 3, [said(""), said("nan"), said("5")], answer=[gold] * 3) == [None] * 3
+    completions = [tagged(""), tagged("nan"), tagged("5")]
+    assert accuracy(["q"] * 3, completions, answer=[gold] * 3) == [None] * 3
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
 def test_one_text_in_two_unicode_forms_is_one_answer(form):
-    """A tokenizer that decomposes Hangul printed 사과 as four code points, which never equal the two
-    of the data set though they look the same."""
+    """A tokenizer that decomposes Hangul printed 사과 as four code points, which never equal the
+    two of the data set though they look the same."""
     for word in ("사과", "naïve", "Ångström"):
         other = unicodedata.normalize(form, word)
-        assert accuracy(["q"] * 2, [said(other), said(word)], answer=[word, other]) == [1.0, 1.0]
+        completions = [tagged(other), tagged(word)]
+        assert accuracy(["q"] * 2, completions, answer=[word, other]) == [1.0, 1.0]
 
 
 def test_equal_answers_are_equal_votes():
     """62, 062 and 62.0 were three answers with one vote each, and 63 won with two."""
-    tagged = [said(answer) for answer in ("62", "63", "62.0", "63", "062", " ")]
-    completions = [*tagged, "62", said("62") + said("62")]
+    completions = [tagged(answer) for answer in ("62", "63", "62.0", "63", "062", " ")]
+    completions += ["62", tagged("62") + tagged("62")]
     answers = [answer_of(completion) for completion in completions]
     assert answers == ["62", "63", "62", "63", "62", None, None, None]
     assert majority_vote(answers) == normalise_answer("+62.00") == "62"
-    assert answer_of([{"role": "assistant", "content": said("사과")}]) == "사과"
+    assert answer_of([{"role": "assistant", "content": tagged("사과")}]) == "사과"
 
 
 def test_normalised_answers_stay():
@@ -90,38 +137,60 @@ def test_normalised_answers_stay():
 
 
 def test_accuracy_takes_each_completion_with_its_own_answer():
-    assert accuracy(["q"] * 3, [said("1"), said("2"), said("3")], answer=["1", "3", None], worked=[""] * 3, extra=[0] * 3) == [1.0, 0.0, None]
+    completions = [tagged("1"), tagged("2"), tagged("3")]
+    verdicts = accuracy(["q"] * 3, completions, answer=["1", "3", None], worked=[""] * 3,
+                        extra=[0] * 3)
+    assert verdicts == [1.0, 0.0, None]
     assert accuracy([], [], answer=[]) == []
     for answers in ([], ["1"], ["1"] * 3):
         with pytest.raises(ValueError, match="answer"):
-            accuracy(["q"] * 2, [said("1")] * 2, answer=answers)
+            accuracy(["q"] * 2, [tagged("1")] * 2, answer=answers)
 
 
 GOOD = "<think>1+1=2</think><answer>2</answer>"
 
 
 @pytest.mark.parametrize("completion, expected", [
-    (GOOD, 1.0), (said(""), 1.0), (f"\n {GOOD}\n", 1.0), ("<think>a\nb</think>\n\n<answer>2\n</answer>", 1.0),
+    (GOOD, 1.0),
+    (tagged(""), 1.0),
+    (f"\n {GOOD}\n", 1.0),
+    ("<think>a\nb</think>\n\n<answer>2\n</answer>", 1.0),
     ("<think>1 < 2 > 0</think><answer><b></answer>", 1.0),
-    ("", 0.0), ("2", 0.0), ("<answer>2</answer>", 0.0), ("<think>1+1=2</think>", 0.0),
-    ("<answer>2</answer><think>1+1=2</think>", 0.0),                                         # order
-    (f"So: {GOOD}", 0.0), (f"{GOOD}.", 0.0), ("<think>a</think>so<answer>2</answer>", 0.0),  # text before, after, between
-    (GOOD + GOOD, 0.0), (GOOD + "<answer>3</answer>", 0.0), (GOOD + "</answer>", 0.0), ("<think>" + GOOD, 0.0), (GOOD + "<think>", 0.0),
-    ("<think>a<think>b</think></think><answer>2</answer>", 0.0), ("<think>a</think><answer><think>b</think>2</answer>", 0.0),
-    ("<think>a<answer>2</answer></think>", 0.0), ("<think>a<answer></think>2</answer>", 0.0), ("<answer><think>a</think>2</answer>", 0.0),
-    ("<think>a</think><answer>2", 0.0), ("<think>a<answer>2</answer>", 0.0), ("<think>a</think><answer>2</answer", 0.0),
+    ("", 0.0),
+    ("2", 0.0),
+    ("<answer>2</answer>", 0.0),
+    ("<think>1+1=2</think>", 0.0),
+    ("<answer>2</answer><think>1+1=2</think>", 0.0),  # order
+    (f"So: {GOOD}", 0.0),
+    (f"{GOOD}.", 0.0),
+    ("<think>a</think>so<answer>2</answer>", 0.0),  # text before, after, between
+    (GOOD + GOOD, 0.0),
+    (GOOD + "<answer>3</answer>", 0.0),
+    (GOOD + "</answer>", 0.0),
+    ("<think>" + GOOD, 0.0),
+    (GOOD + "<think>", 0.0),
+    ("<think>a<think>b</think></think><answer>2</answer>", 0.0),
+    ("<think>a</think><answer><think>b</think>2</answer>", 0.0),
+    ("<think>a<answer>2</answer></think>", 0.0),
+    ("<think>a<answer></think>2</answer>", 0.0),
+    ("<answer><think>a</think>2</answer>", 0.0),
+    ("<think>a</think><answer>2", 0.0),
+    ("<think>a<answer>2</answer>", 0.0),
+    ("<think>a</think><answer>2</answer", 0.0),
     ("<Think>a</Think><answer>2</answer>", 0.0),
 ])
 def test_format_reward(completion, expected):
-    """Each tag once: a second pair was a loophole, since the non-greedy pattern is content with the first."""
+    """Each tag once: a second pair was a loophole, since the non-greedy pattern is content with the
+    first."""
     assert format_reward(["q"], [completion], answer=["2"]) == [expected]
 
 
 @pytest.mark.parametrize("reward", [accuracy, format_reward])
 def test_conversations(reward):
-    """TRL hands over a list of messages for a conversational data set: the last one's content counts."""
-    chat = [[{"role": "assistant", "content": "hm"}, {"role": "assistant", "content": GOOD}], [{"role": "assistant", "content": "2"}]]
-    assert reward([[{"role": "user", "content": "1+1="}]] * 2, chat, answer=["2", "2"]) == [1.0, 0.0]
+    """TRL hands over a list of messages for a conversational data set: the last one's content
+    counts."""
+    chats = [[message("hm"), message(GOOD)], [message("2")]]
+    assert reward([[message("1+1=", "user")]] * 2, chats, answer=["2", "2"]) == [1.0, 0.0]
 
 
 def message(content, role="assistant"):
@@ -136,9 +205,15 @@ def part(text):
     ([message([part(GOOD)])], GOOD),
     ([message([part("a"), {"type": "image", "image": "x.png"}, part("b")])], "ab"),
     ([message("5+6="), message("11", "tool"), message(GOOD), message("12", "tool")], GOOD),
-    ([message(GOOD, "tool")], ""), ([message(GOOD, "user")], ""), ([], ""),
+    ([message(GOOD, "tool")], ""),
+    ([message(GOOD, "user")], ""),
+    ([], ""),
     ([message("a"), message(None) | {"tool_calls": [{}]}], ""),
-    ([{"content": GOOD}], GOOD), ([{"role": "assistant"}], ""), ([message([])], ""), (GOOD, GOOD)])
+    ([{"content": GOOD}], GOOD),
+    ([{"role": "assistant"}], ""),
+    ([message([])], ""),
+    (GOOD, GOOD),
+])
 def test_a_completion_is_what_the_assistant_said_last(completion, expected):
     """The content of the last message was taken, whosever it was: a tool's result earned the
     policy's reward. And a list of parts, as chat templates for images have it, was no text: right
@@ -152,25 +227,31 @@ def fixed(*verdicts):
 
 @pytest.mark.parametrize("verdicts, weights, expected", [
     (((1.0, 0.0, 1.0), (1.0, 1.0, 0.0)), (1.0, 0.5), [1.5, 0.5, 1.0]),
-    (((1.0, None, None), (None, 1.0, None)), (1.0, 0.5), [1.0, 0.5, None]),                  # None: no verdict; from all: still none
+    # None: no verdict; from all: still none
+    (((1.0, None, None), (None, 1.0, None)), (1.0, 0.5), [1.0, 0.5, None]),
     (((0.0, 2.0),), (-3.0,), [0.0, -6.0]),
     (((1.0, None), (1.0, 1.0)), (0.0, 0.0), [0.0, 0.0]),
     (((None, None), (None, None), (None, None)), (1, 1, 1), [None, None]),
 ])
 def test_combine(verdicts, weights, expected):
-    assert combine([fixed(*v) for v in verdicts], weights)(["q"] * len(expected), [""] * len(expected)) == expected
+    combined = combine([fixed(*v) for v in verdicts], weights)
+    assert combined(["q"] * len(expected), [""] * len(expected)) == expected
 
 
 def test_combine_hands_the_columns_on():
     both = combine([accuracy, format_reward], [1.0, 0.5])
-    assert both(["q"] * 4, [GOOD, said("3"), "<answer>2</answer>", GOOD], answer=["2", "2", "2", None], worked=[""] * 4) == [1.5, 0.5, 1.0, 0.5]
+    completions, answers = [GOOD, tagged("3"), "<answer>2</answer>", GOOD], ["2", "2", "2", None]
+    verdicts = both(["q"] * 4, completions, answer=answers, worked=[""] * 4)
+    assert verdicts == [1.5, 0.5, 1.0, 0.5]
 
 
 def test_combine_of_mismatched_lengths_raises():
-    for rewards, weights in (([accuracy], []), ([accuracy], [1.0, 1.0]), ([], []), ([accuracy, format_reward], [1.0])):
+    both = [accuracy, format_reward]
+    for rewards, weights in (([accuracy], []), ([accuracy], [1.0, 1.0]), ([], []), (both, [1.0])):
         with pytest.raises(ValueError, match="weights"):
             combine(rewards, weights)
-    with pytest.raises(ValueError):                          # a reward that loses a completion must not shift the others
+    # a reward that loses a completion must not shift the others
+    with pytest.raises(ValueError, match="gave 1 of them"):
         combine([fixed(1.0, 1.0), fixed(1.0)], [1.0, 1.0])(["q"] * 2, ["", ""])
 
 
@@ -213,71 +294,31 @@ def test_an_infinite_verdict_is_refused_by_name(verdict):
 
 
 def test_a_reward_of_weight_zero_is_only_watched():
-    """A true reward that is drawn beside the learnt one once turned "no verdict" into a reward of 0, and its own NaN into everybody's."""
-    assert weighted_sum([[None, 3.0, 1.0], [5.0, 5.0, float("nan")]], [1.0, 0.0]) == [None, 3.0, 1.0]
+    """A true reward that is plotted beside the learnt one once turned "no verdict" into a reward of
+    0, and its own NaN into everybody's."""
+    verdicts = [[None, 3.0, 1.0], [5.0, 5.0, float("nan")]]
+    assert weighted_sum(verdicts, [1.0, 0.0]) == [None, 3.0, 1.0]
 
 
-# the language of the reasoning
-
-@pytest.mark.parametrize("reasoning, ko, en", [
-    ("삼 더하기 사는 칠", 1.0, 0.0), ("three plus four is seven", 0.0, 1.0), ("삼 plus 사는 seven", 0.5, 0.5), ("삼 더하기 four", 2 / 3, 1 / 3),
-    ("3 더하기 4 = 7", 1.0, 0.0),                        # numbers and signs are in no language
-    ("x 더하기 y는 7", 1.0, 1 / 2),                      # 더하기 and 는 are Korean, x and y names: in English two letters of four words
-    ("a sum: I add", 0.0, 1.0),                          # and in English "a" and "I" are words
-    ("don't", 0.0, 1.0), ("3더하기four", 0.5, 0.5), ("三 プラス 삼", 1 / 3, 0.0), ("naïve", 0.0, 1.0),
-    ("7+5=12", 0.0, 0.0), ("", 0.0, 0.0), ("\u1109\u1161\u11b7", 1.0, 0.0)])       # the last: 삼, decomposed
-def test_language_consistency_by_hand(reasoning, ko, en):
-    """DeepSeek-R1 v2, eq. 7: words of the target language over words. What stands outside the reasoning does not count."""
-    said = f"<think>{reasoning}</think><answer>seven 칠</answer>"
-    assert language_consistency(["q"] * 2, [said] * 2, ["ko", "en"]) == [pytest.approx(ko), pytest.approx(en)]
-
-
-@pytest.mark.parametrize("said, en", [
-    ("<think><pad></think><answer>5</answer>", 0.0), ("<think><pad><eos>", 0.0),
-    ("<think><|im_end|><bos></s>[PAD]</think>", 0.0), ("<think>사 <pad><pad><pad></think>", 0.0),
-    ("<think>three plus <|im_end|> 사</think>", 2 / 3), ("<think>a <b>bold</b> sum</think>", 1.0),
-    ("<think>사<answer>seven is the answer</answer>", 0.0),                         # not closed
-    ("<think>사<think>seven is the answer</think>", 0.0), ("<think>사</answer>seven", 0.0),
-    ("<think>four</thi", 1.0), ("<think>사 <|im_e", 0.0),                           # cut off
-    ("<think>사 [INST] [SUM]</think>", 0.5),                                        # no markup
-    ("<think>is 3 < 4 and 5 > 4 so</think>", 1.0),
-    ("<think>사 <seven and 사 > nine</think>", 0.6)])
-def test_markup_is_not_language(said, en):
-    """"<pad>" was an English word, and a policy that samples pad tokens spoke perfect English; so
-    did one that left its reasoning open, with the words of its answer."""
-    assert language_consistency(["q"], [said], ["en"]) == [pytest.approx(en)]
-
-
-@pytest.mark.parametrize("reasoning, ko, en", [
-    ("x² plus y² is four", 0.0, 1.0), ("½ plus ① is Ⅷ", 0.0, 1.0), ("삼² 더하기 ½ 은 ⅷ", 1.0, 0.0),
-    ("2ⁿ plus 1º", 0.0, 1.0), ("① ² Ⅷ", 0.0, 0.0), ("𝑥 plus ｓｉｘ", 0.0, 1.0),
-    (unicodedata.normalize("NFD", "naïve sum"), 0.0, 1.0),
-    (unicodedata.normalize("NFD", "삼 plus"), 0.5, 0.5), ("हिन्दी plus", 0.0, 0.5)])
-def test_numerals_are_no_words(reasoning, ko, en):
-    """For Python ², ½, ① and Ⅷ are word characters and no digits: x² was a word of two scripts, and
-    "x² plus y² is four" 0.714 English. Other forms of the same letters are the same letters, and a
-    vowel sign does not end a word."""
-    said, wanted = f"<think>{reasoning}</think>", [pytest.approx(ko), pytest.approx(en)]
-    assert language_consistency(["q"] * 2, [said] * 2, ["ko", "en"]) == wanted
-
-
-def test_language_consistency_of_what_is_not_whole():
-    said = ["칠", "<think>삼 더하기", "<answer>칠</answer>", "<think></think><answer>7</answer>", [{"role": "assistant", "content": "<think>삼</think>"}]]
-    assert language_consistency(["q"] * 5, said, ["ko"] * 5) == [0.0, 1.0, 0.0, 0.0, 1.0]
-    assert language_consistency(["q"] * 2, ["<think>삼</think>"] * 2, [None, NAN]) == [None, None]
-    with pytest.raises(ValueError, match="language is 'fr': one of ko, en"):
-        language_consistency(["q"], ["<think>un</think>"], ["fr"])
-    with pytest.raises(ValueError, match="1 completions and 2 entries"):
-        language_consistency(["q"], ["x"], ["ko", "ko"])
-
-
-@pytest.mark.parametrize("said, came", [([1.0], "1 of them"), ([1.0, 0.0, 1.0], "3 of them"), (None, "None"), (1.0, "1.0"), ([1.0, "yes"], "'yes'")])
-def test_a_reward_that_does_not_judge_each_completion_is_named(said, came):
-    """PPO trained on without a word where a function gave one number for eight completions: the others were left out as if without a verdict."""
+@pytest.mark.parametrize("verdicts, came", [
+    ([1.0], "1 of them"),
+    ([1.0, 0.0, 1.0], "3 of them"),
+    (None, "None"),
+    (1.0, "1.0"),
+    ([1.0, "yes"], "'yes'"),
+])
+def test_a_reward_that_does_not_judge_each_completion_is_named(verdicts, came):
+    """PPO trained on without a word where a function gave one number for eight completions: the
+    others were left out as if without a verdict."""
     def hasty(prompts, completions, **_):
-        return said
-    for ask in (lambda: judge({"hasty": hasty}, ["hasty"], ["p", "p"], ["a", "b"]), lambda: combine([hasty], [1.0])(["p", "p"], ["a", "b"])):
-        with pytest.raises(ValueError, match=f"'hasty' gave {came}: a list of one number .* the 2 completions"):
+        return verdicts
+
+    for ask in (
+        lambda: judge({"hasty": hasty}, ["hasty"], ["p", "p"], ["a", "b"]),
+        lambda: combine([hasty], [1.0])(["p", "p"], ["a", "b"]),
+    ):
+        message = f"'hasty' gave {came}: a list of one number .* the 2 completions"
+        with pytest.raises(ValueError, match=message):
             ask()
 
 
@@ -287,8 +328,15 @@ def test_any_iterable_of_names_will_do(names):
     assert judge({"a": fixed(1.0), "b": fixed(0.0)}, names, ["p"], ["x"]) == {"a": [1.0]}
 
 
-def test_judged_are_the_named_rewards_alone():
-    rewards = {"long": lambda prompts, completions, **_: [float(len(c)) for c in completions], "none": lambda prompts, completions, **_: [None for _ in completions]}
-    assert judge(rewards, ["none", "long"], ["p", "p"], ["a", "bcd"]) == {"none": [None, None], "long": [1.0, 3.0]}
+def test_the_named_rewards_alone_judge():
+    def none(completions, **_):
+        return [None for _ in completions]
+
+    def length(completions, **_):
+        return [float(len(completion)) for completion in completions]
+
+    rewards = {"long": length, "none": none}
+    verdicts = judge(rewards, ["none", "long"], ["p", "p"], ["a", "bcd"])
+    assert verdicts == {"none": [None, None], "long": [1.0, 3.0]} and list(verdicts)[0] == "none"
     with pytest.raises(ValueError, match="no reward 'short': one of long, none is wanted"):
         judge(rewards, ["short"], ["p"], ["a"])

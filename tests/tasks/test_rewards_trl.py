@@ -84,7 +84,7 @@ def repetition(prompts, completions, completion_ids, trainer_state=None, **kwarg
 @pytest.mark.parametrize("reward, expected", [
     (form, [1.0, 1.0]), (right, [1.0, None]), (overlong, [0.0, -0.5]), (repetition, [0.0, -1.0])])
 def test_signatures_of_trls_rewards(reward, expected):
-    """TRL's own read the first message's content, which text has not: it is made a message of."""
+    """TRL's own read the first message's content, which text lacks: text is made a message."""
     columns = {"completion_ids": [[1, 2], [3, 4, 4]], "solution": ["5", ""]}
     assert judge({"r": reward}, ["r"], QUESTIONS, ANSWERS, **columns) == {"r": expected}
     for completions in ([text(completion) for completion in ANSWERS], ANSWERS):
@@ -95,7 +95,7 @@ def test_signatures_of_trls_rewards(reward, expected):
 def test_conversational_rewards_read_prompts_too_and_keep_their_name():
     def echo(prompts, completions, **_):
         return [float(prompt == [{"role": "user", "content": completion[0]["content"]}])
-                for prompt, completion in zip(prompts, completions)]
+                for prompt, completion in zip(prompts, completions, strict=True)]
 
     assert judge({"r": conversational(echo)}, ["r"], ["a", "b"], ["a", "c"]) == {"r": [1.0, 0.0]}
     with pytest.raises(ValueError, match="the reward 'right' cannot be called .*'solution'"):
