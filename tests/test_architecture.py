@@ -1,14 +1,40 @@
 """The house: imports go down, never up and never sideways between the rooms of a floor."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent / "minirl"
-FLOORS = {"equations": 0, "lm": 1, "tasks": 1, "corpus": 1, "search": 2, "train": 3, "app": 4}
+FLOORS = {
+    "equations": 0,
+    "lm": 1,
+    "tasks": 1,
+    "corpus": 1,
+    "inference": 2,
+    "testing": 2,
+    "train": 3,
+    "app": 4,
+}
+# In train, pages stand alone: they import these modules, and no other page.
+HELPERS = {
+    "adamw",
+    "checks",
+    "encoding",
+    "metrics",
+    "presets",
+    "pretraining",
+    "profiling",
+    "stage",
+    "state",
+    "training_state",
+}
+PIPELINES = {"r1", "instructgpt"}       # pages whose lines are pages
+NAMES_PAGES = {"presets", "__init__"}   # the table of the pages' numbers, and what the room offers
 FILES = sorted(ROOT.rglob("*.py"))
-THIRD_PARTY = {"equations": {"torch"}, "tasks": set()}      # rooms that must stay light; other rooms may use what setup.py declares
+# Rooms that must stay light; other rooms may use what setup.py declares.
+THIRD_PARTY = {"equations": {"torch"}, "tasks": set()}
 
 
 def imports(file):
@@ -36,49 +62,103 @@ def violation(own, own_file, imported):
         return f"{other} is above {own}"
     if FLOORS[other] == FLOORS[own] and other != own:
         return f"{other} is on the same floor as {own}"
-    helper = len(parts) > 2 and parts[2] in ("state", "encoding", "checks", "seeding", "adamw")
-    if own == other == "train" and own_file.name not in ("r1.py", "__init__.py") and len(parts) > 2 and not helper:
-        return "a training page stands alone: only r1.py calls other pages"
+    if own == other == "train" and len(parts) > 2:
+        may_call_pages = own_file.stem in PIPELINES | NAMES_PAGES
+        if not may_call_pages and parts[2] not in HELPERS:
+            return "a training page stands alone: only pipelines call other pages"
     return None
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if room(f)], ids=lambda f: str(f.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if room(f)], ids=lambda f: str(f.relative_to(ROOT))
+)
 def test_imports_go_down(file):
     wrong = {name: why for name in imports(file) if (why := violation(room(file), file, name))}
     assert not wrong
 
 
-@pytest.mark.parametrize("own, imported, allowed", [
-    ("equations", "minirl.lm.model", False), ("lm", "minirl.tasks.problem", False), ("tasks", "minirl.lm.tokenizer", False),
-    ("lm", "minirl.equations.kl", True), ("train", "minirl.lm.model", True), ("train", "minirl.app.cli", False), ("app", "minirl.train.grpo", True),
-    ("train", "minirl.train.sft", False), ("train", "minirl.train.state", True), ("search", "minirl.train.sft", False)])
+@pytest.mark.parametrize(
+    "own, imported, allowed",
+    [
+        ("equations", "minirl.lm.model", False),
+        ("lm", "minirl.tasks.problem", False),
+        ("tasks", "minirl.lm.tokenizer", False),
+        ("lm", "minirl.equations.kl", True),
+        ("inference", "minirl.tasks.problem", True),
+        ("inference", "minirl.testing.oracle", False),
+        ("inference", "minirl.train.sft", False),
+        ("testing", "minirl.inference.collect", False),
+        ("tasks", "minirl.inference.collect", False),
+        ("train", "minirl.lm.model", True),
+        ("train", "minirl.inference.collect", True),
+        ("train", "minirl.app.cli", False),
+        ("train", "minirl.train.sft", False),
+        ("train", "minirl.train.state", True),
+        ("app", "minirl.train.grpo", True),
+    ],
+)
 def test_the_rule_itself_tells_right_from_wrong(own, imported, allowed):
     assert (violation(own, ROOT / own / "page.py", imported) is None) == allowed
 
 
+@pytest.mark.parametrize("name, allowed", [
+    ("r1", True), ("instructgpt", True), ("presets", True), ("grpo", False), ("state", False),
+])
+def test_pipelines_alone_call_pages(name, allowed):
+    file = ROOT / "train" / f"{name}.py"
+    assert (violation("train", file, "minirl.train.sft") is None) == allowed
+
+
+def test_the_helpers_and_pipelines_of_train_exist():
+    modules = {file.stem for file in (ROOT / "train").glob("*.py")}
+    assert HELPERS | PIPELINES <= modules
+
+
+@pytest.mark.parametrize("folder", ["tutorials", "benchmarks"])
+def test_what_teaches_and_measures_uses_the_library_and_not_the_command_line(folder):
+    """Of app they import the readers of run directories alone: what is worth calling from a
+    tutorial stands below."""
+    wrong = {
+        str(file.relative_to(ROOT.parent)): name
+        for file in (ROOT.parent / folder).rglob("*.py")
+        for name in imports(file)
+        if name.split(".")[:2] == ["minirl", "app"]
+        and name.split(".")[2:3] not in ([], ["rundir"])
+    }
+    assert not wrong
+
+
 @pytest.mark.parametrize("name", THIRD_PARTY)
 def test_light_rooms_import_nothing_heavy(name):
-    import sys
+    at_hand = set(sys.stdlib_module_names) | {"minirl", "__future__"}
     for file in (ROOT / name).glob("*.py"):
-        outside = {i.split(".")[0] for i in imports(file)} - set(sys.stdlib_module_names) - {"minirl", "__future__"}
+        outside = {imported.split(".")[0] for imported in imports(file)} - at_hand
         assert outside <= THIRD_PARTY[name], f"{file} imports {outside}"
 
 
 def test_every_folder_has_its_paragraph():
     for init in ROOT.rglob("__init__.py"):
-        assert ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))), f"{init} does not say what belongs there"
+        docstring = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8")))
+        assert docstring, f"{init} does not say what belongs there"
 
 
 def test_the_shift_by_one_lives_in_logprobs_alone():
-    """Mixed widths force `[:, 1:]` everywhere, and each is a chance to be off by one. Ours are all (B, T)."""
+    """Mixed widths force `[:, 1:]` everywhere, and each is a chance to be off by one. Ours are all
+    (B, T)."""
     for file in FILES:
         source = file.read_text(encoding="utf-8")
-        assert "[:, 1:]" not in source and "[:, :-1]" not in source and "[..., 1:]" not in source, f"{file} shifts by one"
+        for shift in ("[:, 1:]", "[:, :-1]", "[..., 1:]"):
+            assert shift not in source, f"{file} shifts by one"
 
 
 def test_tests_mirror_the_tree():
+    """tests/parity is about other people's code, and what stands above is about the whole."""
     tests = ROOT.parent / "tests"
     for file in tests.rglob("test_*.py"):
-        if file.parent not in (tests, tests / "parity"):                 # parity is about other people's code, what stands above about the whole
-            folder, name = ROOT / file.parent.relative_to(tests), file.stem.removeprefix("test_")
-            assert any(name == module.stem or name.startswith(module.stem + "_") for module in folder.glob("*.py")), f"{file} is about no module of {folder}"
+        if file.parent in (tests, tests / "parity"):
+            continue
+        folder, name = ROOT / file.parent.relative_to(tests), file.stem.removeprefix("test_")
+        modules = [module.stem for module in folder.glob("*.py")]
+        assert any(name == module or name.startswith(module + "_") for module in modules), (
+            f"{file} is about no module of {folder}"
+        )
