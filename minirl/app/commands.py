@@ -187,10 +187,10 @@ def say_what_it_costs(dtype: str, device: torch.device) -> None:
 
 # looking
 
-def open_checkpoint(args: argparse.Namespace, path: Path | str | None
-                    ) -> tuple[Transformer, Tokenizer]:
-    """Load a checkpoint; without one, train the base model first."""
+def open_checkpoint(args: argparse.Namespace) -> tuple[Path | str, Transformer, Tokenizer]:
+    """Load the checkpoint that --init names, or the newest; without any, train a base model."""
     device = pick_device(args.device)
+    path = newest_checkpoint(RUNS) if args.init is None else args.init
     if path is None:
         print("no trained model under runs/ yet: training the base model first", file=sys.stderr)
         configs = configured("sft", {})
@@ -199,18 +199,17 @@ def open_checkpoint(args: argparse.Namespace, path: Path | str | None
         path = run.path / "final"
     model, tokenizer = load_pretrained(path, device=device)
     say_what_it_costs(args.dtype, device)
-    print(f"checkpoint: {path}", file=sys.stderr)
-    return model, tokenizer
+    return path, model, tokenizer
 
 
-def task_of(path: Path | str | None, name: str | None = None, digits: int | None = None) -> Task:
-    """Return the task that a checkpoint's run was trained on, or what the flags make of it."""
-    fields = None if path is None else read_json(Path(path).parent / "config.json").get("task")
-    task = make_task(with_changes(fields or DEFAULT, name, digits))
-    if path is not None and fields is None and name is None:
-        warn(f"which task {path} was trained on is not written down: {task.name} is taken; "
+def trained_on(path: Path | str, task: str | None = None, digits: int | None = None) -> Task:
+    """Return the task of a checkpoint's run, or what the flags make of it."""
+    fields = read_json(Path(path).parent / "config.json").get("task")
+    chosen = make_task(with_changes(fields or DEFAULT, task, digits))
+    if fields is None and task is None:
+        warn(f"which task {path} was trained on is not written down: {chosen.name} is taken; "
              "minirl eval --task names another")
-    return task
+    return chosen
 
 
 def check_looking(args: argparse.Namespace, **counts: int) -> None:
@@ -225,29 +224,31 @@ def check_looking(args: argparse.Namespace, **counts: int) -> None:
 
 def command_sample(args: argparse.Namespace) -> None:
     check_looking(args, n=args.n)
-    path = newest_checkpoint(RUNS) if args.init is None else args.init
-    prompts = args.prompts or [problem.prompt for problem in task_of(path).sample(
+    path, model, tokenizer = open_checkpoint(args)
+    prompts = args.prompts or [problem.prompt for problem in trained_on(path).sample(
         2, random.Random(args.seed), split="test")]
-    model, tokenizer = open_checkpoint(args, path)
-    print(show_samples(model, tokenizer, prompts, n=args.n, temperature=args.temperature,
-                       top_k=args.top_k, top_p=args.top_p, max_new_tokens=args.max_new_tokens,
-                       seed=args.seed, dtype=args.dtype, numbers=args.logprobs))
+    text = show_samples(model, tokenizer, prompts, n=args.n, temperature=args.temperature,
+                        top_k=args.top_k, top_p=args.top_p, max_new_tokens=args.max_new_tokens,
+                        seed=args.seed, dtype=args.dtype, numbers=args.logprobs)
+    print(f"checkpoint: {path}", file=sys.stderr)
+    print(text)
 
 
 def command_eval(args: argparse.Namespace) -> None:
     check_looking(args, problems=args.problems, samples=args.samples)
+    make_task(with_changes(DEFAULT, args.task, args.digits))
     ks = args.k or sorted({k for k in (1, 4, 8) if k <= args.samples})
     for k in ks:
         if not 1 <= k <= args.samples:
             raise ValueError(f"pass@{k} needs at least {k} samples per problem, and k at least 1; "
                              f"--samples is {args.samples}")
-    path = newest_checkpoint(RUNS) if args.init is None else args.init
-    task = task_of(path, args.task, args.digits)
-    model, tokenizer = open_checkpoint(args, path)
+    path, model, tokenizer = open_checkpoint(args)
+    task = trained_on(path, args.task, args.digits)
     with compute_in(args.dtype, model.device):
         result = watched("measuring", model, tokenizer, task, n=args.problems, samples=args.samples,
                          max_new_tokens=args.max_new_tokens, temperature=args.temperature,
                          seed=args.seed)
+    print(f"checkpoint: {path}", file=sys.stderr)
     print(task.name)
     print(evaluation_table(result, ks, asked=args.problems, samples=args.samples,
                            temperature=args.temperature))

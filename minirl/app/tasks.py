@@ -37,7 +37,9 @@ def make_task(fields: Mapping[str, Any]) -> Task:
     >>> make_task({"name": "addition", "digits": 2}).name
     '2-digit addition'
     """
-    name = fields.get("name") if isinstance(fields, Mapping) else fields
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"a task is {fields!r}: an object with a name and fields is expected")
+    name = fields.get("name")
     allowed = fields_of(name)
     values = {field: value for field, value in fields.items() if field != "name"}
     for field in values:

@@ -1,4 +1,4 @@
-"""minirl/app/looking.py: what `minirl sample` and `minirl eval` show."""
+"""minirl/app/picture.py: how minirl sample shows what a policy was unsure of."""
 
 import math
 import re
@@ -6,24 +6,15 @@ import re
 import pytest
 import torch
 
-from minirl.app import looking
-from minirl.app.looking import (
-    completion_cells,
-    logprob_lines,
-    picture,
-    show_evaluation,
-    show_samples,
-)
+from minirl.app import picture as pictures
+from minirl.app.picture import completion_cells, logprob_lines, picture, show_samples
 from minirl.app.text import columns_of
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.rollouts import Rollouts
 from minirl.lm.tokenizer import build_tokenizer
-from minirl.tasks.arithmetic import Arithmetic
-from minirl.tasks.problem import Problem
 
-SAMPLING = dict(
-    n=2, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=12, seed=0, dtype="float32"
-)
+SAMPLING = dict(n=2, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=12, seed=0,
+                dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -34,33 +25,25 @@ def policy(base):
 @pytest.fixture
 def says(policy, monkeypatch):
     """show_samples of a policy that says a text, with a probability for each of its bytes."""
-
-    def shown(text, probabilities=None, prompt="3+4=", **how):
+    def show(text, probabilities=None, prompt="3+4=", **how):
         model, tokenizer = policy
         ids = tokenizer.encode(text)
         logp = [math.log(p) for p in probabilities or [1.0] * len(ids)]
-
-        tokens = torch.tensor([[0, *ids]])
-        mask = torch.tensor([[False] + [True] * len(ids)])
         rollouts = Rollouts(
-            tokens,
-            mask,
-            torch.tensor([1]),
-            torch.tensor([[0.0, *logp]], dtype=torch.float64),
-            torch.tensor([False]),
-        )
-        monkeypatch.setattr(looking, "sample", lambda *args, **kw: rollouts)
+            torch.tensor([[0, *ids]]), torch.tensor([[False] + [True] * len(ids)]),
+            torch.tensor([1]), torch.tensor([[0.0, *logp]], dtype=torch.float64),
+            torch.tensor([False]))
+        monkeypatch.setattr(pictures, "sample", lambda *args, **kw: rollouts)
         return show_samples(model, tokenizer, [prompt], **SAMPLING | {"n": 1}, **how)
 
-    return shown
+    return show
 
 
 ATTACK = "\x1b[31mred\x1b]0;title\x07\u202e\x9b2J `a` \r\n## step 99\n  2. forged\x7f"
 
 
-@pytest.mark.parametrize(
-    "how", [{}, {"numbers": True}, {"colour": True}, {"colour": True, "numbers": True}]
-)
+@pytest.mark.parametrize("how", [{}, {"numbers": True}, {"colour": True},
+                                 {"colour": True, "numbers": True}])
 def test_a_model_cannot_steer_the_terminal_nor_forge_a_line(how, says):
     """A policy trained to emit escapes wrote in red, set the window's title, and could have made up
     a further sample."""
@@ -71,21 +54,15 @@ def test_a_model_cannot_steer_the_terminal_nor_forge_a_line(how, says):
 
 
 def test_a_newline_is_one_and_stays_inside(says):
-    assert says("a\nb").splitlines()[:4] == [
-        "3+4=",
-        "  1. a",
-        "     b",
-        "     log-prob 0.000, 3 tokens",
-    ]
+    lines = says("a\nb").splitlines()
+    assert lines[:4] == ["3+4=", "  1. a", "     b", "     log-prob 0.000, 3 tokens"]
 
 
 def test_marks_stand_below_what_was_unsure(says):
     """p below 0.5 is ^, below 0.9 is ~: the eyes go there, and not to forty numbers."""
     lines = says("12345", [0.95, 0.89, 0.91, 0.49, 0.51]).splitlines()
-    assert (
-        lines[1:3] == ["  1. 12345", "      ~ ^~"]
-        and lines[3] == '     log-prob -1.649, 5 tokens; 1 unsure: "4" 0.49'
-    )
+    assert lines[1:3] == ["  1. 12345", "      ~ ^~"]
+    assert lines[3] == '     log-prob -1.649, 5 tokens; 1 unsure: "4" 0.49'
     assert lines[-1].startswith("~: ") and "^: below 0.5" in lines[-1]
     assert "~" not in says("12345") and "unsure" not in says("12345")
 
@@ -98,17 +75,12 @@ def test_wide_characters_are_marked_over_their_whole_width(says):
 def test_colours_where_the_terminal_has_some(says, monkeypatch):
     out = says("12345", [0.95, 0.89, 0.6, 0.4, 1.0], colour=True)
     assert "1\x1b[33m23\x1b[0m\x1b[4;31m4\x1b[0m5" in out and "^" not in out
-    for tty, env, want in (
-        (True, {}, True),
-        (False, {}, False),
-        (True, {"NO_COLOR": "1"}, False),
-        (True, {"TERM": "dumb"}, False),
-    ):
-        monkeypatch.setattr(looking.os, "environ", env)
-        monkeypatch.setattr(
-            looking.sys, "stdout", type("Stream", (), {"isatty": lambda self: tty})()
-        )
-        assert looking.terminal_has_colours() is want
+    for tty, env, want in ((True, {}, True), (False, {}, False), (True, {"NO_COLOR": "1"}, False),
+                           (True, {"TERM": "dumb"}, False)):
+        stream = type("Stream", (), {"isatty": lambda self, tty=tty: tty})()
+        monkeypatch.setattr(pictures.os, "environ", env)
+        monkeypatch.setattr(pictures.sys, "stdout", stream)
+        assert pictures.terminal_has_colours() is want
 
 
 def test_a_character_of_several_tokens_is_as_unsure_as_the_worst_of_them():
@@ -116,7 +88,7 @@ def test_a_character_of_several_tokens_is_as_unsure_as_the_worst_of_them():
     tokenizer = build_tokenizer()
     ids = tokenizer.encode("한a글")[:-1]
     cells = completion_cells(tokenizer, ids, [math.log(p) for p in (0.9, 0.2, 0.8, 0.7, 0.6, 0.3)])
-    assert [cell.shown for cell in cells] == ["한", "a", "\ufffd"]
+    assert [cell.text for cell in cells] == ["한", "a", "\ufffd"]
     assert [cell.probability for cell in cells] == pytest.approx([0.2, 0.7, 0.3])
 
 
@@ -124,10 +96,9 @@ def test_the_stop_token_has_no_character_and_is_listed():
     tokenizer = build_tokenizer()
     ids = [*tokenizer.encode("7"), tokenizer.eos_id]
     logp = [0.0, math.log(0.25)]
-    assert [cell.shown for cell in completion_cells(tokenizer, ids, logp)] == ["7"]
-    assert logprob_lines(tokenizer, ids, logp, cut=False, numbers=False) == [
-        '     log-prob -1.386, 2 tokens; 1 unsure: "<eos>" 0.25'
-    ]
+    assert [cell.text for cell in completion_cells(tokenizer, ids, logp)] == ["7"]
+    lines = logprob_lines(tokenizer, ids, logp, cut=False, numbers=False)
+    assert lines == ['     log-prob -1.386, 2 tokens; 1 unsure: "<eos>" 0.25']
 
 
 def test_every_token_with_its_logprob_on_request(policy):
@@ -137,78 +108,33 @@ def test_every_token_with_its_logprob_on_request(policy):
     assert len(parts) == 4
     for total, count, rest in parts:
         numbers = [float(x) for x in re.findall(r":(-?\d+\.\d\d)(?=\s|$)", rest)]
-        assert len(numbers) == int(count) and sum(numbers) == pytest.approx(
-            float(total), abs=0.01 * len(numbers)
-        )
+        assert len(numbers) == int(count)
+        assert sum(numbers) == pytest.approx(float(total), abs=0.01 * len(numbers))
 
 
 @pytest.mark.parametrize("numbers", [False, True])
-@pytest.mark.parametrize(
-    "text",
-    ["1" * 300, "가" * 100, "a few words " * 30, "\x1b" * 100, "\n" * 5],
-    ids=["digits", "Hangul", "words", "escapes", "newlines"],
-)
+@pytest.mark.parametrize("text", ["1" * 300, "가" * 100, "a few words " * 30, "\x1b" * 100, "\n" * 5],
+                         ids=["digits", "Hangul", "words", "escapes", "newlines"])
 def test_nothing_is_wider_than_a_terminal(text, numbers, says):
     lines = says(text, [0.3] * len(text.encode()), numbers=numbers).splitlines()
     assert max(map(columns_of, lines)) <= 80
-    said = [
-        line[5:]
-        for line in lines[1 : lines.index(next(line for line in lines if "log-prob" in line))]
-        if set(line) - set(" ^")
-    ]
+    end = next(i for i, line in enumerate(lines) if "log-prob" in line)
+    words = [line[5:] for line in lines[1:end] if set(line) - set(" ^")]
     if text[0] in "1가":
-        assert "".join(said) == text and {columns_of(line) for line in said[:-1]} <= {74, 75}
+        assert "".join(words) == text
+        assert {columns_of(line) for line in words[:-1]} <= {74, 75}
     if text[0] == "a":
-        assert " ".join(said) == text.strip(), "broken between words"
+        assert " ".join(words) == text.strip(), "broken between words"
 
 
 def test_picture_is_the_text_where_all_is_sure():
     tokenizer = build_tokenizer()
     ids = tokenizer.encode("abc")
     cells = completion_cells(tokenizer, ids, [0.0] * 3)
-    assert (
-        picture(cells, colour=False, width=80) == picture(cells, colour=True, width=80) == ["abc"]
-    )
+    for colour in (False, True):
+        assert picture(cells, colour=colour, width=80) == ["abc"]
 
 
 def test_the_same_seed_shows_the_same(policy):
-    assert show_samples(*policy, ["3+4="], **SAMPLING) == show_samples(
-        *policy, ["3+4="], **SAMPLING
-    )
-
-
-EVALUATION = dict(samples=2, ks=[1, 2], temperature=1.0, max_new_tokens=4, seed=0, dtype="float32")
-
-
-def test_eval_says_how_many_problems_there_were(policy):
-    out = show_evaluation(*policy, Arithmetic("addition", 1), problems=64, **EVALUATION)
-    lines = out.splitlines()
-    assert (
-        re.fullmatch(r"\d distinct held-out problems, 2 samples each, temperature 1", lines[0])
-        and "64 were asked for" in lines[1]
-    )
-    assert max(map(len, lines)) <= 80 and re.search(r"(?m)^pass@2 +[\d.]+ +[\d.]+ to [\d.]+$", out)
-    low, high = map(float, re.search(r"(?m)^accuracy +[\d.]+ +([\d.]+) to ([\d.]+)$", out).groups())
-    assert high - low > 0.25, "of nine problems, whatever was asked for"
-    assert "asked for" not in show_evaluation(
-        *policy, Arithmetic("addition", 2), problems=8, **EVALUATION
-    )
-
-
-def test_eval_says_how_many_problems_have_a_verdict(policy):
-    class Half:
-        rewards = {
-            "accuracy": lambda prompts, completions, answer, **_: [
-                None if a == "1" else 1.0 for a in answer
-            ],
-            "taste": lambda prompts, completions, **_: [None] * len(completions),
-        }
-
-        def sample(self, n, rng, *, split="train"):
-            return [Problem("a", "1"), Problem("b", "2")][:n]
-
-    out = show_evaluation(*policy, Half(), problems=2, **EVALUATION)
-    assert re.search(r"(?m)^accuracy +1\.000 ", out) and re.search(
-        r"(?m)^problems with a verdict +1$", out
-    )
-    assert re.search(r"(?m)^taste, mean +no verdict$", out)
+    first, second = (show_samples(*policy, ["3+4="], **SAMPLING) for _ in range(2))
+    assert first == second

@@ -1,0 +1,118 @@
+"""minirl/app/commands.py: which task is asked, and what minirl eval makes of the answers."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from minirl.app.cli import main
+from minirl.app.commands import evaluation_table
+from minirl.app.runs import newest_checkpoint
+from minirl.inference.evaluate import evaluate
+from minirl.lm.checkpoint import load_pretrained
+from minirl.tasks.arithmetic import Arithmetic
+from minirl.tasks.problem import Problem
+
+FEW = ["--problems", "2", "--samples", "1", "--max-new-tokens", "8"]
+
+
+@pytest.fixture
+def older(base, tmp_path):
+    """A run of before config.json named the task."""
+    shutil.copytree(base.parent, tmp_path / "older")
+    file = tmp_path / "older" / "config.json"
+    config = json.loads(file.read_text())
+    del config["task"]
+    file.write_text(json.dumps(config))
+    return tmp_path / "older" / "final"
+
+
+def test_a_run_that_names_no_task_is_asked_the_default_and_says_so(older, capsys):
+    assert main(["eval", "--init", str(older), *FEW]) == 0
+    out, error = capsys.readouterr()
+    assert out.startswith("3-digit addition\n")
+    assert f"which task {older} was trained on is not written down: 3-digit addition" in error
+    assert main(["eval", "--init", str(older), "--digits", "2", *FEW]) == 0
+    out, error = capsys.readouterr()
+    assert out.startswith("2-digit addition\n") and "2-digit addition is taken" in error
+    assert main(["sample", "--init", str(older), "-n", "1", "--max-new-tokens", "8"]) == 0
+    out, error = capsys.readouterr()
+    assert re.match(r"\d{3}\+\d{3}=\n", out) and "3-digit addition is taken" in error
+
+
+def test_nothing_is_said_where_the_task_or_the_prompt_is_named(older, capsys):
+    assert main(["eval", "--init", str(older), "--task", "addition", *FEW]) == 0
+    assert main(["sample", "1+1=", "--init", str(older), "-n", "1", "--max-new-tokens", "8"]) == 0
+    assert "not written down" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags, title", [
+    ([], "1-digit addition"), (["--task", "subtraction"], "1-digit subtraction"),
+    (["--digits", "2"], "2-digit addition"), (["--task", "instructions"], "instructions"),
+    (["--task", "bilingual", "--digits", "2"], "2-digit addition in English and Korean")])
+def test_eval_asks_every_task(flags, title, base, capsys):
+    """What the run's task and the one that is named have in common stays."""
+    assert main(["eval", "--init", str(base), *flags, *FEW]) == 0
+    assert capsys.readouterr().out.startswith(f"{title}\n")
+
+
+def test_digits_are_for_tasks_that_have_them(base, capsys):
+    assert main(["eval", "--init", str(base), "--task", "instructions", "--digits", "2"]) == 2
+    assert "the task instructions has no digits" in capsys.readouterr().err
+
+
+def test_without_a_checkpoint_a_base_model_is_trained_first(inside, monkeypatch, capsys):
+    from minirl.app import sums
+    small = sums.BaseConfig(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32,
+                            examples=64)
+    monkeypatch.setattr(sums.BaseConfig, "__init__", lambda self, **changes: vars(self).update(
+        vars(small)))
+    assert main(["sample", "1+1=", "--max-new-tokens", "4", "-n", "1"]) == 0
+    out, error = capsys.readouterr()
+    assert out.startswith("1+1=\n"), "nothing but the samples"
+    assert "training the base model first" in error
+    assert newest_checkpoint(inside / "runs") == inside / "runs" / "sft" / "final"
+
+
+# the table of minirl eval
+
+def table(result, asked, samples=2):
+    return evaluation_table(result, [1, 2], asked=asked, samples=samples, temperature=1.0)
+
+
+@pytest.fixture(scope="module")
+def policy(base):
+    return load_pretrained(base)
+
+
+def test_eval_says_how_many_problems_there_were(policy):
+    result = evaluate(*policy, Arithmetic("addition", 1), n=64, samples=2, max_new_tokens=4)
+    out = table(result, asked=64)
+    lines = out.splitlines()
+    assert re.fullmatch(r"\d distinct held-out problems, 2 samples each, temperature 1", lines[0])
+    assert "64 were asked for" in lines[1]
+    assert max(map(len, lines)) <= 80
+    assert re.search(r"(?m)^pass@2 +[\d.]+ +[\d.]+ to [\d.]+$", out)
+    interval = re.search(r"(?m)^accuracy +[\d.]+ +([\d.]+) to ([\d.]+)$", out)
+    low, high = map(float, interval.groups())
+    assert high - low > 0.25, "of nine problems, whatever was asked for"
+    result = evaluate(*policy, Arithmetic("addition", 2), n=8, samples=2, max_new_tokens=4)
+    assert "asked for" not in table(result, asked=8)
+
+
+def test_eval_says_how_many_problems_have_a_verdict(policy):
+    class Half:
+        name, weights = "half", {}
+        rewards = {
+            "accuracy": lambda prompts, completions, answer, **_: [
+                None if a == "1" else 1.0 for a in answer],
+            "taste": lambda prompts, completions, **_: [None] * len(completions)}
+
+        def sample(self, n, rng, *, split="train"):
+            return [Problem("a", "1"), Problem("b", "2")][:n]
+
+    out = table(evaluate(*policy, Half(), n=2, samples=2, max_new_tokens=4), asked=2)
+    assert re.search(r"(?m)^accuracy +1\.000 ", out)
+    assert re.search(r"(?m)^problems with a verdict +1$", out)
+    assert re.search(r"(?m)^taste, mean +no verdict$", out)
