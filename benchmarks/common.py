@@ -22,6 +22,7 @@ from tokenizers import models, pre_tokenizers
 
 from minirl.app.rundir import RunDir
 from minirl.lm.model import ModelConfig, Transformer
+from minirl.lm.precision import DTYPES
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.problem import Problem, RewardFunction
 
@@ -107,6 +108,14 @@ def in_turn(ways: Mapping[Any, Callable[[], object]], *, repeats: int,
             if turn >= warmup:
                 times[name].append(duration)
     return times
+
+
+def product_rate(n: int, device: str, dtype: str) -> float:
+    """Return the FLOPs per second of a product of two n x n matrices: the most that one may expect
+    of this machine."""
+    a, b = (torch.randn(n, n, device=device).to(DTYPES[dtype]) for _ in range(2))
+    a @ b
+    return 2 * n ** 3 / statistics.median(seconds(lambda: a @ b) for _ in range(5))
 
 
 # tables
