@@ -8,8 +8,8 @@ import shutil
 
 import pytest
 
-from minirl.app.rundir import RunDir, fits, free_name, newest_checkpoint, newest_run
-from minirl.app.training import RunConfig
+from minirl.app.rundir import RunDir
+from minirl.app.sums import SumsSettings
 from minirl.train.grpo import GRPOConfig
 
 
@@ -44,18 +44,8 @@ def test_samples_of_a_later_step_go_when_an_earlier_one_is_written_again(tmp_pat
     for step in (0, 5, 10, 5):
         run.write_samples(step, "x", f"text of {step}")
     text = (run.path / "samples.md").read_text()
-    assert text.count("## step") == 2 and "text of 10" not in text and text.index("text of 0") < text.index("text of 5")
-
-
-def test_names(tmp_path):
-    assert free_name(tmp_path, "grpo").name == "grpo"
-    with pytest.raises(ValueError, match="no run grpo"):
-        newest_run(tmp_path, "grpo")
-    for i, name in enumerate(("grpo", "grpo-2", "grpo-base")):
-        RunDir.create(tmp_path / name, {})
-        os.utime(tmp_path / name / "config.json", (i, i))
-    assert free_name(tmp_path, "grpo").name == "grpo-3" and newest_run(tmp_path, "grpo").name == "grpo-2"
-    assert newest_checkpoint(tmp_path) is None
+    assert text.count("## step") == 2 and "text of 10" not in text
+    assert text.index("text of 0") < text.index("text of 5")
 
 
 # a new run
@@ -93,20 +83,16 @@ def test_notes_in_the_folder_are_no_run(tmp_path):
     assert (tmp_path / "notes.txt").exists() and RunDir(tmp_path).config == {"command": "x"}
 
 
-def test_names_that_are_taken_by_anything(tmp_path):
-    (tmp_path / "grpo").symlink_to("nowhere")
-    (tmp_path / "grpo-2").write_text("a file")
-    assert RunDir.create_free(tmp_path, "grpo", {"command": "grpo"}).path == tmp_path / "grpo-3"
-    assert RunDir.create_free(tmp_path / "new", "sft", {}).path == tmp_path / "new" / "sft"
-
-
 # which command goes on
 
 def test_a_stage_says_which_command_goes_on_with_it(tmp_path):
     """A stage has a page's command, but not all sections that this command reads: TypeError."""
-    run = RunDir.create(tmp_path / "my r1", {"command": "r1", "run": {"seed": 3}})
+    task = {"name": "bilingual", "digits": 3}
+    config = {"command": "r1", "task": task, "settings": {"seed": 3}}
+    run = RunDir.create(tmp_path / "my r1", config)
     stage = run.stage("rl-1", "grpo", grpo=GRPOConfig(steps=7))
-    assert stage.config["run"] == {"seed": 3} and stage.config["grpo"]["steps"] == 7
+    assert stage.config["settings"] == {"seed": 3} and stage.config["task"] == task
+    assert stage.config["grpo"]["steps"] == 7
     wanted = f"rl-1 is a stage of {run.path}: go on with minirl r1 --resume --run-dir '{run.path}'"
     with pytest.raises(ValueError, match=wanted):
         RunDir.resume(stage.path, command="grpo")
@@ -137,38 +123,33 @@ def test_a_config_that_is_not_whole_is_one_line(content, says, tmp_path):
 # config.json
 
 def written(tmp_path, change):
-    section = dataclasses.asdict(RunConfig(seed=5, init="x"))
-    config = {"command": "grpo", "run": section}
+    section = dataclasses.asdict(SumsSettings(seed=5, init="x"))
+    config = {"command": "grpo", "settings": section}
     change(config)
     return RunDir.create(tmp_path / "run", config)
 
 
 def test_a_section_is_what_ran(tmp_path):
-    assert written(tmp_path, dict).read_config("run", RunConfig) == RunConfig(seed=5, init="x")
+    settings = written(tmp_path, dict).read_config("settings", SumsSettings)
+    assert settings == SumsSettings(seed=5, init="x")
 
 
 @pytest.mark.parametrize("change, says", [
-    (lambda c: c.pop("run"), "has no section run"),
-    (lambda c: c.update(run=[1]), "has no section run"),
-    (lambda c: c["run"].update(sead=1), "run.sead is unknown"),
-    (lambda c: c["run"].pop("digits"), "run.digits is missing"),
-    (lambda c: c["run"].update(digits="3"), "run.digits is '3'"),
-    (lambda c: c["run"].update(digits=True), "run.digits is True"),
-    (lambda c: c["run"].update(digits=None), "run.digits is None"),
-    (lambda c: c["run"].update(init=3), "run.init is 3"),
-    (lambda c: c["run"].update(eval_problems=0), "run: eval_problems is 0")])
+    (lambda c: c.pop("settings"), "has no section settings"),
+    (lambda c: c.update(settings=[1]), "has no section settings"),
+    (lambda c: c["settings"].update(sead=1), "settings.sead is unknown"),
+    (lambda c: c["settings"].pop("digits"), "settings.digits is missing"),
+    (lambda c: c["settings"].update(digits="3"), "settings.digits is '3'"),
+    (lambda c: c["settings"].update(digits=0.5), "settings.digits is 0.5"),
+    (lambda c: c["settings"].update(digits=True), "settings.digits is True"),
+    (lambda c: c["settings"].update(digits=None), "settings.digits is None"),
+    (lambda c: c["settings"].update(init=3), "settings.init is 3"),
+    (lambda c: c["settings"].update(eval_problems=0), "settings.eval_problems is 0")])
 def test_a_section_of_another_version_is_one_line(change, says, tmp_path):
     """Each was a TypeError or a KeyError, and a traceback; or it was taken as it was."""
     run = written(tmp_path, change)
-    with pytest.raises(ValueError, match=rf"config\.json.*{says}"):
-        run.read_config("run", RunConfig)
-
-
-@pytest.mark.parametrize("value, kind, fit", [
-    (3, float, True), (True, float, False), (True, bool, True), (1, bool, False), (0.5, int, False),
-    (None, str | None, True), ("x", str | None, True), (1, str | None, False)])
-def test_a_value_is_of_the_type_of_its_field(value, kind, fit):
-    assert fits(value, kind) is fit
+    with pytest.raises(ValueError, match=rf"config\.json.*{says}.*start a new run"):
+        run.read_config("settings", SumsSettings)
 
 
 # metrics
@@ -226,48 +207,6 @@ def test_json_that_is_no_metrics_is_one_line_with_its_number(line, tmp_path):
     for read in (run.metrics, lambda: run.load_checkpoint(device="cpu")):
         with pytest.raises(ValueError, match="metrics.jsonl, line 2: an object of numbers with a"):
             read()
-
-
-# which run is the newest
-
-def with_weights(folder, time):
-    """A folder that looks like a checkpoint."""
-    folder.mkdir(parents=True)
-    for name in ("config.json", "model.safetensors"):
-        (folder / name).write_text("{}")
-        os.utime(folder / name, (time, time))
-
-
-def test_the_newest_run_is_one_that_got_somewhere(tmp_path):
-    """An hour of training was left for a run that had died in its first second."""
-    for time, name in enumerate(("grpo", "grpo-2", "grpo-3", "grpo-4", "grpo-base")):
-        path = RunDir.create(tmp_path / name, {}).path
-        os.utime(path / "config.json", (time, time))
-    assert newest_run(tmp_path, "grpo").name == "grpo-4", "none got anywhere"
-    with_weights(tmp_path / "grpo" / "final", 9)
-    with_weights(tmp_path / "grpo-2" / "checkpoint-5", 9)
-    assert newest_run(tmp_path, "grpo").name == "grpo-2"
-    with_weights(tmp_path / "grpo-3" / "base" / "checkpoint-5", 9)
-    assert newest_run(tmp_path, "grpo").name == "grpo-3", "its stage has a checkpoint"
-
-
-def test_what_is_no_run_is_passed_over(tmp_path):
-    (tmp_path / "grpo").symlink_to("nowhere")
-    (tmp_path / "grpo-2").write_text("a file")
-    (tmp_path / "grpo-3").symlink_to("grpo-3")
-    (tmp_path / "grpo-4" / "final").mkdir(parents=True)
-    (tmp_path / "grpo-4" / "final" / "config.json").symlink_to("nowhere")
-    with pytest.raises(ValueError, match="no run grpo"):
-        newest_run(tmp_path, "grpo")
-    assert newest_checkpoint(tmp_path) is None
-
-
-def test_the_newest_checkpoint_is_one_that_is_whole(tmp_path):
-    for time, name in enumerate(("a", "b", "c", "d")):
-        with_weights(tmp_path / name / "final", time)
-    (tmp_path / "c" / "final" / "score.safetensors").write_text("a reward model")
-    (tmp_path / "d" / "final" / "model.safetensors").unlink()
-    assert newest_checkpoint(tmp_path) == tmp_path / "b" / "final"
 
 
 def test_only_folders_are_checkpoints(tmp_path):

@@ -1,8 +1,6 @@
 """minirl/app/survival.py: kills, power loss, full disks, second processes and signals."""
 
-import errno
 import itertools
-import multiprocessing
 import os
 import shutil
 import signal
@@ -13,17 +11,17 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
-from minirl.app import rundir, training
+from minirl.app import looks
 from minirl.app.cli import main
-from minirl.app.rundir import RunDir, RunLog
-from minirl.app.survival import SIGNALS, Stopped, catching_signals
+from minirl.app.rundir import RunDir
+from minirl.app.runlog import RunLog
+from minirl.app.survival import SIGNALS, catching_signals
+from minirl.lm import files
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.files import Lock
-from minirl.lm.tiny import TinySizes, make_base
-from minirl.train.state import TrainState, make_optimizer
+from tests.app.states import send, state_at, step_of, tiny_model
 from tests.lm.kills import moments, process_that_locks
 
 ROOT = Path(__file__).parents[2]
@@ -32,25 +30,6 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def tokenizer():
     return tiny_model()[1]
-
-
-def tiny_model():
-    sizes = TinySizes(hidden_size=8, num_layers=1, num_heads=2, intermediate_size=8,
-                      max_seq_len=16)
-    return make_base(sizes, seed=0, device="cpu")
-
-
-def state_at(step):
-    """A training state whose weights say of which step they are; its reference does not change."""
-    model, reference = tiny_model()[0], tiny_model()[0]
-    with torch.no_grad():
-        model.lm_head.weight.fill_(step)
-    optimizer = make_optimizer(model, lr=0.1, betas=(0.9, 0.95))
-    return TrainState(model, optimizer, {"reference": reference}, step=step)
-
-
-def step_of(model):
-    return model.lm_head.weight[0, 0].item()
 
 
 def test_a_save_that_is_killed_at_any_call_leaves_whole_checkpoints(
@@ -139,7 +118,7 @@ def test_power_loss_finds_content_and_names_on_the_disk(tokenizer, tmp_path, mon
 
 def test_a_new_run_is_on_the_disk_with_all_folders_above_it(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr(rundir, "sync", synced.append)
+    monkeypatch.setattr(files, "sync", synced.append)
     RunDir.create(tmp_path / "a" / "b" / "run", {})
     assert {tmp_path, tmp_path / "a", tmp_path / "a" / "b"} <= set(synced)
 
@@ -241,33 +220,7 @@ def test_one_process_may_open_its_run_twice(tmp_path):
     assert RunDir.resume(first.path)._lock is first._lock is Lock.of(first.path)
 
 
-def start_one(root, barrier, number):
-    barrier.wait()
-    RunDir.create_free(root, "grpo", {"number": number})
-
-
-def test_runs_that_start_at_once_get_a_folder_each(tmp_path):
-    """The name was looked for first and taken later; another run may have come in between."""
-    fork = multiprocessing.get_context("fork")
-    barrier = fork.Barrier(6)
-    processes = [fork.Process(target=start_one, args=(tmp_path / "runs", barrier, n))
-                 for n in range(6)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * 6
-    names = ["grpo", *[f"grpo-{n}" for n in range(2, 7)]]
-    configs = [RunDir(tmp_path / "runs" / name).config for name in names]
-    assert sorted(config["number"] for config in configs) == list(range(6))
-
-
 # signals
-
-def send(*numbers):
-    for number in numbers:
-        os.kill(os.getpid(), number)
-
 
 def signalled_at(monkeypatch, step, *numbers):
     log = RunLog.log
@@ -309,7 +262,7 @@ def test_where_there_is_nothing_to_save_a_signal_does_not_wait(
         base, tiny_grpo, tmp_path, monkeypatch, capsys):
     """Before the first step a run evaluates, which may take minutes."""
     run = tmp_path / "run"
-    monkeypatch.setattr(training, "evaluate", lambda *args, **kwargs: send(signal.SIGTERM))
+    monkeypatch.setattr(looks, "evaluate", lambda *args, **kwargs: send(signal.SIGTERM))
     assert main(start(base, run, tiny_grpo)) == 128 + signal.SIGTERM
     assert RunDir(run).metrics() == []
     error = capsys.readouterr().err
@@ -338,47 +291,6 @@ def test_outside_the_main_thread_signals_are_left_alone():
     thread.start()
     thread.join()
     assert inside == [before]
-
-
-def log_of(run, tokenizer):
-    return RunLog(run, tokenizer, title="x", steps=9, state=None, every=5, shown={})
-
-
-def test_between_a_checkpoint_and_the_next_step_a_signal_does_not_wait(tokenizer, tmp_path):
-    """There is nothing to save, and a step may take minutes."""
-    run = RunDir.create(tmp_path / "run", {"command": "sft"})
-    with pytest.raises(Stopped, match="by SIGTERM; nothing is saved yet"), log_of(run, tokenizer):
-        send(signal.SIGTERM)
-        pytest.fail("went on")
-    with pytest.raises(Stopped, match="by SIGINT; step 5 is saved"), log_of(run, tokenizer) as log:
-        log.log(5, {})
-        log.save(state_at(5))
-        send(signal.SIGINT)
-        pytest.fail("went on")
-
-
-def test_a_signal_after_the_last_save_still_stops(tokenizer, tmp_path):
-    """The page has ended without another save: what called it must not go on."""
-    run = RunDir.create(tmp_path / "run", {"command": "sft"})
-    with pytest.raises(Stopped) as stopped, log_of(run, tokenizer) as log:
-        log.log(1, {})
-        send(signal.SIGTERM)
-    assert stopped.value.code == 143
-
-
-def test_a_terminal_that_is_gone_does_not_keep_a_step_from_being_saved(tokenizer, tmp_path):
-    """SIGHUP comes when a terminal closes. Whatever writes to it from then on fails."""
-    run = RunDir.create(tmp_path / "run", {"command": "sft"})
-
-    def closed(*args, **kwargs):
-        raise OSError(errno.EIO, "Input/output error")
-
-    with pytest.raises(Stopped), log_of(run, tokenizer) as log:
-        log._bar.update = closed
-        log.log(1, {})
-        send(signal.SIGHUP)
-        log.save(state_at(1))
-    assert run.checkpoints() == [1]
 
 
 LONG = ["--steps", "60", "--checkpoint-every", "7"]
