@@ -58,7 +58,7 @@ class DPOConfig:
     beta2: float = 0.95
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    token_budget: int = TOKEN_BUDGET   # tokens per micro-batch; changes memory and time alone
+    token_budget: int = TOKEN_BUDGET   # tokens per micro-batch; changes only memory and time
 
     def __post_init__(self) -> None:
         check(self)
@@ -97,7 +97,7 @@ def train_dpo(
                        {} if reference is None else {"reference": reference})
     if resume is not None:
         state.load_state_dict(resume)
-    steps_per_epoch = -(-len(rankings) // config.batch_size)
+    steps_per_epoch = math.ceil(len(rankings) / config.batch_size)
     steps = config.epochs * steps_per_epoch
 
     while state.step < steps:

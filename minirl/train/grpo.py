@@ -1,21 +1,21 @@
 """Group Relative Policy Optimization: sample a group of completions per prompt, and raise the
 probability of those that score above their group's mean.
 
-    Paper      DeepSeekMath, arXiv:2402.03300, section 4.1, eqs. 3 and 4; algorithm 1: stage 1 is
-               lines 5 to 7, stage 2 lines 8 and 9, stage 4 lines 10 and 11
-    Objective  maximise  1/G Σ_i 1/|o_i| Σ_t { min(ρ_t A_t, clip(ρ_t, 1-ε, 1+ε) A_t) - β k3_t }
+    Paper      DeepSeekMath, arXiv:2402.03300, section 4.1, eqs. 3 and 4; algorithm 1: our comment 1
+               is its lines 5 to 7, comment 2 lines 8 and 9, comment 4 lines 10 and 11
+    Objective  maximise  1/G Σ_i 1/|o_i| Σ_t { min(ρ A, clip(ρ, 1-ε, 1+ε) A) - β k3 },  ρ = π/π_old
 
-Same as the paper  the objective; outcome supervision; k3 against a frozen reference; μ passes over
-                   one batch of rollouts (`iterations`); the reference replaced every
-                   `ref_sync_steps` steps (the paper's outer loop; DeepSeek-R1: 25).
+Same as the paper  the objective; outcome supervision; k3, the KL estimator of eq. 4, against a
+                   reference that is replaced every `ref_sync_steps` steps (the paper's outer loop;
+                   DeepSeek-R1: 25); μ passes over one batch of rollouts (`iterations`).
 Different          rewards come from rules, as in DeepSeek-R1, arXiv:2501.12948, section 2.2; the
                    gradient norm is clipped; the learning rate follows a cosine (the papers, and
                    their presets, keep it constant).
 Why                a rule cannot be over-optimised as a reward model can; one bad batch must not
                    undo a hundred good ones.
 
-Three log-probs per token: behavior_logp (what the sampler computed), old_logp (the learner before
-the update), logp (the learner now).
+Log-probs of every sampled token: behavior_logp, the sampler's (a metric compares it); old_logp, the
+policy's before the update; ref_logp, the reference's; logp, the policy's now, with a gradient.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ from minirl.train.metrics import Sums, check_finite, check_judged, describe, wat
 from minirl.train.state import Log, Save, TrainState, apply_update, freeze, make_optimizer
 
 Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # logp, old, adv, mask -> (b, T)
-Advantages = Callable[[Tensor], Tensor]  # rewards (P, G) -> (P, G)
+Advantages = Callable[[Tensor], Tensor]  # rewards (P, G), NaN: no verdict -> (P, G)
 
 
 @dataclass(frozen=True)
 class GRPOConfig:
     """Defaults: the tiny model, on a laptop. Papers' numbers and variants: train/presets.py."""
 
-    steps: int = 44
+    steps: int = 44                    # batches of rollouts
     prompts_per_step: int = 16         # P
     group_size: int = 8                # G, at least 2: each completion is compared with the others
     iterations: int = 1                # μ: passes over one batch of rollouts
@@ -67,19 +67,19 @@ class GRPOConfig:
     kl_coef: float = 0.01              # β
     ref_sync_steps: int = 0            # 0: the reference stays the first model
     clip_low: float = 0.2              # ε: PPO, arXiv:1707.06347, section 6.1
-    clip_high: float = 0.2
+    clip_high: float = 0.2             # DAPO, arXiv:2503.14476: 0.28
     aggregate: str = "sequence_mean"   # eq. 3; see reduce.aggregate for the others
-    scale: str = "group"               # advantages over the group's std; see group_advantages
-    ddof: int = 1
-    dynamic_sampling: bool = False     # DAPO, arXiv:2503.14476, eq. 11: only groups that differ
-    overlong_cache: int = 0            # DAPO, eq. 13: the last tokens, which cost up to 1; 0: off
+    scale: str = "group"               # advantages are divided by the std of: group, batch or none
+    ddof: int = 1                      # the std divides by n - ddof
+    dynamic_sampling: bool = False     # DAPO, eq. 11: its filter, without sampling more instead
+    overlong_cache: int = 0            # DAPO, eq. 13: L_cache in tokens, which cost up to 1; 0: off
     max_new_tokens: int = 80
     temperature: float = 1.0
     beta1: float = 0.9
-    beta2: float = 0.999               # long memory: late steps with few groups stay small
+    beta2: float = 0.999               # long memory: late gradients, often near 0, stay small
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    token_budget: int = TOKEN_BUDGET   # tokens per micro-batch; changes memory and time alone
+    token_budget: int = TOKEN_BUDGET   # tokens per micro-batch; changes only memory and time
 
     def __post_init__(self) -> None:
         check(self)
@@ -96,48 +96,48 @@ def train_grpo(
 ) -> Transformer:
     """Train `model` in place on a task's problems and rewards, and return it, in eval mode.
 
-    advantages is an equation; left out, GRPO's, with the configuration's scale and ddof.
-    objective is an equation; left out, the clipped surrogate.
+    advantages is an equation; default: group_advantages with the configuration's scale and ddof.
+    objective is an equation, maximised; default: clipped_surrogate.
     log(step, metrics) and save(state) are called after every step; resume is an earlier state's
     state_dict(). Raises ValueError where a prompt does not fit the context or no completion got a
     verdict, NonFiniteError if a loss, gradient or weight is NaN or infinite.
 
-    Metrics and dynamic sampling look at the task's rewards; an overlong penalty is added for the
-    advantages alone. Where no group is left, a step changes nothing, and what an update reports
-    (grad_norm, kl, entropy, ...) is not logged.
+    Metrics and dynamic sampling see rewards without the overlong penalty. A completion without a
+    verdict has advantage 0, and still counts in the means and the KL. If every group is dropped,
+    the weights stay as they are, and the update's metrics (grad_norm, kl, ...) are not logged.
     """
-    model.set_dropout(0.0)             # with dropout the learner would not be the sampler's policy
+    model.set_dropout(0.0)  # with dropout, the learner would be another policy than the sampler
     model.eval()
     objective = objective or (lambda logp, old, adv, mask: clipped_surrogate(
         logp, old, adv, clip_low=config.clip_low, clip_high=config.clip_high))
     advantages = advantages or partial(group_advantages, scale=config.scale, ddof=config.ddof)
     reference = freeze(copy.deepcopy(model)) if config.kl_coef > 0 else None
     state = TrainState(model, make_optimizer(model, config),
-                       {} if reference is None else {"reference": reference})
+                       parts={} if reference is None else {"reference": reference})
     if resume is not None:
         state.load_state_dict(resume)
     logprobs = partial(rollout_logprobs, temperature=config.temperature,
                        token_budget=config.token_budget)
-    on_policy = config.iterations == config.minibatches == 1
+    on_policy = config.iterations == config.minibatches == 1  # one update: old_logp is logp
     P, G = config.prompts_per_step, config.group_size
 
     while state.step < config.steps:
         began, sums = time.perf_counter(), Sums()
-        seeds = partial(derive_seed, seed, "grpo", state.step)
+        seed_of = partial(derive_seed, seed, "grpo", state.step)
 
-        # 1. sample G completions per prompt from π_old
-        problems = task.sample(P, random.Random(seeds("problems")))
+        # 1. sample G completions per prompt from π_old, and judge them
+        problems = task.sample(P, random.Random(seed_of("problems")))
         answers = collect(model, tokenizer, task, problems, group=G,
                           max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-                          generator=torch.Generator(model.device).manual_seed(seeds("sample")))
+                          generator=torch.Generator(model.device).manual_seed(seed_of("sample")))
 
-        # 2. score
+        # 2. score: the rewards, and which rows to learn from
         rewards = check_judged(answers.rewards).view(P, G)  # (P, G), NaN: no verdict
         shaped = rewards
         if config.overlong_cache:
             lengths = answers.rollouts.completion_lengths.cpu().view(P, G)
             penalty = overlong_penalty(lengths, max_length=config.max_new_tokens,
-                                       cache=config.overlong_cache)  # (P, G)
+                                       cache=config.overlong_cache)  # (P, G), -1 to 0
             sums.add("rewards/overlong_penalty/mean", penalty)
             shaped = rewards + penalty
         kept = torch.ones(P, dtype=torch.bool)  # (P,)
@@ -155,22 +155,22 @@ def train_grpo(
         # 4. update: surrogate and its other terms, aggregate, backward, clip, step
         lr = config.lr * cosine_to_floor(state.step, config.steps, floor=config.min_lr_ratio,
                                          warmup=min(config.warmup_steps, config.steps - 1))
-        shuffle = torch.Generator().manual_seed(seeds("shuffle"))
+        shuffle = torch.Generator().manual_seed(seed_of("shuffle"))
         for _ in range(config.iterations):
             order = torch.randperm(len(rollouts), generator=shuffle).to(model.device)
-            for minibatch in filter(len, order.tensor_split(config.minibatches)):
+            for minibatch in filter(len, order.tensor_split(config.minibatches)):  # none is empty
                 total = world.total(normaliser(rollouts.mask[minibatch], config.aggregate,
                                                max_length=config.max_new_tokens))
                 for part in micro_batches(rollouts.lengths[minibatch], config.token_budget):
                     rows = minibatch[part]
                     batch = rollouts.rows(rows)
-                    T = batch.tokens.shape[1]
+                    T = batch.tokens.shape[1]  # the longest of these rows; the rest is padding
                     logp, entropy = token_logprobs(model, batch.tokens, mask=batch.mask,
                                                    temperature=config.temperature,
                                                    return_entropy=True)  # (b, T)
                     old = logp.detach() if old_logp is None else old_logp[rows, :T]
                     surrogate = objective(logp, old, adv[rows, :T], batch.mask)  # (b, T)
-                    watch(sums, surrogate, logp, old, batch, adv[rows, :T], entropy)
+                    watch(sums, surrogate, logp, old, batch, adv[rows, :T], entropy)  # metrics
                     if ref_logp is not None:
                         kl = k3(logp, ref_logp[rows, :T])
                         sums.add("kl", kl, batch.mask)
@@ -180,7 +180,7 @@ def train_grpo(
                     loss.backward()
                 sums.add("grad_norm", apply_update(state, lr, config.max_grad_norm))
         state.step += 1
-        state.num_tokens += int(answers.rollouts.lengths.sum())
+        state.num_tokens += int(answers.rollouts.lengths.sum())  # prompts included
         if reference is not None and config.ref_sync_steps:
             if state.step % config.ref_sync_steps == 0:
                 reference.load_state_dict(model.state_dict())

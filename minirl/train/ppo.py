@@ -1,19 +1,18 @@
 """Proximal Policy Optimization: sample a completion per prompt, and raise the probability of the
 tokens after which more reward came than a value function expected.
 
-    Paper      InstructGPT, arXiv:2203.02155, section 3.5, eq. 2, and appendix C.4; PPO,
-               arXiv:1707.06347, eqs. 7 and 9; GAE, arXiv:1506.02438, eq. 16
-    Objective  maximise  E[ r(x, y) - β log(π / π_SFT) ] + γ E_pretrain[ log π(x) ]
+    Paper      InstructGPT, arXiv:2203.02155, eq. 2, appendix C.4; PPO, arXiv:1707.06347, eqs. 7, 9
+    Objective  maximise  E[ r(x, y) - β log(π / π_SFT) ] + γ E_pretrain[ log π(x) ], per token by
+               min(ρ A, clip(ρ, 1-ε, 1+ε) A) - c_1 L_VF + c_2 S,  ρ = π/π_old
 
-Same as the paper  the KL penalty to the SFT policy is part of every token's reward, and the score
-                   stands on the last sampled token; a value function of its own, initialised from
-                   the reward model; a warm-up from a tenth; averaged weights; PPO-ptx.
-Different          a completion that was cut off is scored by a penalty, and its last state's value
-                   stands for what was to come; the gradient is clipped; kl_coef may adapt.
-Why                half a completion cannot be scored, and never ending must not pay.
+Same as the paper  the KL penalty in each token's reward, the score at the last token; a separate
+                   value function, initialised from the reward model; averaged weights; PPO-ptx.
+Different          a cut-off completion scores -missing_eos_penalty, and GAE starts from the value
+                   of its last state; the gradient norm is clipped; kl_coef may adapt.
+Why                half a completion has no score, and a policy must not gain by never stopping.
 
-Three log-probs per token: behavior_logp (what the sampler computed), old_logp (the learner before
-the update), logp (the learner now).
+Log-probs of every sampled token: behavior_logp, the sampler's (a metric compares it); old_logp, the
+policy's before the update; ref_logp, the reference's; logp, the policy's now, with a gradient.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ KLControl = Callable[[float, float, int], float]  # kl_coef, KL per completion, 
 class PPOConfig:
     """Defaults: the tiny model, on a laptop. Papers' numbers and variants: train/presets.py."""
 
-    steps: int = 60
+    steps: int = 60                    # batches of rollouts
     episodes: int = 128                # P: prompts per step, each with one completion
     epochs: int = 1                    # passes over one batch of rollouts
     minibatch_size: int = 64
@@ -63,28 +62,28 @@ class PPOConfig:
     value_lr: float = 1e-3
     warmup_steps: int = 5
     kl_coef: float = 0.1               # β
-    kl_target: float = 1.0             # nats per completion, for presets that adapt kl_coef
-    kl_horizon: int = 1000             # completions over which they adapt it
+    kl_target: float = 1.0             # nats per completion; read by a preset's kl_control alone
+    kl_horizon: int = 1000             # completions; the same
     clip_low: float = 0.2              # ε: PPO, arXiv:1707.06347, section 6.1
-    clip_high: float = 0.2
+    clip_high: float = 0.2             # DAPO, arXiv:2503.14476: 0.28
     aggregate: str = "token_mean"      # see reduce.aggregate for the others
-    gamma: float = 1.0                 # InstructGPT: no discount
+    gamma: float = 1.0                 # the discount, not eq. 2's γ; InstructGPT: none
     lam: float = 0.95                  # λ of GAE: PPO's number; InstructGPT names none
     value_clip: float = 0.2            # how far a value may move in a step; 0: no bound (baselines)
-    value_coef: float = 1.0            # of the value loss; with its own optimizer, value_lr counts
-    entropy_coef: float = 0.0
+    value_coef: float = 1.0            # c_1 of PPO's eq. 9; AdamW rescales it, so value_lr counts
+    entropy_coef: float = 0.0          # c_2
     whiten_advantages: bool = True     # in neither paper: OpenAI baselines
     ptx_coef: float = 0.0              # γ of eq. 2
     ptx_batch_size: int = 64           # pretraining texts per minibatch
     ema_decay: float = 0.9             # of the averaged weights, per minibatch; 0: no average
-    missing_eos_penalty: float = 1.0   # what a completion that was cut off costs
+    missing_eos_penalty: float = 1.0   # a cut-off completion scores minus this, whatever its reward
     max_new_tokens: int = 16
     temperature: float = 1.0
     beta1: float = 0.9
     beta2: float = 0.95
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    token_budget: int = TOKEN_BUDGET   # tokens per micro-batch; changes memory and time alone
+    token_budget: int = TOKEN_BUDGET   # tokens per micro-batch; changes only memory and time
 
     def __post_init__(self) -> None:
         check(self)
@@ -98,17 +97,17 @@ def train_ppo(
 ) -> Transformer:
     """Train `model` in place on a task's problems and rewards, and return it, in eval mode.
 
-    value_model is where the value function starts; left out, the policy with a fresh head.
-    pretraining: texts for eq. 2's second term. kl_control gives the next step's kl_coef.
-    objective is an equation; left out, the clipped surrogate.
+    Its weights are then the average. The value function starts as a copy of value_model; default:
+    the policy with a new head. pretraining are eq. 2's texts. kl_control gives the next kl_coef.
+    objective is an equation, maximised; default: clipped_surrogate.
     log(step, metrics) and save(state) are called after every step; resume is an earlier state's
     state_dict(). Raises ValueError where a prompt does not fit the context or no completion got a
     verdict, NonFiniteError if a loss, gradient or weight is NaN or infinite.
 
-    Metrics are means over the completions with a verdict: objective/scores of what stands on the
-    last token, objective/kl of Σ_t log(π / π_SFT), objective/rlhf_reward of scores - kl_coef * kl.
+    Means over completions with a verdict: objective/scores (reward, or -missing_eos_penalty),
+    objective/kl (Σ_t log(π / π_SFT)) and objective/rlhf_reward (scores - kl_coef * kl).
     """
-    model.set_dropout(0.0)             # with dropout the learner would not be the sampler's policy
+    model.set_dropout(0.0)  # with dropout, the learner would be another policy than the sampler
     model.eval()
     objective = objective or (lambda logp, old, adv, mask: clipped_surrogate(
         logp, old, adv, clip_low=config.clip_low, clip_high=config.clip_high))
@@ -117,26 +116,27 @@ def train_ppo(
     value_optimizer = make_optimizer(value_model, config, lr=config.value_lr)
     average = freeze(copy.deepcopy(model).float())  # in float32: bfloat16 would lose small steps
     state = TrainState(model, make_optimizer(model, config),
-                       {"reference": reference, "value_model": value_model, "average": average,
-                        "value_optimizer": value_optimizer}, {"kl_coef": config.kl_coef})
+                       parts={"reference": reference, "value_model": value_model,
+                              "value_optimizer": value_optimizer, "average": average},
+                       numbers={"kl_coef": config.kl_coef})
     if resume is not None:
         state.load_state_dict(resume)
     logprobs = partial(rollout_logprobs, temperature=config.temperature,
                        token_budget=config.token_budget)
-    texts = Pretraining(model, tokenizer, pretraining, config)
+    ptx = Pretraining(model, tokenizer, pretraining, config)
     P, G = config.episodes, 1
 
     while state.step < config.steps:
         began, sums = time.perf_counter(), Sums()
-        seeds = partial(derive_seed, seed, "ppo", state.step)
+        seed_of = partial(derive_seed, seed, "ppo", state.step)
 
-        # 1. sample G completions per prompt from π_old
-        problems = task.sample(P, random.Random(seeds("problems")))
+        # 1. sample G completions per prompt from π_old, and judge them
+        problems = task.sample(P, random.Random(seed_of("problems")))
         answers = collect(model, tokenizer, task, problems, group=G,
                           max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-                          generator=torch.Generator(model.device).manual_seed(seeds("sample")))
+                          generator=torch.Generator(model.device).manual_seed(seed_of("sample")))
 
-        # 2. score
+        # 2. score: the rewards, and which rows to learn from
         rewards = check_judged(answers.rewards).to(model.device)  # (P,), NaN: no verdict
         chosen = (~rewards.isnan()).nonzero().squeeze(1)  # (B,)
         rollouts = answers.rollouts.rows(chosen)
@@ -145,19 +145,19 @@ def train_ppo(
         # 3. freeze what the update may not touch
         old_logp = logprobs(model, rollouts)  # (B, T)
         ref_logp = logprobs(reference, rollouts)  # (B, T)
-        old_values, end = rollout_values(value_model, rollouts, token_budget=config.token_budget)
+        old_values, v_end = rollout_values(value_model, rollouts, token_budget=config.token_budget)
         kl_coef, mask = state.numbers["kl_coef"], rollouts.mask
         shaped = kl_shaped_rewards(scores, old_logp, ref_logp, mask, kl_coef)  # (B, T)
         adv, returns = gae(shaped, old_values, mask, gamma=config.gamma, lam=config.lam,
-                           bootstrap=torch.where(rollouts.truncated, end, 0))  # (B, T) each
+                           bootstrap=torch.where(rollouts.truncated, v_end, 0))  # (B, T) each
         explained = float(explained_variance(old_values, returns, mask))
         adv = masked_whiten(adv, mask) if config.whiten_advantages else adv
-        distance = float(k1(old_logp, ref_logp).sum(1).mean())  # nats per completion
+        kl = float(k1(old_logp, ref_logp).sum(1).mean())  # nats per completion; 0 off the mask
 
         # 4. update: surrogate and its other terms, aggregate, backward, clip, step
         warmup = warmup_to_constant(state.step, warmup=config.warmup_steps)
         lr, value_lr = config.lr * warmup, config.value_lr * warmup
-        shuffle = torch.Generator().manual_seed(seeds("shuffle"))
+        shuffle = torch.Generator().manual_seed(seed_of("shuffle"))
         for _ in range(config.epochs):
             order = torch.randperm(len(rollouts), generator=shuffle).to(model.device)
             for minibatch in order.split(config.minibatch_size):
@@ -166,37 +166,37 @@ def train_ppo(
                 for part in micro_batches(rollouts.lengths[minibatch], config.token_budget):
                     rows = minibatch[part]
                     batch = rollouts.rows(rows)
-                    T = batch.tokens.shape[1]
+                    T = batch.tokens.shape[1]  # the longest of these rows; the rest is padding
                     logp, entropy = token_logprobs(model, batch.tokens, mask=batch.mask,
                                                    temperature=config.temperature,
                                                    return_entropy=True)  # (b, T)
                     old = old_logp[rows, :T]
                     surrogate = objective(logp, old, adv[rows, :T], batch.mask)  # (b, T)
-                    watch(sums, surrogate, logp, old, batch, adv[rows, :T], entropy)
+                    watch(sums, surrogate, logp, old, batch, adv[rows, :T], entropy)  # metrics
                     sums.add("kl", k3(logp, ref_logp[rows, :T]), batch.mask)
                     values, _ = value_model(batch.tokens, batch.mask)  # (b, T)
-                    error = clipped_value_loss(values, old_values[rows, :T], returns[rows, :T],
-                                               clip=config.value_clip or float("inf"))
-                    sums.add("loss/value", error, batch.mask)
-                    surrogate = ppo_objective(surrogate, error, entropy,
+                    v_loss = clipped_value_loss(values, old_values[rows, :T], returns[rows, :T],
+                                                clip=config.value_clip or float("inf"))
+                    sums.add("loss/value", v_loss, batch.mask)
+                    surrogate = ppo_objective(surrogate, v_loss, entropy,
                                               value_coef=config.value_coef,
                                               entropy_coef=config.entropy_coef)
                     loss = -aggregate(surrogate, batch.mask, config.aggregate, total=total)
                     check_finite(loss, state.step + 1, chosen[rows], answers.completions)
                     loss.backward()
-                texts.add_gradient(shuffle, sums, state.step + 1)  # eq. 2's second term
+                ptx.add_gradient(shuffle, sums, state.step + 1)  # eq. 2's second term
                 sums.add("grad_norm", apply_update(state, lr, config.max_grad_norm,
                                                    (value_model, value_optimizer, value_lr)))
                 update_ema(average.parameters(), model.parameters(), decay=config.ema_decay)
         state.step += 1
-        state.num_tokens += int(answers.rollouts.lengths.sum())
+        state.num_tokens += int(answers.rollouts.lengths.sum())  # prompts included
         if kl_control is not None:
-            state.numbers["kl_coef"] = kl_control(kl_coef, distance, len(rollouts))
+            state.numbers["kl_coef"] = kl_control(kl_coef, kl, len(rollouts))
 
         # 5. report
         if log is not None:
             log(state.step, {**describe(answers), **sums.means(), "learning_rate": lr,
-                             "objective/scores": float(scores.mean()), "objective/kl": distance,
+                             "objective/scores": float(scores.mean()), "objective/kl": kl,
                              "objective/rlhf_reward": float(shaped.sum(1).mean()),
                              "kl_coef": kl_coef, "value/explained_variance": explained,
                              "num_tokens": state.num_tokens,

@@ -140,7 +140,7 @@ def train_r1(
     """
     stage = stage or in_memory(log)
     rules = Judged(task, task.rewards, {**RULES, LANGUAGE: 0.0})
-    spoken = Judged(task, task.rewards, {**RULES, LANGUAGE: config.language_weight})
+    with_language = Judged(task, task.rewards, {**RULES, LANGUAGE: config.language_weight})
 
     def reinforce(name: str, start: Transformer, numbers: GRPOConfig, task: Task) -> Transformer:
         return stage(name, numbers, start, lambda m, **hooks: train_grpo(
@@ -149,6 +149,9 @@ def train_r1(
     def fine_tune(name: str, numbers: SFTConfig, pairs: Callable[[], list[Pair]]) -> Transformer:
         return stage(name, numbers, model, lambda m, **hooks: train_sft(
             m, tokenizer, pairs(), numbers, seed=derive_seed(seed, name), **hooks))
+
+    # An entry per round of the last part: people are asked when their rankings are needed, once
+    rankings = [cache(lambda: general.compare(model, derive_seed(seed, "compare", 1)))]
 
     def learn_rewards(name: str, start: Transformer | ScalarModel) -> ScalarModel:
         numbers = RewardModelConfig()
@@ -161,9 +164,9 @@ def train_r1(
 
     # 2. a cold start, then reinforcement learning with a reward for one language          eq. 7
     cold = fine_tune("cold-start", COLD_START_SFT, lambda: [
-        *readable(zero, tokenizer, task, config, rewrite, seed=derive_seed(seed, "readable"),
-                  needed=not cold_start), *cold_start])
-    first = reinforce("rl-1", cold, config.grpo(config.reasoning_steps), spoken)
+        *cold_start_pairs(zero, tokenizer, task, config, rewrite, required=not cold_start,
+                          seed=derive_seed(seed, "readable")), *cold_start])
+    first = reinforce("rl-1", cold, config.grpo(config.reasoning_steps), with_language)
 
     # 3. rejection sampling; the base model learns what was kept, and general data
     second = fine_tune("sft", SECOND_SFT, lambda: [
@@ -171,17 +174,14 @@ def train_r1(
         *general.demonstrations])
 
     # 4. reinforcement learning once more, by the rules
-    policy = reinforce("rl-2", second, config.grpo(config.final_steps,
-                                                   temperature=config.final_temperature), spoken)
+    final = config.grpo(config.final_steps, temperature=config.final_temperature)
+    policy = reinforce("rl-2", second, final, with_language)
 
     # 5. its last part: general prompts, by preference      eqs. 8 to 10; DeepSeekMath, algorithm 1
-    # One entry per round. People are asked only when their rankings are needed, and once.
-    rankings = [cache(lambda: general.compare(model, derive_seed(seed, "compare", 1)))]
-
     reward_model = learn_rewards("rm-1", model)
     for n in range(1, config.rounds + 1):
         # algorithm 1, lines 3 to 11: the reference is the policy at the start of the round
-        judged = Mixture(spoken, general.task, as_reward(reward_model, tokenizer),
+        judged = Mixture(with_language, general.task, as_reward(reward_model, tokenizer),
                          config.general_share)
         steps = share_of(config.preference_steps, n, config.rounds)
         policy = reinforce(f"prefer-{n}", policy, preference_config(config, steps), judged)
@@ -246,14 +246,14 @@ def rejection_sample(model: Transformer, tokenizer: Tokenizer, task: Task, confi
     return [(problem.prompt, completion) for problem, completion in kept]
 
 
-def readable(zero: Transformer, tokenizer: Tokenizer, task: Task, config: R1Config,
-             rewrite: Rewrite | None, *, seed: int, needed: bool = True) -> list[Pair]:
+def cold_start_pairs(zero: Transformer, tokenizer: Tokenizer, task: Task, config: R1Config,
+             rewrite: Rewrite | None, *, seed: int, required: bool = True) -> list[Pair]:
     """Return R1-Zero's own reasoning, made readable: right and in the format, rewritten where it
     mixes languages, and in one language after that.
 
     Paper      DeepSeek-R1, arXiv:2501.12948v2, section 3, cold-start data: outputs of R1-Zero are
                filtered for right answers and readable formats, and refined.
-    Raises     ValueError where nothing is left and it is `needed`.
+    Raises     ValueError where nothing is left and it is `required`.
     """
     kept = good_completions(zero, tokenizer, task, config, tuple(RULES), seed=seed,
                             problems=config.cold_start_problems)
@@ -266,7 +266,7 @@ def readable(zero: Transformer, tokenizer: Tokenizer, task: Task, config: R1Conf
         languages = judge(dict(task.rewards), [LANGUAGE], prompts, completions, **columns(problems))
         pairs = [pair for pair, share in zip(pairs, languages[LANGUAGE], strict=True)
                  if share == 1.0]
-    if needed and not pairs:
+    if required and not pairs:
         raise ValueError(f"of R1-Zero's {config.cold_start_problems * config.kept_samples} outputs "
                          "none was right, in form and in one language: there is nothing to start "
                          "from; train R1-Zero longer, ask it more, or give demonstrations")

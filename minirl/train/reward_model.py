@@ -15,6 +15,7 @@ Why                a tiny model has further to move than one of 6 billion parame
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -54,7 +55,7 @@ class RewardModelConfig:
     beta2: float = 0.95
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    token_budget: int = TOKEN_BUDGET   # tokens per micro-batch; changes memory and time alone
+    token_budget: int = TOKEN_BUDGET   # tokens per micro-batch; changes only memory and time
 
     def __post_init__(self) -> None:
         check(self)
@@ -85,7 +86,7 @@ def train_reward_model(
     state = TrainState(model, make_optimizer(model, config))
     if resume is not None:
         state.load_state_dict(resume)
-    steps_per_epoch = -(-len(rankings) // config.batch_size)
+    steps_per_epoch = math.ceil(len(rankings) / config.batch_size)
     steps = config.epochs * steps_per_epoch
 
     while state.step < steps:

@@ -15,6 +15,7 @@ The loss is on the completion alone, its EOS included: the mask is made from len
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class SFTConfig:
     beta2: float = 0.98
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    token_budget: int = TOKEN_BUDGET   # tokens per micro-batch; changes memory and time alone
+    token_budget: int = TOKEN_BUDGET   # tokens per micro-batch; changes only memory and time
 
     def __post_init__(self) -> None:
         check(self)
@@ -72,7 +73,7 @@ def train_sft(
     state = TrainState(model, make_optimizer(model, config))
     if resume is not None:
         state.load_state_dict(resume)
-    steps_per_epoch = -(-len(pairs) // config.batch_size)
+    steps_per_epoch = math.ceil(len(pairs) / config.batch_size)
     steps = config.epochs * steps_per_epoch
 
     while state.step < steps:

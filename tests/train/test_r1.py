@@ -3,160 +3,333 @@
 import copy
 import random
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.tokenizer import TAGS, build_tokenizer
-from minirl.tasks.bilingual import WORDS, Bilingual, demonstrations
+from minirl.tasks.bilingual import WORDS, Bilingual, demonstrations, rewrite
 from minirl.tasks.instructions import Instructions, answers
 from minirl.tasks.preferences import Ranking
 from minirl.train import r1
 from minirl.train.grpo import GRPOConfig
-from minirl.train.r1 import General, R1Config, distill, rejection_sample, rl_numbers, train_r1, with_replay
+from minirl.train.r1 import (
+    General,
+    R1Config,
+    cold_start_pairs,
+    distill,
+    rejection_sample,
+    rl_numbers,
+    train_r1,
+    with_replay,
+)
 from minirl.train.sft import SFTConfig, train_sft
-from tests.train.small import weights
+from tests.train.small import Log, weights
 
 TOKENIZER = build_tokenizer(special_tokens=(*TAGS, *WORDS))
 TASK, PROMPTS = Bilingual((1,)), Instructions()
-CONFIG = R1Config(scale=256, zero_steps=2, reasoning_steps=2, kept_problems=24, final_steps=2, preference_steps=3, rounds=2, max_new_tokens=20)
+CONFIG = R1Config(scale=256, zero_steps=2, reasoning_steps=2, kept_problems=24, final_steps=2,
+                  preference_steps=3, rounds=2, max_new_tokens=20)
 COLD = demonstrations(TASK, 32, random.Random(0))
 STAGES = ["r1-zero", "cold-start", "rl-1", "sft", "rl-2", "rm-1", "prefer-1", "rm-2", "prefer-2"]
+RULES = {"accuracy": 1.0, "format_reward": 1.0}
 
 
 class People:
-    """Those who prefer the first of two answers whatever the policy; `asked` are the policies, and what they ranked."""
+    """They prefer the first of two answers, whatever the policy. `policies` are the weights of
+    those whose completions they were to compare."""
 
     def __init__(self):
-        self.asked = []
+        self.policies = []
 
     def __call__(self, policy, seed):
-        rng = random.Random(seed)
-        self.asked.append((weights(policy), [Ranking(p.prompt, (p.answer, "no " + p.answer)) for p in PROMPTS.sample(20, rng)]))
-        return self.asked[-1][1]
+        self.policies.append(weights(policy))
+        problems = PROMPTS.sample(20, random.Random(seed))
+        return [Ranking(problem.prompt, (problem.answer, "no " + problem.answer))
+                for problem in problems]
 
 
 def general():
-    return General(PROMPTS, answers(PROMPTS, 16, random.Random(2), right_share=1.0, frame_weights=(1, 1, 1, 1)), People())
+    written = answers(PROMPTS, 16, random.Random(2), right_share=1.0, frame_weights=(1, 1, 1, 1))
+    return General(PROMPTS, written, People())
+
+
+def make_model(**sizes):
+    return Transformer(ModelConfig(TOKENIZER.vocab_size, rope_theta=100.0, qk_norm=True, **sizes))
 
 
 @pytest.fixture(scope="module")
 def base():
     """A model that has read one-digit sums, so that some of its completions are right."""
     torch.manual_seed(0)
-    model = Transformer(ModelConfig(TOKENIZER.vocab_size, hidden_size=48, num_layers=2, num_heads=4, rope_theta=100.0, qk_norm=True, initializer_range=0.15))
-    read = demonstrations(TASK, 3200, random.Random(1), worked_share=0.8, mixed_share=0.3)
-    return train_sft(model, TOKENIZER, read, SFTConfig(batch_size=32))
+    model = make_model(hidden_size=48, num_layers=2, num_heads=4, initializer_range=0.15)
+    pairs = demonstrations(TASK, 3200, random.Random(1), worked_share=0.8, mixed_share=0.3)
+    return train_sft(model, TOKENIZER, pairs, SFTConfig(batch_size=32))
 
 
-def led(base, people=None, **rest):
-    """The stages, with what each starts from and what came of it, and the last model."""
-    seen = {}
+class StageRun(NamedTuple):
+    """The weights that a stage started from, its configuration, and the model it returned."""
 
-    def stage(name, settings, start, page):
-        seen[name] = (weights(start), page(copy.deepcopy(start), log=None, save=None, resume=None), settings)
-        return seen[name][1]
+    start: torch.Tensor
+    config: Any
+    model: torch.nn.Module
 
-    return seen, train_r1(base, TOKENIZER, TASK, replace(CONFIG, **rest), cold_start=COLD, general=people or general(), stage=stage)
 
+def run(base, people=None, **changes):
+    """Return the runs of the stages by name, and what the pipeline returned."""
+    runs = {}
+
+    def stage(name, config, start, page):
+        model = page(copy.deepcopy(start), log=None, save=None, resume=None)
+        runs[name] = StageRun(weights(start), config, model)
+        return model
+
+    config = replace(CONFIG, **changes)
+    last = train_r1(base, TOKENIZER, TASK, config, cold_start=COLD, general=people or general(),
+                    stage=stage)
+    return runs, last
+
+
+def assert_right_and_in_one_language(pairs):
+    """Each completion has a verdict of 1 by all rewards of its problem."""
+    problems = {problem.prompt: problem for problem in TASK.sample(8000, random.Random(5))}
+    for prompt, completion in pairs:
+        problem = problems[prompt]
+        for reward in TASK.rewards.values():
+            assert reward([prompt], [completion], answer=[problem.answer],
+                          language=[problem.language]) == [1.0]
+
+
+@pytest.fixture
+def sft_data(monkeypatch):
+    """The data of each SFT stage. SFT itself learns nothing then."""
+    data = []
+
+    def train_sft(model, tokenizer, pairs, *args, **options):
+        data.append(pairs)
+        return model
+
+    monkeypatch.setattr(r1, "train_sft", train_sft)
+    return data
+
+
+@pytest.fixture
+def grpo_tasks(monkeypatch):
+    """The task of each stage of reinforcement learning. GRPO itself learns nothing then."""
+    tasks = []
+
+    def train_grpo(model, tokenizer, task, *args, **options):
+        tasks.append(task)
+        return model.eval()
+
+    monkeypatch.setattr(r1, "train_grpo", train_grpo)
+    return tasks
+
+
+# the stages
 
 def test_every_stage_starts_from_the_right_model(base):
-    """rl-1 goes on from the cold start, rl-2 from the SFT, and that SFT begins with the base model again, not with rl-1. The base model is not changed."""
+    """rl-1 continues from the cold start, and rl-2 from SFT, which itself begins with the base
+    model again, not with rl-1. The base model does not change."""
     before, people = weights(base), general()
-    seen, last = led(base, people)
-    assert list(seen) == STAGES
-    origins = {"r1-zero": before, "cold-start": before, "rl-1": "cold-start", "sft": before, "rl-2": "sft", "rm-1": before, "prefer-1": "rl-2", "rm-2": "rm-1",
-               "prefer-2": "prefer-1"}
-    for name, origin in origins.items():
-        origin = weights(seen[origin][1]) if isinstance(origin, str) else origin
-        assert torch.equal(seen[name][0], origin), name
-        if name != "rm-1":                               # there a head is new
-            assert not torch.equal(weights(seen[name][1]), origin), name
-    assert last is seen["prefer-2"][1] and torch.equal(weights(base), before) and not last.training
-    asked = [policy for policy, _ in people.compare.asked]
-    assert len(asked) == 2 and torch.equal(asked[0], before) and torch.equal(asked[1], weights(seen["prefer-1"][1])), "people rank what the policy of the round says"
-    assert [seen[name][2].steps for name in ("prefer-1", "prefer-2")] == [1, 2], "all rounds together have preference_steps"
-    assert [seen[name][2].ref_sync_steps for name in ("rl-2", "prefer-1")] == [1, 0], "a round keeps the reference that it starts from"
+    runs, last = run(base, people)
+    assert list(runs) == STAGES
+    after = {name: weights(stage.model) for name, stage in runs.items()}
+    starts = {
+        "r1-zero": before,
+        "cold-start": before,
+        "rl-1": after["cold-start"],
+        "sft": before,
+        "rl-2": after["sft"],
+        "rm-1": before,
+        "prefer-1": after["rl-2"],
+        "rm-2": after["rm-1"],
+        "prefer-2": after["prefer-1"],
+    }
+    for name, start in starts.items():
+        assert torch.equal(runs[name].start, start), name
+        if name != "rm-1":                               # which has a new head, so more weights
+            assert not torch.equal(after[name], start), name
+    assert last is runs["prefer-2"].model and not last.training
+    assert torch.equal(weights(base), before)
+
+    first, second = people.compare.policies              # the policy at the start of the round
+    assert torch.equal(first, before) and torch.equal(second, after["prefer-1"])
+
+
+def test_the_rounds_share_the_steps_and_keep_their_reference(base):
+    """All rounds together have preference_steps. A round keeps the reference that it starts
+    from."""
+    runs, _ = run(base)
+    assert [runs[name].config.steps for name in ("prefer-1", "prefer-2")] == [1, 2]
+    assert [runs[name].config.ref_sync_steps for name in ("rl-2", "prefer-1")] == [1, 0]
 
 
 def test_one_round_has_one_reward_model(base):
-    seen, last = led(base, rounds=1)
-    assert list(seen) == STAGES[:-2] and last is seen["prefer-1"][1]
+    runs, last = run(base, rounds=1)
+    assert list(runs) == STAGES[:-2]
+    assert last is runs["prefer-1"].model
 
 
 def test_twice_is_the_same_bit_for_bit(base):
-    first, again, other = (weights(train_r1(base, TOKENIZER, TASK, CONFIG, cold_start=COLD, general=general(), seed=seed)) for seed in (0, 0, 1))
+    first, again, other = (
+        weights(train_r1(base, TOKENIZER, TASK, CONFIG, cold_start=COLD, general=general(),
+                         seed=seed)) for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_what_is_paid_for_in_each_stage(base, monkeypatch):
-    asked = []
-    monkeypatch.setattr(r1, "train_grpo", lambda m, tokenizer, task, *args, **rest: asked.append(
-        (task.name, dict(task.weights))) or m.eval())
-    led(base, language_weight=0.5)
-    rules = {"accuracy": 1.0, "format_reward": 1.0}
-    spoken = {**rules, "language_consistency": 0.5}
-    everything = (f"{TASK.name} and {PROMPTS.name}", {
-        **spoken, "preference": 1.0, "general/accuracy": 0.0, "general/true_reward": 0.0})
-    assert asked == [(TASK.name, {**rules, "language_consistency": 0.0}), (TASK.name, spoken),
-                     (TASK.name, spoken), everything, everything]
+def test_the_rewards_of_each_stage(base, grpo_tasks):
+    """R1-Zero: right answers and the format. Then the language as well (eq. 7), and in the last
+    part general prompts by preference."""
+    run(base, language_weight=0.5)
+    spoken = {**RULES, "language_consistency": 0.5}
+    mixed = {**spoken, "preference": 1.0, "general/accuracy": 0.0, "general/true_reward": 0.0}
+    both = f"{TASK.name} and {PROMPTS.name}"
+    assert [(task.name, dict(task.weights)) for task in grpo_tasks] == [
+        (TASK.name, {**RULES, "language_consistency": 0.0}),
+        (TASK.name, spoken),
+        (TASK.name, spoken),
+        (both, mixed),
+        (both, mixed),
+    ]
 
 
 def test_replay_is_a_tenth_of_what_was_ranked_before():
-    rounds = [[Ranking(f"{n} {i}", ("a", "b")) for i in range(size)] for n, size in enumerate((30, 50, 20))]
-    drawn = with_replay(rounds, 0)
-    assert drawn[:20] == rounds[2] and len(drawn) == 20 + 8 and len({r.prompt for r in drawn}) == 28
-    assert with_replay(rounds[:1], 0) == rounds[0] and with_replay(rounds, 0) == drawn
+    """The last round's 20 rankings, and 8 of the 30 + 50 earlier ones."""
+    rounds = [[Ranking(f"{n} {i}", ("a", "b")) for i in range(size)]
+              for n, size in enumerate((30, 50, 20))]
+    rankings = with_replay(rounds, 0)
+    assert rankings[:20] == rounds[2]
+    assert len(rankings) == len({ranking.prompt for ranking in rankings}) == 28
+    assert with_replay(rounds[:1], 0) == rounds[0]
+    assert with_replay(rounds, 0) == rankings
 
 
-def test_the_papers_numbers_by_hand_and_scaled_by_one_factor():
-    """512 questions x 16 = 8192 outputs in 16 mini-batches of 512 = 400 steps are 25 rollouts."""
+# numbers
+
+def test_the_papers_numbers():
+    """512 questions x 16 samples are 8192 outputs, in 16 minibatches. A new reference every 400
+    minibatches is one every 25 rollouts."""
     paper = GRPOConfig(**rl_numbers(1))
-    assert (paper.lr, paper.kl_coef, paper.temperature, paper.minibatches, paper.iterations, paper.ref_sync_steps) == (3e-6, 0.001, 1.0, 16, 1, 25)
+    assert (paper.lr, paper.kl_coef, paper.temperature) == (3e-6, 0.001, 1.0)
+    assert (paper.minibatches, paper.iterations, paper.ref_sync_steps) == (16, 1, 25)
     assert paper.prompts_per_step * paper.group_size == 8192
+
+
+def test_the_numbers_of_a_smaller_run():
+    """16 times fewer samples and larger steps: 512/16 = 32 questions, lr 16 * 3e-6 = 4.8e-5, and a
+    new reference every 25/16 = 1.6, so 2, rollouts."""
     toy = GRPOConfig(**rl_numbers(16))
-    assert (toy.lr, toy.prompts_per_step, toy.group_size, toy.minibatches, toy.ref_sync_steps) == (pytest.approx(4.8e-5), 32, 16, 16, 2)
+    assert toy.lr == pytest.approx(4.8e-5)
+    assert (toy.prompts_per_step, toy.group_size, toy.minibatches) == (32, 16, 16)
+    assert toy.ref_sync_steps == 2
     assert rl_numbers(512)["prompts_per_step"] == 1
+
+
+def test_a_run_larger_than_the_papers_is_an_error():
     with pytest.raises(ValueError, match="scale is 0.5: 1 .* to 512"):
         R1Config(scale=0.5)
 
 
-def test_a_smaller_model_learns_alone_and_from_a_teacher(base):
-    torch.manual_seed(1)
-    student = Transformer(ModelConfig(TOKENIZER.vocab_size, hidden_size=16, num_layers=1, num_heads=2, rope_theta=100.0, qk_norm=True))
-    before, losses = weights(student), []
-    asked = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(r1, "train_grpo", lambda m, tokenizer, task, *args, **rest: asked.append(
-            dict(task.weights)) or m)
-        patch.setattr(r1, "rejection_sample", lambda teacher, *args, **rest: asked.append(teacher) or COLD)
-        distill(base, student, TOKENIZER, TASK, CONFIG)
-    assert asked == [{"accuracy": 1.0, "format_reward": 1.0, "language_consistency": 0.0}, base], "paid as R1-Zero is; taught by the teacher"
-    alone, taught = distill(base, student, TOKENIZER, TASK, CONFIG, log=lambda step, metrics: losses.append(metrics.get("loss")))
-    assert torch.equal(weights(student), before) and not torch.equal(weights(alone), before) and not torch.equal(weights(taught), weights(alone))
-    assert losses[:2] == [None, None] and losses[-1] < losses[2], "two rollouts, and then SFT on what the teacher said"
-
-
-def test_what_is_kept_is_right_in_form_and_in_one_language(base):
-    kept = rejection_sample(base, TOKENIZER, TASK, replace(CONFIG, kept_problems=600, kept_samples=2), seed=0)
-    problems = {p.prompt: p for p in TASK.sample(8000, random.Random(5))}
-    assert 0 < len(kept) <= len(problems), "one for each problem"
-    for prompt, completion in kept:
-        problem = problems[prompt]
-        assert all(reward([prompt], [completion], answer=[problem.answer], language=[problem.language]) == [1.0] for reward in TASK.rewards.values())
-
-
-def test_nothing_to_keep_is_an_error(base):
-    dumb = copy.deepcopy(base)
-    with torch.no_grad():
-        dumb.norm.weight.zero_()                             # every token is as likely as every other
-    with pytest.raises(ValueError, match="of 96 completions none was right, in form and in one language"):
-        rejection_sample(dumb, TOKENIZER, TASK, CONFIG, seed=0)
-
-
-@pytest.mark.parametrize("bad, message", [(dict(kept_problems=0), "kept_problems is 0"), (dict(language_weight=-1.0), "language_weight is -1"), (dict(rounds=0), "rounds is 0"),
-                                          (dict(preference_steps=1, rounds=2), "preference_steps is 1 and rounds 2"), (dict(general_share=0.0), "general_share is 0.0")])
+@pytest.mark.parametrize("bad, message", [
+    (dict(kept_problems=0), "kept_problems is 0"),
+    (dict(language_weight=-1.0), "language_weight is -1"),
+    (dict(rounds=0), "rounds is 0"),
+    (dict(preference_steps=1, rounds=2), "preference_steps is 1 and rounds 2"),
+    (dict(general_share=0.0), "general_share is 0.0"),
+])
 def test_bad_numbers(bad, message):
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **bad)
+
+
+# distillation
+
+@pytest.fixture
+def student():
+    torch.manual_seed(1)
+    return make_model(hidden_size=16, num_layers=1, num_heads=2)
+
+
+def test_a_smaller_model_has_r1_zeros_rewards_or_the_teachers_completions(
+        base, student, grpo_tasks, monkeypatch):
+    teachers = []
+
+    def rejection_sample(teacher, *args, **options):
+        teachers.append(teacher)
+        return COLD
+
+    monkeypatch.setattr(r1, "rejection_sample", rejection_sample)
+    distill(base, student, TOKENIZER, TASK, CONFIG)
+    assert [task.weights for task in grpo_tasks] == [{**RULES, "language_consistency": 0.0}]
+    assert teachers == [base]
+
+
+def test_a_smaller_model_learns_alone_and_from_a_teacher(base, student):
+    """Two rollouts, which have no loss to report, and then SFT on the teacher's completions."""
+    before, log = weights(student), Log()
+    alone, taught = distill(base, student, TOKENIZER, TASK, CONFIG, log=log)
+    assert torch.equal(weights(student), before)
+    assert not torch.equal(weights(alone), before)
+    assert not torch.equal(weights(taught), weights(alone))
+    losses = [metrics.get("loss") for metrics in log]
+    assert losses[:2] == [None, None]
+    assert losses[-1] < losses[2]
+
+
+# rejection sampling and the cold start
+
+def test_rejection_sampling_keeps_what_is_right_in_the_format_and_in_one_language(base):
+    """At most one completion of each problem."""
+    config = replace(CONFIG, kept_problems=600, kept_samples=2)
+    pairs = rejection_sample(base, TOKENIZER, TASK, config, seed=0)
+    assert 0 < len(pairs) == len({prompt for prompt, _ in pairs})
+    assert_right_and_in_one_language(pairs)
+
+
+def test_nothing_to_keep_is_an_error(base):
+    model = copy.deepcopy(base)
+    with torch.no_grad():
+        model.norm.weight.zero_()                        # every token is as likely as every other
+    message = "of 96 completions none was right, in form and in one language"
+    with pytest.raises(ValueError, match=message):
+        rejection_sample(model, TOKENIZER, TASK, CONFIG, seed=0)
+
+
+def with_a_space(problem, completion):
+    """Rewrite a completion visibly, without a change of its language."""
+    return completion.replace("<think>", "<think> ")
+
+
+def test_the_cold_start_is_r1_zeros_own_reasoning_rewritten_and_demonstrations(base, sft_data):
+    """It was demonstrations alone once, in which R1-Zero had no part."""
+    config = replace(CONFIG, cold_start_problems=200)
+    train_r1(base, TOKENIZER, TASK, config, general=general(), rewrite=with_a_space,
+             cold_start=COLD[:3])
+    own, given = sft_data[0][:-3], sft_data[0][-3:]
+    assert given == COLD[:3]
+    assert len(own) > 5
+    assert all(completion.startswith("<think> ") for _, completion in own)
+    assert_right_and_in_one_language(own)
+
+
+def test_rewriting_keeps_right_completions_that_mix_languages(base):
+    config = replace(CONFIG, cold_start_problems=400)
+    plain = cold_start_pairs(base, TOKENIZER, TASK, config, None, seed=0)
+    rewritten = cold_start_pairs(base, TOKENIZER, TASK, config, rewrite, seed=0)
+    assert len(rewritten) > len(plain) > 0
+    assert set(plain) <= set(rewritten)
+
+
+def test_demonstrations_alone_can_be_the_cold_start(base, sft_data):
+    config = replace(CONFIG, cold_start_problems=0)
+    train_r1(base, TOKENIZER, TASK, config, general=general(), cold_start=COLD)
+    assert sft_data[0] == COLD
+
+
+def test_a_cold_start_from_nothing_is_an_error(base):
+    config = replace(CONFIG, cold_start_problems=0)
+    with pytest.raises(ValueError, match="of R1-Zero's 0 outputs none was right"):
+        train_r1(base, TOKENIZER, TASK, config, general=general())
