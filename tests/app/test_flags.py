@@ -9,13 +9,13 @@ import pytest
 from minirl.app.cli import COMMANDS, build_parser
 from minirl.app.flags import ROOT, fields_of, keys_of
 
-CONFIGS = ["minirl.app.training.BaseConfig", "minirl.app.training.RunConfig", "minirl.app.instruct.InstructConfig",
-           "minirl.app.r1.R1RunConfig", "minirl.train.sft.SFTConfig", "minirl.train.grpo.GRPOConfig",
-           "minirl.train.reward_model.RewardModelConfig", "minirl.train.ppo.PPOConfig", "minirl.train.dpo.DPOConfig",
-           "minirl.train.r1.R1Config"]
-PRESETS = ["minirl.train.sft.SFT_PRESETS", "minirl.app.presets.GRPO_PRESETS", "minirl.app.presets.PPO_PRESETS",
-           "minirl.app.presets.R1_PRESETS", "minirl.train.dpo.DPO_PRESETS",
-           "minirl.train.reward_model.REWARD_MODEL_PRESETS"]
+CONFIGS = ["minirl.app.sums.BaseConfig", "minirl.app.sums.SumsSettings",
+           "minirl.app.instructgpt.InstructSettings", "minirl.app.r1.R1Settings",
+           "minirl.train.sft.SFTConfig", "minirl.train.grpo.GRPOConfig",
+           "minirl.train.reward_model.RewardModelConfig", "minirl.train.ppo.PPOConfig",
+           "minirl.train.dpo.DPOConfig", "minirl.train.r1.R1Config"]
+PRESETS = [f"minirl.train.presets.{name}_PRESETS"
+           for name in ("SFT", "GRPO", "RM", "PPO", "DPO", "R1")]
 
 
 def imported(path):
@@ -26,7 +26,8 @@ def imported(path):
 @pytest.mark.parametrize("path", CONFIGS)
 def test_fields_are_the_dataclass_s(path):
     """Names, order, types and defaults, inherited and given anew."""
-    want = [(f.name, f.type.removesuffix(" | None"), f.default) for f in dataclasses.fields(imported(path))]
+    want = [(f.name, f.type.removesuffix(" | None"), f.default)
+            for f in dataclasses.fields(imported(path))]
     assert [(f.name, f.kind, f.default) for f in fields_of(path)] == want
 
 
@@ -37,14 +38,16 @@ def test_keys_are_the_dictionary_s(path):
 
 def test_these_are_all_that_the_command_line_names():
     source = (ROOT / "minirl" / "app" / "cli.py").read_text(encoding="utf-8")
-    named = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)
-             and isinstance(node.value, str) and node.value.startswith("minirl.") and ":" not in node.value}
+    texts = {node.value for node in ast.walk(ast.parse(source))
+             if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    named = {text for text in texts if text.startswith("minirl.") and ":" not in text}
     assert named == {*CONFIGS, *PRESETS}
 
 
 def test_help_is_the_comment_behind_a_field():
     help_of = {field.name: field.help for field in fields_of("minirl.train.grpo.GRPOConfig")}
-    assert help_of["iterations"] == "mu: passes over one batch of rollouts" and help_of["lr"] == ""
+    assert help_of["iterations"] == "μ: passes over one batch of rollouts"
+    assert help_of["lr"] == ""
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -55,5 +58,13 @@ def test_help_fits_a_terminal_of_eighty_columns(name):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_names_a_function_that_is_there(name):
-    module, function = COMMANDS[name].run.split(":")
+    module, function = COMMANDS[name].function.split(":")
     assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_every_flag_of_a_pipeline_goes_to_one_configuration():
+    """A preset's numbers and the flags are flat: each goes to the one dataclass that has it."""
+    for name in ("sft", "grpo", "rm", "ppo", "dpo", "r1"):
+        args = build_parser()[0].parse_args([name])
+        fields = [field.name for path in args.configs for field in fields_of(path)]
+        assert len(fields) == len(set(fields)), name

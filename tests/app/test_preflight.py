@@ -1,8 +1,8 @@
-"""Command lines that cannot work: each ends with exit code 2 and one line that says what to do, within the
-time of a start, and leaves nothing behind.
+"""minirl/app/preflight.py: command lines that cannot work. Each ends with exit code 2 and one line
+that says what to do, within the time of a start, and leaves nothing behind.
 
-Some of these once trained a base model for two minutes first; others left a folder that `--resume` and
-`plot` then picked, or ended in a traceback.
+Some of these once trained a base model for two minutes first; others left a folder that `--resume`
+and `plot` then picked, or ended in a traceback.
 """
 
 import json
@@ -17,57 +17,73 @@ SECONDS = 3.0            # of processor time, a start: what `import torch` takes
 
 WRONG = {
     "": ["--nosuch", "--seed 1", "grp", "GRPO"],
-    "sft": ["--foo", "--lr abc", "--lr 0", "--lr -1", "--lr nan", "--lr inf", "--epochs 0", "--batch-size 0",
-            "--examples 0", "--examples 100000000000000", "--worked-share 2", "--worked-share nan",
-            "--guessed-share -0.1", "--num-heads 0", "--num-heads 7", "--hidden-size 95", "--hidden-size 1000000",
-            "--num-layers 0", "--intermediate-size 100000000000", "--max-seq-len 16", "--max-seq-len 60 --digits 5",
-            "--dropout 1.5", "--warmup-steps -1", "--min-lr-ratio 2", "--beta1 1", "--beta2 -0.5",
-            "--weight-decay -1", "--max-grad-norm 0", "--token-budget 0", "--digits 0", "--digits 6",
-            "--task poetry", "--seed -1", "--seed 99999999999999999999", "--eval-problems 0",
-            "--eval-problems 1000000000000", "--checkpoint-every 0", "--device abacus", "--dtype float99",
-            "--compile maybe", "--preset best", "--init nowhere", "--init ''", "--init {base} --hidden-size 64",
-            "--data nowhere.jsonl", "--data {folder}/broken.jsonl", "--data {folder}/deep.jsonl",
-            "--data {folder}/huge.jsonl", "--data {folder}/latin.jsonl", "--data {folder}/long.jsonl",
-            "--data {folder}/pairs.jsonl --examples 5", "--data {folder}/pairs.jsonl --digits 2",
-            "--run-dir ''", "--run-dir {finished}", "--run-dir {folder}/pairs.jsonl", "--resume",
-            "--resume --run-dir nowhere", "--resume --run-dir {finished}"],
-    "grpo": ["--grop-size 4", "--group-size 1", "--group-size 2.5", "--steps 0", "--steps 100000000000000000000000000",
-             "--prompts-per-step 1000000000000", "--max-new-tokens 0", "--max-new-tokens 125",
-             "--max-new-tokens 125 --init {base}", "--temperature 0", "--temperature -1", "--temperature inf",
-             "--kl-coef -1", "--kl-coef nan", "--clip-low -1", "--scale std", "--ddof 5", "--aggregate mean",
-             "--minibatches 1000", "--overlong-cache 81", "--ref-sync-steps -1", "--dynamic-sampling maybe",
-             "--init nowhere", "--init {finished}", "--init {folder}", "--init {mistral}", "--init {torn}",
-             "--init {run}", "--init {reward_model}", "--preset sapo --clip-high 0.5", "--preset rloo --ddof 0",
-             "--preset reinforce --scale none", "--preset maxrl --clip-high 0.1", "--preset cispo --clip-low 0.1",
-             "--resume --lr 1 --run-dir {finished}", "--resume --preset dapo --run-dir {finished}",
-             "--resume --run-dir {base}/.."],
-    "rm": ["--best-of 4", "--reward-model x", "--rankings nowhere.jsonl", "--rankings {folder}/pairs.jsonl",
-           "--rankings {folder}/same.jsonl", "--rankings {folder}/one.jsonl", "--labeller-noise 0",
-           "--labeller-noise nan", "--right-share 2", "--ranked-prompts 0", "--demonstrations 0",
-           "--rankings {folder}/ranked.jsonl --ranked-prompts 5", "--epochs 0", "--warmup-steps 3"],
+    "sft": ["--foo", "--lr abc", "--lr 0", "--lr -1", "--lr nan", "--lr inf", "--epochs 0",
+        "--batch-size 0", "--examples 0", "--examples 100000000000000", "--worked-share 2",
+        "--worked-share nan", "--guessed-share -0.1", "--num-heads 0", "--num-heads 7",
+        "--hidden-size 95", "--hidden-size 1000000", "--num-layers 0",
+        "--intermediate-size 100000000000", "--max-seq-len 16", "--max-seq-len 60 --digits 5",
+        "--dropout 1.5", "--warmup-steps -1", "--min-lr-ratio 2", "--beta1 1", "--beta2 -0.5",
+        "--weight-decay -1", "--max-grad-norm 0", "--token-budget 0", "--digits 0", "--digits 6",
+        "--task poetry", "--seed -1", "--seed 99999999999999999999", "--eval-problems 0",
+        "--eval-problems 1000000000000", "--checkpoint-every 0", "--device abacus",
+        "--dtype float99", "--compile maybe", "--preset best", "--init nowhere", "--init ''",
+        "--init {base} --hidden-size 64", "--data nowhere.jsonl", "--data {folder}/broken.jsonl",
+        "--data {folder}/deep.jsonl", "--data {folder}/huge.jsonl", "--data {folder}/latin.jsonl",
+        "--data {folder}/long.jsonl", "--data {folder}/pairs.jsonl --examples 5",
+        "--data {folder}/pairs.jsonl --digits 2", "--run-dir ''", "--run-dir {finished}",
+        "--run-dir {folder}/pairs.jsonl", "--resume", "--resume --run-dir nowhere",
+        "--resume --run-dir {finished}"],
+    "grpo": ["--grop-size 4", "--group-size 1", "--group-size 2.5", "--steps 0",
+        "--steps 100000000000000000000000000", "--prompts-per-step 1000000000000",
+        "--max-new-tokens 0", "--max-new-tokens 125", "--max-new-tokens 125 --init {base}",
+        "--temperature 0", "--temperature -1", "--temperature inf", "--kl-coef -1", "--kl-coef nan",
+        "--clip-low -1", "--scale std", "--ddof 5", "--aggregate mean", "--minibatches 1000",
+        "--overlong-cache 81", "--ref-sync-steps -1", "--dynamic-sampling maybe", "--init nowhere",
+        "--init {finished}", "--init {folder}", "--init {mistral}", "--init {torn}", "--init {run}",
+        "--init {reward_model}", "--preset sapo --clip-high 0.5", "--preset rloo --ddof 0",
+        "--preset reinforce --scale none", "--preset maxrl --clip-high 0.1",
+        "--preset cispo --clip-low 0.1", "--resume --lr 1 --run-dir {finished}",
+        "--resume --preset dapo --run-dir {finished}", "--resume --run-dir {base}/.."],
+    "rm": ["--best-of 4", "--reward-model x", "--rankings nowhere.jsonl",
+        "--rankings {folder}/pairs.jsonl", "--rankings {folder}/same.jsonl",
+        "--rankings {folder}/one.jsonl", "--labeller-noise 0", "--labeller-noise nan",
+        "--right-share 2", "--ranked-prompts 0", "--demonstrations 0",
+        "--rankings {folder}/ranked.jsonl --ranked-prompts 5", "--epochs 0", "--warmup-steps 3"],
     "ppo": ["--lam -1", "--lam 2", "--gamma -1", "--gamma 2", "--preset adaptive-kl --kl-coef 0",
-            "--whiten-advantages maybe", "--episodes 0", "--minibatch-size 0", "--value-lr 0", "--ema-decay 1",
-            "--warmup-steps -1", "--max-new-tokens 500", "--reward-model nowhere", "--reward-model {base}",
-            "--missing-eos-penalty -1", "--best-of 0", "--kl-target 0", "--profile=yes"],
-    "dpo": ["--warmup-steps -1", "--beta 0", "--beta inf", "--min-lr-ratio -1", "--rankings {folder}/broken.jsonl",
-            "--rankings {folder}/surrogate.jsonl", "--clip-low 0.1", "--steps 5"],
-    "r1": ["--scale 0", "--scale 1000", "--language fr", "--number-length 9", "--small 17", "--rounds 0",
-           "--preference-steps 1", "--general-share 0", "--max-new-tokens 4", "--profile", "--samples 0",
-           "--too-long -1", "--final-temperature 0", "--zero-steps 0"],
-    "sample": ["--init nowhere", "--init {run}", "--init {base} -n 0", "--init {base} -n 1000000000000",
-               "--init {base} --temperature -1", "--init {base} --temperature nan", "--init {base} --top-k -1",
-               "--init {base} --top-p 0", "--init {base} --max-new-tokens 0", "--init {base} --max-new-tokens 500",
-               "--init {base} " + "1" * 200, "--init {base} --seed -1", "--init {base} --seed 99999999999999999999",
-               "--init {base} --dtype int8", "--init {base} --device abacus", "--init {torn}", "\udcff\udcfe"],
-    "eval": ["--init nowhere", "--init {base} --problems 0", "--init {base} --problems 100000000000000",
-             "--init {base} --samples 0", "--init {base} --samples 4 --k 8", "--init {base} --k 0",
-             "--init {base} --digits 0", "--init {base} --digits 9", "--init {base} --task poetry",
-             "--init {base} --max-new-tokens 500", "--init {bilingual} --task subtraction",
-             "--init {bilingual} --digits 2"],
+        "--whiten-advantages maybe", "--episodes 0", "--minibatch-size 0", "--value-lr 0",
+        "--ema-decay 1", "--warmup-steps -1", "--max-new-tokens 500", "--reward-model nowhere",
+        "--reward-model {base}", "--missing-eos-penalty -1", "--best-of 0", "--kl-target 0",
+        "--profile=yes"],
+    "dpo": ["--warmup-steps -1", "--beta 0", "--beta inf", "--min-lr-ratio -1",
+        "--rankings {folder}/broken.jsonl", "--rankings {folder}/surrogate.jsonl", "--clip-low 0.1",
+        "--steps 5"],
+    "r1": ["--scale 0", "--scale 1000", "--language fr", "--number-length 9", "--small 17",
+        "--rounds 0", "--preference-steps 1", "--general-share 0", "--max-new-tokens 4",
+        "--profile", "--samples 0", "--too-long -1", "--final-temperature 0", "--zero-steps 0"],
+    "sample": ["--init nowhere", "--init {run}", "--init {base} -n 0",
+        "--init {base} -n 1000000000000", "--init {base} --temperature -1",
+        "--init {base} --temperature nan", "--init {base} --top-k -1", "--init {base} --top-p 0",
+        "--init {base} --max-new-tokens 0", "--init {base} --max-new-tokens 500",
+        "--init {base} " + "1" * 200, "--init {base} --seed -1",
+        "--init {base} --seed 99999999999999999999", "--init {base} --dtype int8",
+        "--init {base} --device abacus", "--init {torn}", "\udcff\udcfe"],
+    "eval": ["--init nowhere", "--init {base} --problems 0",
+        "--init {base} --problems 100000000000000", "--init {base} --samples 0",
+        "--init {base} --samples 4 --k 8", "--init {base} --k 0", "--init {base} --digits 0",
+        "--init {base} --digits 9", "--init {base} --task poetry",
+        "--init {base} --max-new-tokens 500", "--init {base} --task instructions --digits 2",
+        "--init {instructed} --digits 2", "--init {unknown}"],
     "equations": ["kl.k33", "--nosuch"],
-    "plot": ["", "nowhere", "{folder}", "{finished} --out nowhere/x.png", "{finished} --out {folder}"],
+    "plot": ["", "nowhere", "{folder}", "{finished} --out nowhere/x.png",
+        "{finished} --out {folder}"],
 }
-LINES = [pytest.param(command, line, id=f"{command} {line}".strip()[:60].encode("ascii", "replace").decode())
+
+
+def name(command, line):
+    return f"{command} {line}".strip()[:60].encode("ascii", "replace").decode()
+
+
+LINES = [pytest.param(command, line, id=name(command, line))
          for command, lines in WRONG.items() for line in lines]
 
 
@@ -76,17 +92,19 @@ def places(base, finished, tmp_path_factory):
     """What the command lines name: files and folders, most of them broken."""
     folder = tmp_path_factory.mktemp("places")
     files = {
-        "pairs.jsonl": '{"prompt": "1+1=", "completion": "2"}\n', "broken.jsonl": '{"prompt": "1+1=", "comple',
-        "deep.jsonl": "[" * 100_000 + "\n", "huge.jsonl": '{"prompt": ' + "1" * 5000 + ', "completion": "2"}\n',
+        "pairs.jsonl": '{"prompt": "1+1=", "completion": "2"}\n',
+        "broken.jsonl": '{"prompt": "1+1=", "comple', "deep.jsonl": "[" * 100_000 + "\n",
+        "huge.jsonl": '{"prompt": ' + "1" * 5000 + ', "completion": "2"}\n',
         "long.jsonl": json.dumps({"prompt": "1" * 500, "completion": "2"}) + "\n",
         "same.jsonl": '{"prompt": "a", "chosen": "b", "rejected": "b"}\n',
         "one.jsonl": '{"prompt": "a", "chosen": "b", "rejected": "c"}\n',
-        "ranked.jsonl": '{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "d", "chosen": "b", "rejected": "c"}\n',
+        "ranked.jsonl": '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
+                        '{"prompt": "d", "chosen": "b", "rejected": "c"}\n',
         "surrogate.jsonl": '{"prompt": "a", "chosen": "\\ud800", "rejected": "c"}\n'}
     for name, text in files.items():
         (folder / name).write_text(text)
     (folder / "latin.jsonl").write_bytes('{"prompt": "é", "completion": "2"}\n'.encode("latin-1"))
-    made = {name: folder / name for name in ("mistral", "torn", "reward_model", "bilingual")}
+    made = {name: folder / name for name in ("mistral", "torn", "reward_model")}
     made["mistral"].mkdir()
     (made["mistral"] / "config.json").write_text('{"model_type": "mistral"}')
     (made["mistral"] / "pytorch_model.bin").write_bytes(b"x")
@@ -95,15 +113,17 @@ def places(base, finished, tmp_path_factory):
     (made["torn"] / "model.safetensors").write_bytes(weights[:-100])
     shutil.copytree(base, made["reward_model"])
     shutil.copy(base / "model.safetensors", made["reward_model"] / "score.safetensors")
-    shutil.copytree(base, made["bilingual"] / "final")
-    (made["bilingual"] / "config.json").write_text(
-        '{"command": "grpo", "run": {"language": "ko", "number_length": 2}}')
-    made["bilingual"] /= "final"
+    for name, task in (("instructed", "instructions"), ("unknown", "poetry")):
+        made[name] = folder / name / "final"
+        shutil.copytree(base, made[name])
+        config = {"command": "grpo", "task": {"name": task}}
+        (folder / name / "config.json").write_text(json.dumps(config))
     return {"folder": folder, "base": base, "run": base.parent, "finished": finished, **made}
 
 
 def tree(*folders):
-    return {path: path.stat().st_mtime_ns for folder in folders for path in sorted(folder.rglob("*"))}
+    return {path: path.stat().st_mtime_ns
+            for folder in folders for path in sorted(folder.rglob("*"))}
 
 
 @pytest.mark.parametrize("command, line", LINES)
