@@ -113,8 +113,9 @@ def test_every_token_with_its_logprob_on_request(policy):
 
 
 @pytest.mark.parametrize("numbers", [False, True])
-@pytest.mark.parametrize("text", ["1" * 300, "가" * 100, "a few words " * 30, "\x1b" * 100, "\n" * 5],
-                         ids=["digits", "Hangul", "words", "escapes", "newlines"])
+@pytest.mark.parametrize(
+    "text", ["1" * 300, "가" * 100, "a few words " * 30, "\x1b" * 100, "\n" * 5],
+    ids=["digits", "Hangul", "words", "escapes", "newlines"])
 def test_nothing_is_wider_than_a_terminal(text, numbers, says):
     lines = says(text, [0.3] * len(text.encode()), numbers=numbers).splitlines()
     assert max(map(columns_of, lines)) <= 80

@@ -7,8 +7,18 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
-from minirl.app.plots import (heading, names, plot_calibration, plot_epochs, plot_hacking, plot_runs,
-                              plot_stages, points, shown, smooth)
+from minirl.app.plots import (
+    heading,
+    metrics_of,
+    names,
+    plot_calibration,
+    plot_epochs,
+    plot_hacking,
+    plot_runs,
+    plot_stages,
+    points,
+    smooth,
+)
 from minirl.app.rundir import RunDir
 
 
@@ -31,52 +41,77 @@ def test_runs_of_different_lengths_and_kinds_share_axes(tmp_path):
     assert (tmp_path / "x.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("margins", [[2.0] * 48, [-1.0] * 7, [1.0, -1.0] * 50, [0.0], [100.0, -100.0]])
+@pytest.mark.parametrize("margins", [[2.0] * 48, [-1.0] * 7, [1.0, -1.0] * 50, [0.0],
+                                     [100.0, -100.0]])
 def test_calibration_is_drawn_of_any_margins(margins, tmp_path):
-    """A reward model that is always right, or always wrong, or of one mind, is a figure too: once the whole run ended here."""
+    """A reward model that is always right, or always wrong, or of one mind, is a figure too: once
+    the whole run ended here."""
     plot_calibration(margins, tmp_path / "c.png")
     assert (tmp_path / "c.png").stat().st_size > 5_000
 
 
 def test_epochs_are_drawn(tmp_path):
-    epochs = [{"epoch": i, "validation_loss": 1.0 / i, "score": i / 3, "true_reward": i / 4, "chosen": i == 2} for i in (1, 2, 3)]
+    epochs = [{"epoch": i, "validation_loss": 1.0 / i, "score": i / 3, "true_reward": i / 4,
+               "chosen": i == 2} for i in (1, 2, 3)]
     plot_epochs(epochs, tmp_path / "e.png")
     assert (tmp_path / "e.png").stat().st_size > 5_000
 
 
+def made(path, command, metrics, **config):
+    """A run with these metrics, from step 1 on."""
+    run = RunDir.create(path, {"command": command, "settings": {"seed": 0}, **config})
+    for step, values in enumerate(metrics, start=1):
+        run.append_metrics(step, values)
+    return run
+
+
 def test_every_command_draws_its_own_panels(tmp_path):
-    run = RunDir.create(tmp_path / "ppo", {"command": "ppo", "run": {"seed": 0}})
-    for step in range(3):
-        run.append_metrics(step, {"rewards/reward_model/mean": step, "objective/kl": step, "learning_rate": 0.1, "kl": -step})
+    metrics = {"rewards/reward_model/mean": 1, "objective/kl": 1, "learning_rate": 0.1, "kl": -1}
+    run = made(tmp_path / "ppo", "ppo", [metrics] * 3)
+    assert "objective/kl" in metrics_of(run) and "kl" not in metrics_of(run)
     plot_runs([run], tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
 
 
-def made(path, command, metrics, **run):
-    made = RunDir.create(path, {"command": command, "run": {"seed": 0, **run}})
-    for step, values in enumerate(metrics, start=1):
-        made.append_metrics(step, values)
-    return made
+SUMS = {"name": "addition", "digits": 3}
+BILINGUAL = {"name": "bilingual", "digits": 3, "reason_in": "ko"}
 
 
 def test_a_stage_of_r1_draws_language_and_preferences_and_says_which_stage_it_is(tmp_path):
-    plain = made(tmp_path / "grpo", "grpo", [{"kl": 0.1}], digits=3, task="addition")
-    stage = made(tmp_path / "rl-1", "grpo", [{"kl": 0.1}], number_length=3, language="ko")
-    assert "rewards/language_consistency/mean" in shown(stage) and "kl" not in shown(stage) and "kl" in shown(plain)
-    assert heading([stage]) == "minirl r1, rl-1: sums and stories in two languages, seed 0" and heading([plain]) == "minirl grpo: 3-digit addition, seed 0"
+    plain = made(tmp_path / "grpo", "grpo", [{"kl": 0.1}], task=SUMS)
+    stage = made(tmp_path / "rl-1", "grpo", [{"kl": 0.1}], task=BILINGUAL, stage_of="r1")
+    assert "rewards/language_consistency/mean" in metrics_of(stage)
+    assert "kl" not in metrics_of(stage) and "kl" in metrics_of(plain)
+    assert heading([stage]) == "minirl r1, rl-1: 3-digit addition in English and Korean, seed 0"
+    assert heading([plain]) == "minirl grpo: 3-digit addition, seed 0"
+    assert heading([plain, stage]) == "2 runs"
+
+
+def test_a_run_that_names_no_task_has_a_heading_too(tmp_path):
+    """Runs of before config.json named it, and folders that somebody put together."""
+    assert heading([made(tmp_path / "grpo", "grpo", [])]) == "minirl grpo, seed 0"
+    assert heading([RunDir.create(tmp_path / "x", {})]) == "minirl None, seed None"
 
 
 def test_hacking_joins_rounds_at_their_steps_and_keeps_their_scores_apart(tmp_path, monkeypatch):
-    """A step without a general prompt has no score: it leaves a gap, and shifts nothing. Scores of two reward models are two lines."""
+    """A step without a general prompt has no score: it leaves a gap, and shifts nothing. Scores of
+    two reward models are two lines."""
     preference, true = "rewards/preference/mean", "rewards/general/true_reward/mean"
     lines = [{preference: 1.0, true: 0.5}, {}, {preference: 2.0, true: 0.7}]
-    long, one, two = (made(tmp_path / name, "grpo", lines) for name in ("too-long", "prefer-1", "prefer-2"))
-    drawn = []
-    plot = Axes.plot
-    monkeypatch.setattr(Axes, "plot", lambda self, x, y, **kw: drawn.append((tuple(x), tuple(y))) or plot(self, x, y, **kw))
+    long, one, two = (made(tmp_path / name, "grpo", lines)
+                      for name in ("too-long", "prefer-1", "prefer-2"))
+    drawn, plot = [], Axes.plot
+
+    def noting_plot(self, x, y, **look):
+        drawn.append((tuple(x), tuple(y)))
+        return plot(self, x, y, **look)
+
+    monkeypatch.setattr(Axes, "plot", noting_plot)
     plot_hacking(long, [one, two], tmp_path / "hacking.png")
     raw = drawn[::2]                                               # the others are smoothed
-    assert raw[:3] == [((1, 3), (1.0, 2.0)), ((1, 3), (1.0, 2.0)), ((4, 6), (1.0, 2.0))] and raw[3][1] == (0.5, 0.7)
+    scores = (1.0, 2.0)
+    assert raw[:3] == [((1, 3), scores), ((1, 3), scores), ((4, 6), scores)]
+    assert raw[3][1] == (0.5, 0.7)
     assert (tmp_path / "hacking.png").stat().st_size > 10_000
 
 
@@ -86,11 +121,12 @@ def figures(monkeypatch):
     from matplotlib.figure import Figure
 
     drawn, savefig = [], Figure.savefig
-    monkeypatch.setattr(
-        Figure,
-        "savefig",
-        lambda self, *args, **kw: drawn.append(self) or savefig(self, *args, **kw),
-    )
+
+    def noting_savefig(self, *args, **kw):
+        drawn.append(self)
+        savefig(self, *args, **kw)
+
+    monkeypatch.setattr(Figure, "savefig", noting_savefig)
     return drawn
 
 
@@ -106,10 +142,8 @@ def test_nothing_is_loaded_before_something_is_drawn():
 
 def test_the_legend_names_every_run_wherever_its_metrics_are(tmp_path, figures):
     """It was the first panel's: runs without that metric had no name, and it covered the curves."""
-    runs = [
-        made(tmp_path / "a", "sft", [{"loss": 1.0}] * 3),
-        made(tmp_path / "b", "grpo", [{"kl": 0.1}] * 3, digits=1, task="addition"),
-    ]
+    runs = [made(tmp_path / "a", "sft", [{"loss": 1.0}] * 3),
+            made(tmp_path / "b", "grpo", [{"kl": 0.1}] * 3)]
     plot_runs(runs, tmp_path / "x.png")
     (figure,) = figures
     assert legend_texts(figure) == ["a", "b"] and not any(axis.get_legend() for axis in figure.axes)
@@ -123,36 +157,24 @@ def test_the_legend_names_every_run_wherever_its_metrics_are(tmp_path, figures):
 def test_every_run_has_a_look_of_its_own(n, tmp_path, figures):
     runs = [made(tmp_path / f"run-{i}", "sft", [{"loss": 1.0 + i}] * 3) for i in range(n)]
     plot_runs(runs, tmp_path / "x.png")
-    looks = [
-        (to_hex(line.get_color()), line.get_linestyle())
-        for line in figures[0].legends[0].get_lines()
-    ]
+    def looks_of(place):
+        return [(to_hex(line.get_color()), line.get_linestyle()) for line in place.get_lines()]
+
+    looks = looks_of(figures[0].legends[0])
     assert len(looks) == len(set(looks)) == n
     assert figures[0].legends[0].get_window_extent().x1 <= figures[0].bbox.x1
-    drawn = [
-        (to_hex(line.get_color()), line.get_linestyle()) for line in figures[0].axes[0].get_lines()
-    ]
-    assert set(drawn) == set(looks)
+    assert set(looks_of(figures[0].axes[0])) == set(looks)
 
 
 def test_what_is_exact_is_not_smoothed(tmp_path, figures):
     """A learning rate was drawn as the mean of seven steps: its warm-up began above 0, and its peak
     was cut off."""
     rates = [0.0, 1e-3, 0.0, 0.0]
-    plot_runs(
-        [
-            made(
-                tmp_path / "a",
-                "sft",
-                [{"loss": 1.0 + rate, "learning_rate": rate} for rate in rates],
-            )
-        ],
-        tmp_path / "x.png",
-    )
+    metrics = [{"loss": 1.0 + rate, "learning_rate": rate} for rate in rates]
+    plot_runs([made(tmp_path / "a", "sft", metrics)], tmp_path / "x.png")
     loss, rate = figures[0].axes
-    assert [list(line.get_ydata()) for line in rate.get_lines()] == [rates] and len(
-        loss.get_lines()
-    ) == 2
+    assert [list(line.get_ydata()) for line in rate.get_lines()] == [rates]
+    assert len(loss.get_lines()) == 2
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 44, 188])
@@ -162,9 +184,8 @@ def test_steps_are_whole_numbers_and_a_single_one_is_seen(steps, tmp_path, figur
     low, high = axis.get_xlim()
     ticks = [tick for tick in axis.get_xticks() if low <= tick <= high]
     assert ticks and all(tick == round(tick) for tick in ticks) and len(ticks) <= 10
-    assert {str(round(tick)) for tick in ticks} <= {
-        text.get_text() for text in axis.get_xticklabels()
-    }
+    labels = {text.get_text() for text in axis.get_xticklabels()}
+    assert {str(round(tick)) for tick in ticks} <= labels
     assert any(line.get_marker() == "o" for line in axis.get_lines()) == (steps <= 12)
 
 
@@ -172,52 +193,34 @@ def test_a_metric_that_is_missing_or_no_number_leaves_a_gap(tmp_path, figures):
     lines = [{"loss": float("nan")}, {"loss": 2.0}, {}, {"loss": float("inf")}, {"loss": 3.0}]
     assert points([{"step": 1, "loss": None}, {"step": 2, "loss": 5}], "loss") == [(2, 5)]
     plot_runs([made(tmp_path / "a", "sft", lines)], tmp_path / "x.png")
-    assert (
-        list(figures[0].axes[0].get_lines()[0].get_xdata()) == [2, 5] and len(figures[0].axes) == 1
-    )
+    axis, = figures[0].axes
+    assert list(axis.get_lines()[0].get_xdata()) == [2, 5]
     with pytest.raises(ValueError, match="none of the metrics"):
         plot_runs([made(tmp_path / "b", "sft", [{"loss": float("nan")}])], tmp_path / "x.png")
 
 
 def test_a_summary_without_numbers_draws_no_circles(tmp_path, figures):
-    run = made(tmp_path / "a", "grpo", [{"rewards/accuracy/mean": 0.5}], digits=1, task="addition")
+    run = made(tmp_path / "a", "grpo", [{"rewards/accuracy/mean": 0.5}])
     run.write_json("summary.json", {"accuracy_before": None, "accuracy_after": float("nan")})
     plot_runs([run], tmp_path / "x.png")
     assert len(figures) == 1
 
 
 def test_runs_of_one_name_are_told_apart_and_long_names_are_shortened(tmp_path):
-    runs = [
-        RunDir(tmp_path / name) for name in ("one/grpo", "two/grpo", "two/" + "long-" * 20 + "2")
-    ]
-    assert (
-        names(runs)[:2] == ["one/grpo", "two/grpo"]
-        and names(runs)[2].startswith("two/long-")
-        and names(runs)[2].endswith("-2")
-    )
-    assert (
-        max(map(len, names(runs))) <= 36
-        and names(runs[:1]) == ["grpo"]
-        and names([runs[0], runs[0]]) == ["grpo", "grpo"]
-    )
+    runs = [RunDir(tmp_path / name)
+            for name in ("one/grpo", "two/grpo", "two/" + "long-" * 20 + "2")]
+    first, second, long = names(runs)
+    assert (first, second) == ("one/grpo", "two/grpo")
+    assert long.startswith("two/long-") and long.endswith("-2") and len(long) <= 36
+    assert names(runs[:1]) == ["grpo"] and names([runs[0], runs[0]]) == ["grpo", "grpo"]
     middles = [RunDir(tmp_path / f"{'a' * 40}{i}{'b' * 40}") for i in (1, 2)]
-    assert names(middles) == [run.path.name for run in middles], (
-        "what would be alike is not shortened"
-    )
+    assert names(middles) == [run.path.name for run in middles], "alike if they were shortened"
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(
-    "name, drawn",
-    [
-        ("한글", r"\ud55c\uae00"),
-        ("a$b$", r"a\$b\$"),
-        ("_x", " _x"),
-        ("$", r"\$"),
-        ("é", "é"),
-        ("a\x1bb", r"a\x1bb"),
-    ],
-)
+@pytest.mark.parametrize("name, drawn", [
+    ("한글", r"\ud55c\uae00"), ("a$b$", r"a\$b\$"), ("_x", " _x"), ("$", r"\$"), ("é", "é"),
+    ("a\x1bb", r"a\x1bb")])
 def test_any_name_of_a_run_is_drawn(name, drawn, tmp_path, figures):
     """The font has no Hangul, $ begins a formula, and a legend leaves out what begins with _."""
     runs = [made(tmp_path / n, "sft", [{"loss": 1.0}] * 3) for n in (name, "other")]
@@ -226,53 +229,37 @@ def test_any_name_of_a_run_is_drawn(name, drawn, tmp_path, figures):
 
 
 def test_a_heading_fits_the_figure(tmp_path, figures):
-    plot_runs(
-        [made(tmp_path / ("r" * 200), "sft", [{"loss": 1.0}], number_length=3)], tmp_path / "x.png"
-    )
-    (figure,) = figures
-    assert (
-        figure._suptitle.get_window_extent().x1 <= figure.bbox.x1
-        and "..." in figure._suptitle.get_text()
-    )
+    run = made(tmp_path / ("r" * 200), "sft", [{"loss": 1.0}], stage_of="r1")
+    plot_runs([run], tmp_path / "x.png")
+    figure, = figures
+    assert figure._suptitle.get_window_extent().x1 <= figure.bbox.x1
+    assert "..." in figure._suptitle.get_text()
 
 
-@pytest.mark.parametrize(
-    "least, labels", [(0.1, {"0.2", "0.5", "1"}), (0.001, {"0.01", "0.1", "1"})]
-)
+@pytest.mark.parametrize("least, labels", [
+    (0.1, {"0.2", "0.5", "1"}), (0.001, {"0.01", "0.1", "1"})])
 def test_ticks_of_a_logarithmic_axis_are_plain_numbers(least, labels, tmp_path, figures):
-    plot_runs(
-        [made(tmp_path / "a", "sft", [{"loss": x} for x in (2.0, 1.0, 0.9 * least)])],
-        tmp_path / "x.png",
-    )
+    losses = [{"loss": x} for x in (2.0, 1.0, 0.9 * least)]
+    plot_runs([made(tmp_path / "a", "sft", losses)], tmp_path / "x.png")
     axis = figures[0].axes[0]
-    assert axis.get_yscale() == "log" and labels <= {
-        text.get_text() for text in axis.get_yticklabels()
-    }
+    assert axis.get_yscale() == "log"
+    assert labels <= {text.get_text() for text in axis.get_yticklabels()}
 
 
 def test_calibration_shows_a_reward_model_that_is_always_wrong(tmp_path, figures):
     """Shares below 0.3 were under the axis."""
     plot_calibration([-1.0, float("nan"), -2.0], tmp_path / "c.png")
     low, high = figures[0].axes[0].get_ylim()
-    assert low < 0 and high > 1 and legend_texts(figures[0])[1].startswith("2 held-out comparisons")
+    assert low < 0 and high > 1
+    assert legend_texts(figures[0])[1].startswith("2 held-out comparisons")
 
 
 def test_stages_are_drawn(tmp_path, figures):
-    stages = [
-        {
-            "stage": f"stage-{i}",
-            **dict.fromkeys(("easy", "hard", "majority", "pass", "language", "win_rate"), i / 9),
-            "length": 20 + i,
-        }
-        for i in range(9)
-    ]
+    shares = "easy", "hard", "majority", "pass", "language", "win_rate"
+    stages = [{"stage": f"stage-{i}", **dict.fromkeys(shares, i / 9), "length": 20 + i}
+              for i in range(9)]
     plot_stages(stages, tmp_path / "s.png")
-    assert [text.get_text() for text in figures[0].axes[0].get_xticklabels()] == [
-        s["stage"] for s in stages
-    ]
-    assert legend_texts(figures[0]) == [
-        "easy",
-        "hard",
-        "hard, majority of samples",
-        "hard, any of the samples",
-    ]
+    labels = [text.get_text() for text in figures[0].axes[0].get_xticklabels()]
+    assert labels == [entry["stage"] for entry in stages]
+    assert legend_texts(figures[0]) == ["easy", "hard", "hard, majority of samples",
+                                        "hard, any of the samples"]
