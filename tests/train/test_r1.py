@@ -52,6 +52,7 @@ class People:
 
 
 def general():
+    """Return general prompts, with people who have not compared anything yet."""
     written = answers(PROMPTS, 16, random.Random(2), right_share=1.0, frame_weights=(1, 1, 1, 1))
     return General(PROMPTS, written, People())
 
@@ -77,7 +78,7 @@ class StageRun(NamedTuple):
     model: torch.nn.Module
 
 
-def run(base, people=None, **changes):
+def run(base, prompts=None, **changes):
     """Return the runs of the stages by name, and what the pipeline returned."""
     runs = {}
 
@@ -87,8 +88,8 @@ def run(base, people=None, **changes):
         return model
 
     config = replace(CONFIG, **changes)
-    last = train_r1(base, TOKENIZER, TASK, config, cold_start=COLD, general=people or general(),
-                    stage=stage)
+    last = train_r1(base, TOKENIZER, TASK, config, cold_start=COLD,
+                    general=prompts or general(), stage=stage)
     return runs, last
 
 
@@ -130,11 +131,26 @@ def grpo_tasks(monkeypatch):
 
 # the stages
 
-def test_every_stage_starts_from_the_right_model(base):
+class Pipeline(NamedTuple):
+    """A whole run: the base model's weights before it, the stages, and the model it returned."""
+
+    before: torch.Tensor
+    runs: dict[str, StageRun]
+    last: torch.nn.Module
+    people: People
+
+
+@pytest.fixture(scope="module")
+def pipeline(base):
+    before, prompts = weights(base), general()
+    runs, last = run(base, prompts)
+    return Pipeline(before, runs, last, prompts.compare)
+
+
+def test_every_stage_starts_from_the_right_model(base, pipeline):
     """rl-1 continues from the cold start, and rl-2 from SFT, which itself begins with the base
     model again, not with rl-1. The base model does not change."""
-    before, people = weights(base), general()
-    runs, last = run(base, people)
+    before, runs, last, people = pipeline
     assert list(runs) == STAGES
     after = {name: weights(stage.model) for name, stage in runs.items()}
     starts = {
@@ -154,17 +170,18 @@ def test_every_stage_starts_from_the_right_model(base):
             assert not torch.equal(after[name], start), name
     assert last is runs["prefer-2"].model and not last.training
     assert torch.equal(weights(base), before)
-
-    first, second = people.compare.policies              # the policy at the start of the round
+    first, second = people.policies
     assert torch.equal(first, before) and torch.equal(second, after["prefer-1"])
 
 
-def test_the_rounds_share_the_steps_and_keep_their_reference(base):
-    """All rounds together have preference_steps. A round keeps the reference that it starts
-    from."""
-    runs, _ = run(base)
-    assert [runs[name].config.steps for name in ("prefer-1", "prefer-2")] == [1, 2]
-    assert [runs[name].config.ref_sync_steps for name in ("rl-2", "prefer-1")] == [1, 0]
+def test_all_rounds_together_have_preference_steps(pipeline):
+    steps = [pipeline.runs[name].config.steps for name in ("prefer-1", "prefer-2")]
+    assert steps == [1, 2]
+
+
+def test_a_round_keeps_the_reference_that_it_starts_from(pipeline):
+    assert pipeline.runs["rl-2"].config.ref_sync_steps == 1
+    assert pipeline.runs["prefer-1"].config.ref_sync_steps == 0
 
 
 def test_one_round_has_one_reward_model(base):
