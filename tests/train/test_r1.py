@@ -170,7 +170,7 @@ def test_every_stage_starts_from_the_right_model(base, pipeline):
             assert not torch.equal(after[name], start), name
     assert last is runs["prefer-2"].model and not last.training
     assert torch.equal(weights(base), before)
-    first, second = people.policies
+    first, second = people.policies                      # whose completions were compared
     assert torch.equal(first, before) and torch.equal(second, after["prefer-1"])
 
 
