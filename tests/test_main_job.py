@@ -1,4 +1,5 @@
-"""`minirl grpo` with no flags: the promise of the README. Slow: about a minute a seed (python -m pytest -m slow)."""
+"""`minirl grpo` with no flags: the promise of the README. Slow: about a minute a seed
+(python -m pytest -m slow)."""
 
 import json
 
@@ -17,4 +18,5 @@ def test_from_nothing_to_a_policy_that_works_it_out(seed, tmp_path):
     assert summary["accuracy_after"] >= 0.95
     assert summary["mean_length_after"] >= 1.2 * summary["mean_length_before"]
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert all(m["sampling/sampling_logp_difference/mean"] < 1e-5 for m in metrics), "sampler and learner are one policy in float32"
+    differences = [m["sampling/sampling_logp_difference/mean"] for m in metrics]
+    assert max(differences) < 1e-5, "sampler and learner are one policy in float32"

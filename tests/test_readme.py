@@ -1,4 +1,5 @@
-"""The READMEs say what is there: commands parse, files and functions exist, the breakpoint stops at stage 1."""
+"""The READMEs say what is there: commands parse, files and functions exist, the breakpoint stops at
+stage 1."""
 
 import ast
 import importlib
@@ -27,10 +28,12 @@ def blocks(text, language=""):
 def test_every_command_parses(readme):
     parser, _ = build_parser()
     text = readme.read_text(encoding="utf-8")
-    shown = [line.split("   ")[0] for block in blocks(text) for line in block.splitlines() if line.startswith("minirl ") and not line.startswith("minirl grpo:")]
+    lines = [line for block in blocks(text) for line in block.splitlines()]
+    in_blocks = [line.split("   ")[0] for line in lines
+                 if line.startswith("minirl ") and not line.startswith("minirl grpo:")]
     inline = [command for command in re.findall(r"`(minirl [^`]+)`", text) if "|" not in command]
-    assert len(shown) >= 4
-    for command in [*shown, *inline]:
+    assert len(in_blocks) >= 4
+    for command in [*in_blocks, *inline]:
         if "--help" not in command:
             parser.parse_args(shlex.split(command)[1:])
 
@@ -54,9 +57,11 @@ def test_files_functions_and_pictures_exist(readme):
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda p: p.name)
 def test_the_breakpoint_stops_at_stage_one(readme):
-    line = int(re.search(r"break minirl/train/grpo.py:(\d+)", readme.read_text(encoding="utf-8"))[1])
+    text = readme.read_text(encoding="utf-8")
+    line = int(re.search(r"break minirl/train/grpo.py:(\d+)", text)[1])
     source = (ROOT / "minirl" / "train" / "grpo.py").read_text(encoding="utf-8").splitlines()
-    assert source[line - 2].strip().startswith("# 1. sample") and not source[line - 1].strip().startswith("#")
+    assert source[line - 2].strip().startswith("# 1. sample")
+    assert not source[line - 1].strip().startswith("#")
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda p: p.name)
@@ -75,31 +80,35 @@ def test_the_two_commands_and_the_code(readme):
 
 def test_ci_runs_the_readmes_test_command():
     script = (ROOT / ".ci" / "run").read_text()
-    assert "pip install" in script and "-c constraints.txt -e '.[test]'" in script and f"{TESTS}\n" in script
+    assert "pip install" in script and "-c constraints.txt -e '.[test]'" in script
+    assert f"{TESTS}\n" in script
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda p: p.name)
 def test_no_line_is_wider_than_a_hundred_columns(readme):
-    wide = [line for line in readme.read_text(encoding="utf-8").splitlines() if columns_of(line) > 100]
-    assert not wide
+    lines = readme.read_text(encoding="utf-8").splitlines()
+    assert not [line for line in lines if columns_of(line) > 100]
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda p: p.name)
 def test_the_equation_is_the_library_s(readme):
-    """What is left out are checks and fields of the docstring; what is shown stands in the source."""
-    shown, = (block for block in blocks(readme.read_text(encoding="utf-8"), "python") if "def clipped" in block)
+    """Checks and fields of the docstring are left out. The rest stands in the source."""
+    code = blocks(readme.read_text(encoding="utf-8"), "python")
+    block, = (block for block in code if "def clipped" in block)
     source = {" ".join(line.split()) for line in inspect.getsource(clipped_surrogate).splitlines()}
-    signature, *lines = (" ".join(line.split()) for line in shown.splitlines())
-    assert signature == "def clipped_surrogate(logp, old_logp, adv, *, clip_low=0.2, clip_high=0.2):"
+    signature, *lines = (" ".join(line.split()) for line in block.splitlines())
+    assert signature == ("def clipped_surrogate(logp, old_logp, adv, *, clip_low=0.2, "
+                         "clip_high=0.2):")
     for line in lines:
         assert line in source or any(whole.startswith(line) for whole in source), line
 
 
 @pytest.mark.parametrize("readme", READMES, ids=lambda p: p.name)
 def test_the_equations_run_by_themselves(readme):
-    """A group of rewards 1 0 0 1: std 1/sqrt(3), advantages 0.866 and -0.866, which cancel; what is left is
-    0.04 k3 at a log-ratio of -0.1."""
-    block, = (b for b in blocks(readme.read_text(encoding="utf-8"), "python") if "group_advantages" in b)
+    """A group of rewards 1 0 0 1: std 1/sqrt(3), advantages 0.866 and -0.866, which cancel; what is
+    left is 0.04 k3 at a log-ratio of -0.1."""
+    code = blocks(readme.read_text(encoding="utf-8"), "python")
+    block, = (block for block in code if "group_advantages" in block)
     names = {}
     exec(compile(block, str(readme), "exec"), names)
     assert float(names["loss"]) == pytest.approx(0.04 * (0.904837418 + 0.1 - 1), abs=1e-6)

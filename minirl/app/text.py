@@ -116,6 +116,6 @@ def table(rows: Sequence[Sequence[str]], width: int = WIDTH) -> str:
     lines = []
     for first, *others in rows:
         cells = [padded(shortened(first, widths[0]), widths[0])]
-        cells += [padded(cell, w, right=True) for cell, w in zip(others, widths[1:])]
+        cells += [padded(cell, w, right=True) for cell, w in zip(others, widths[1:], strict=True)]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

@@ -40,7 +40,8 @@ def test_short_work_says_nothing(stream, monkeypatch):
 
 
 def test_a_single_long_step_is_seen_and_the_end_too(monkeypatch):
-    """Where stderr is no terminal, a real model on a CPU was silent for minutes: in its first step."""
+    """Where stderr is no terminal, a real model on a CPU was silent for minutes: in its first step.
+    """
     monkeypatch.setattr(sys, "stderr", Stream())
     monkeypatch.setattr(progress, "LINE_EVERY", 0.02)
     with Progress("grpo", 44, initial=3) as work:
@@ -81,12 +82,20 @@ def test_a_bar_on_a_terminal(monkeypatch):
     with Progress("grpo", 4, initial=1) as work:
         work.update(note="reward 0.5")
     drawn = sys.stderr.getvalue().split("\r")[-1]
-    assert (
-        drawn.startswith("grpo:  50%|")
-        and "2/4 [" in drawn
-        and "reward 0.5]" in drawn
-        and drawn.endswith("\n")
-    )
+    assert drawn.startswith("grpo:  50%|") and drawn.endswith("\n")
+    assert "2/4 [" in drawn and "reward 0.5]" in drawn
+
+
+@pytest.mark.parametrize("stream, says", [(Stream, "sft 2/6 steps"), (Terminal, "2/6 [")])
+def test_a_total_that_is_learnt_later(stream, says, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream())
+    monkeypatch.setattr(progress, "BAR_AFTER", 0.0)
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.02)
+    with Progress("sft") as work:
+        work.update()
+        work.expect(6)
+        work.update()
+        until(lambda: says in sys.stderr.getvalue())
 
 
 def test_a_bar_moves_while_one_step_takes_long(monkeypatch):
@@ -121,9 +130,7 @@ def test_an_error_ends_the_thread(monkeypatch):
     assert not work._thread.is_alive()
 
 
-@pytest.mark.parametrize(
-    "seconds, said",
-    [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
-)
+@pytest.mark.parametrize("seconds, said", [
+    (0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
 def test_durations(seconds, said):
     assert duration(seconds) == said
