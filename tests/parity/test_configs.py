@@ -1,7 +1,7 @@
-"""What a config.json says is read as transformers 5 reads it: the same logits, or a clear error.
+"""A config.json is read as transformers 5 reads it: the same logits, or a clear error.
 
-Each case writes a checkpoint with transformers, changes its config.json or its weights by hand,
-and lets both libraries load the result.
+Each test takes a checkpoint that transformers wrote, changes its config.json or its weights by
+hand, and lets both libraries load the result.
 """
 
 import json
@@ -27,8 +27,8 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """One checkpoint of each family, written by transformers."""
+def checkpoints(tmp_path_factory):
+    """The folder of one checkpoint of each family, written by transformers."""
     folders = {}
     for kind, name in CLASSES.items():
         folders[kind] = tmp_path_factory.mktemp(kind)
@@ -44,8 +44,8 @@ def written(tmp_path_factory):
     return folders
 
 
-def changed(source, target, weights=None, **changes):
-    """A copy, with some entries of config.json changed (... drops one), and some weights."""
+def change(source, target, weights=None, **changes):
+    """Copy a checkpoint with other entries of config.json and other weights; ... drops one."""
     shutil.copytree(source, target)
     config = json.loads((target / "config.json").read_text()) | changes
     config = {name: value for name, value in config.items() if value is not ...}
@@ -58,37 +58,45 @@ def changed(source, target, weights=None, **changes):
 
 
 @torch.no_grad()
-def logits(folder):
+def both_logits(folder):
+    """Return the logits of the same tokens from our model and from transformers'."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(TOKENIZER.vocab_size, (2, 40), generator=generator)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     ours = load_pretrained(folder)[0]
     assert ours.dtype == theirs.dtype
-    if ours.dtype == torch.bfloat16:             # whose rounding differs: compare the weights
+    if ours.dtype == torch.bfloat16:             # the two round differently: compare the weights
         ours, theirs = ours.float(), theirs.float()
     return ours(tokens), theirs(tokens).logits
 
 
-def rotated(tensors):
-    """The first Llama models hold the angles' frequencies, for each layer."""
+def rotary_frequencies(tensors):
+    """The first Llama models have the frequencies of rotary embeddings in each layer."""
     return {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(2)}
 
 
-def two_that_differ(tensors):
+def another_head(tensors):
     return {HEAD: tensors[HEAD].flip(0).contiguous()}
 
 
-def one_twice(tensors):
+def head_equal_to_embedding(tensors):
     return {HEAD: tensors[EMBEDDING].clone()}
 
 
-def the_head_alone(tensors):
+def no_embedding(tensors):
     return {EMBEDDING: ...}
+
+
+def bfloat16(tensors):
+    return {name: x.bfloat16() for name, x in tensors.items()}
 
 
 def windows(use, size, first, types=...):
     return {"use_sliding_window": use, "sliding_window": size, "max_window_layers": first,
             "layer_types": types}
+
+
+TIED = {"tie_word_embeddings": True}
 
 
 SAME = [
@@ -103,34 +111,34 @@ SAME = [
     ("llama", {"rms_norm_eps": ..., "tie_word_embeddings": ..., "head_dim": ..., "mlp_bias": ...}),
     ("llama", {"rms_norm_eps": 0.1, "head_dim": None}),
     ("llama", windows(True, 4, 0)),
-    ("llama", {"weights": rotated}),
-    ("llama", {"tie_word_embeddings": True, "weights": two_that_differ}),
-    ("qwen2", {"tie_word_embeddings": True, "weights": two_that_differ}),
-    ("qwen3", {"tie_word_embeddings": True, "weights": one_twice}),
-    ("qwen3", {"tie_word_embeddings": True, "weights": the_head_alone}),
+    ("llama", {"weights": rotary_frequencies}),
+    ("llama", {**TIED, "weights": another_head}),
+    ("qwen2", {**TIED, "weights": another_head}),
+    ("qwen3", {**TIED, "weights": head_equal_to_embedding}),
+    ("qwen3", {**TIED, "weights": no_embedding}),
     ("qwen2", windows(True, 4, 2)),
     ("qwen2", windows(True, 4, ...)),
     ("qwen3", windows(True, 4, 0, ["full_attention"] * 2)),
     ("qwen3", windows(True, 48, 1)),
     ("qwen3", windows(True, None, 0)),
     ("qwen3", windows(False, 4, 0)),
-    ("qwen3", {"dtype": ..., "weights": lambda x: {k: v.bfloat16() for k, v in x.items()}}),
+    ("qwen3", {"dtype": ..., "weights": bfloat16}),
     ("llama", {"dtype": ..., "torch_dtype": "float64"}),
 ]
 
 
 def name_of(value) -> str:
-    """A test's name: the same in every process, as a function's address is not."""
+    """Return a test's id: a function's name, as its address is another one in each process."""
     if isinstance(value, dict):
         return ", ".join(f"{key}: {name_of(entry)}" for key, entry in value.items())
     return value.__name__ if callable(value) else str(value)
 
 
 @pytest.mark.parametrize("kind, changes", SAME, ids=name_of)
-def test_the_logits_are_theirs(written, tmp_path, kind, changes):
-    """A tied flag beside another head dropped that head (logits off by 6.5); theta inside
-    rope_scaling was read as 10,000; a QwQ whose window reaches no layer was refused."""
-    ours, theirs = logits(changed(written[kind], tmp_path / "changed", **changes))
+def test_the_logits_are_theirs(checkpoints, tmp_path, kind, changes):
+    """A tied flag dropped a head that differs from the embedding (logits off by 6.5); theta inside
+    rope_scaling was read as 10,000; a QwQ whose window reaches no layer was an error."""
+    ours, theirs = both_logits(change(checkpoints[kind], tmp_path / "changed", **changes))
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
@@ -140,36 +148,38 @@ SLIDING = [windows(True, 4, 1), windows(True, 4, ..., ["full_attention", "slidin
 @torch.no_grad()
 @pytest.mark.parametrize("changes", SLIDING, ids=name_of)
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
-def test_layers_with_a_window_are_refused(written, tmp_path, kind, changes):
-    """They were loaded as layers that see everything: transformers' logits are others."""
-    folder = changed(written[kind], tmp_path / "changed", **changes)
+def test_layers_with_a_window_are_an_error(checkpoints, tmp_path, kind, changes):
+    """They were loaded as layers that see everything, and transformers' logits differ."""
+    folder = change(checkpoints[kind], tmp_path / "changed", **changes)
     with pytest.raises(CheckpointError, match="config.json.*layer_types ask for sliding_attention"):
         load_pretrained(folder)
     tokens = torch.arange(40)[None]
-    theirs = [transformers.AutoModelForCausalLM.from_pretrained(path).eval()(tokens).logits
-              for path in (folder, written[kind])]
-    assert (theirs[0] - theirs[1]).abs().max() > 0.1
+    with_windows, without = (
+        transformers.AutoModelForCausalLM.from_pretrained(path).eval()(tokens).logits
+        for path in (folder, checkpoints[kind]))
+    assert (with_windows - without).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
-def test_where_single_file_and_index_both_stand_the_single_file_counts(written, tmp_path, kind):
-    """A sharded checkpoint that was trained on and saved in its own folder came back untrained."""
-    folder = changed(written[kind], tmp_path / "changed")
+def test_a_single_file_counts_where_there_is_an_index_too(checkpoints, tmp_path, kind):
+    """A sharded checkpoint was trained, saved in its own folder as one file, and loaded untrained
+    from its old shards. Here the shard is all zeros."""
+    folder = change(checkpoints[kind], tmp_path / "changed")
     tensors = load_file(folder / "model.safetensors")
     shard = "model-00001-of-00001.safetensors"
     save_file({name: torch.zeros_like(x) for name, x in tensors.items()}, folder / shard)
-    index = {"metadata": {}, "weight_map": {name: shard for name in tensors}}
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, shard)}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    ours, theirs = logits(folder)
+    ours, theirs = both_logits(folder)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     assert ours.abs().max() > 0.1
 
 
-def test_theta_by_type_of_layer(written, tmp_path):
-    """Models with several types of layers write one inner object for each. Qwen's code in
-    transformers reads none; the layers here are all of the first type."""
+def test_theta_by_type_of_layer(checkpoints, tmp_path):
+    """A model with several types of layers has an inner object for each. Qwen's code in
+    transformers reads none of them; here all layers are of the first type."""
     rope = {"full_attention": {"rope_theta": 77.0, "rope_type": "default"},
             "sliding_attention": {"rope_theta": 5.0, "rope_type": "linear", "factor": 2.0}}
-    folder = changed(written["qwen3"], tmp_path / "changed", rope_parameters=rope)
+    folder = change(checkpoints["qwen3"], tmp_path / "changed", rope_parameters=rope)
     config = load_pretrained(folder)[0].config
     assert config.rope_theta == 77.0 and config.rope_scaling is None
