@@ -1,16 +1,24 @@
-"""A tokenizer's ids are those of transformers 5, for files of every make, and after ours is saved.
+"""A tokenizer's ids are those of transformers 5 for files of every kind, also after we saved them.
 
-transformers decides by tokenizer.json, and not by what tokenizer_config.json says, whether a BOS
-is added; and for some classes it puts its own splitting rules in the place of the file's.
+Whether a BOS is added, transformers decides by tokenizer.json, and not by tokenizer_config.json.
+For some tokenizer classes it replaces the file's splitting rules by its own.
 """
 
 import itertools
 import json
+from functools import partial
 
 import pytest
 import tokenizers
-from tokenizers import (AddedToken, decoders, models, normalizers, pre_tokenizers, processors,
-                        trainers)
+from tokenizers import (
+    AddedToken,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from minirl.lm.checkpoint import load_pretrained, save_pretrained
 from minirl.lm.model import ModelConfig, Transformer
@@ -25,7 +33,7 @@ TEXTS = ["hello", "3+4=", "", " ", "  two  spaces", "<s>hello</s>the", "<s>", "x
 PAIRS = [("3+4=", "7"), ("hello ", "world"), ("12 + 30 =", " 42"), ("the answer", " is 7</s>")]
 
 
-def byte_level(**options):
+def byte_level():
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -36,7 +44,7 @@ def byte_level(**options):
     return backend
 
 
-def digits_apart():
+def split_digits():
     backend = byte_level()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), backend.pre_tokenizer])
@@ -55,13 +63,13 @@ def qwen2():
 
 
 def metaspace(scheme):
-    """As in Llama 2: by a pre-tokenizer, or in the older files by normalizers."""
-    trained = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    """A space becomes ▁, as in Llama 2: by a pre-tokenizer, or in older files by normalizers."""
+    backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
     special = SPECIAL + [f"<0x{i:02X}>" for i in range(256)]
-    trained.train_from_iterator(CORPUS, trainers.BpeTrainer(
+    backend.train_from_iterator(CORPUS, trainers.BpeTrainer(
         vocab_size=360, special_tokens=special, show_progress=False))
-    content = json.loads(trained.to_str())
+    content = json.loads(backend.to_str())
     content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] in SPECIAL]
     backend = tokenizers.Tokenizer.from_str(json.dumps(content))
     if scheme == "normalizers":
@@ -75,18 +83,33 @@ def metaspace(scheme):
     return backend
 
 
-BACKENDS = {"byte": byte_level, "digits": digits_apart, "qwen2": qwen2,
-            **{scheme: (lambda scheme=scheme: metaspace(scheme))
-               for scheme in ("always", "first", "never", "normalizers")}}
+BACKENDS = {
+    "byte": byte_level,
+    "digits": split_digits,
+    "qwen2": qwen2,
+    "always": partial(metaspace, "always"),
+    "first": partial(metaspace, "first"),
+    "never": partial(metaspace, "never"),
+    "normalizers": partial(metaspace, "normalizers"),
+}
 TEMPLATE = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s>:1 $B:1",
                                          special_tokens=[("<s>", 1)])
-PROCESSORS = {"none": None, "template": TEMPLATE, "empty": processors.TemplateProcessing(
-                  single="$A", pair="$A $B:1", special_tokens=[]),
-              "sequence": processors.Sequence([processors.ByteLevel(), TEMPLATE])}
+EMPTY = processors.TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
+PROCESSORS = {
+    "none": None,
+    "template": TEMPLATE,
+    "empty": EMPTY,
+    "sequence": processors.Sequence([processors.ByteLevel(), TEMPLATE]),
+}
+
+
+def without(config, value):
+    """Return the entries that do not have this value."""
+    return {name: entry for name, entry in config.items() if entry is not value}
 
 
 def write(folder, backend, config, model=None):
-    """A folder as Hugging Face lays it out: the tokenizer, its configuration and the model's."""
+    """Write a folder as Hugging Face does: the tokenizer, its configuration and the model's."""
     folder.mkdir(parents=True, exist_ok=True)
     backend.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
@@ -95,8 +118,11 @@ def write(folder, backend, config, model=None):
     return folder
 
 
-def agree(folder, again):
-    """Ours and theirs read `folder` alike, and theirs reads alike what ours saves into `again`."""
+def assert_agree(folder, again):
+    """Ours and theirs give the same ids for `folder`, and theirs for what ours saves to `again`.
+
+    Return our tokenizer, theirs, and theirs of what ours saved.
+    """
     ours, theirs = load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
     config = read_json(folder / "config.json")
     again.mkdir(exist_ok=True)
@@ -104,19 +130,8 @@ def agree(folder, again):
     if config:
         (again / "config.json").write_text(json.dumps(config))
     saved = transformers.AutoTokenizer.from_pretrained(again)
-    for text in TEXTS:
-        plain = theirs.encode(text, add_special_tokens=False)
-        assert ours.encode(text) == plain == saved.encode(text, add_special_tokens=False), text
-        prompt = ours.encode_prompt(text)
-        if plain[:1] == [ours.bos_id]:                          # theirs would write a second BOS
-            prompt = [ours.bos_id, *prompt]
-        assert prompt == theirs.encode(text) == saved.encode(text), text
-        assert ours.decode(plain) == saved.decode(plain, clean_up_tokenization_spaces=False)
-    prompts, completions = ours.encode_pairs(PAIRS)
-    for pair, prompt, completion in zip(PAIRS, prompts, completions):
-        assert prompt == theirs.encode(pair[0])
-        if theirs.encode(pair[0] + pair[1])[:len(prompt)] == prompt:
-            assert prompt + completion == theirs.encode(pair[0] + pair[1])
+    assert_same_texts(ours, theirs, saved)
+    assert_same_pairs(ours, theirs)
     reloaded = load_tokenizer(again)
     assert reloaded.encode_prompts(TEXTS) == ours.encode_prompts(TEXTS)
     for name in ("bos_id", "eos_id", "pad_id", "stop_ids"):
@@ -124,19 +139,40 @@ def agree(folder, again):
     return ours, theirs, saved
 
 
+def assert_same_texts(ours, theirs, saved):
+    for text in TEXTS:
+        plain = theirs.encode(text, add_special_tokens=False)
+        assert ours.encode(text) == plain == saved.encode(text, add_special_tokens=False), text
+        prompt = ours.encode_prompt(text)
+        if plain[:1] == [ours.bos_id]:                          # theirs adds a second BOS
+            prompt = [ours.bos_id, *prompt]
+        assert prompt == theirs.encode(text) == saved.encode(text), text
+        assert ours.decode(plain) == saved.decode(plain, clean_up_tokenization_spaces=False)
+
+
+def assert_same_pairs(ours, theirs):
+    """Prompt and completion together are the whole text, unless a token crosses the boundary."""
+    prompt_ids, completion_ids = ours.encode_pairs(PAIRS)
+    for (prompt, completion), ids, after in zip(PAIRS, prompt_ids, completion_ids, strict=True):
+        assert ids == theirs.encode(prompt)
+        whole = theirs.encode(prompt + completion)
+        if whole[:len(ids)] == ids:
+            assert ids + after == whole
+
+
 @pytest.mark.parametrize("processor", PROCESSORS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bos_is_added_where_the_file_adds_it(tmp_path, backend, processor):
-    """SmolLM2 names a BOS that its tokenizer never adds, and got one from us; a file that adds it
-    without an `add_bos_token` beside it got none; and our own files said nothing at all."""
-    made = BACKENDS[backend]()
+    """SmolLM2 names a BOS that its tokenizer never adds, and we added it; to a file that adds it
+    without an `add_bos_token` we added none; and our own files did not say whether to add one."""
+    tokenizer = BACKENDS[backend]()
     if PROCESSORS[processor] is not None:
-        made.post_processor = PROCESSORS[processor]
-    for i, (bos, add) in enumerate(itertools.product(("<s>", None), (True, False, None, ...))):
+        tokenizer.post_processor = PROCESSORS[processor]
+    for i, (bos, add) in enumerate(itertools.product(("<s>", ...), (True, False, None, ...))):
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>",
                   "bos_token": bos, "add_bos_token": add}
-        config = {k: v for k, v in config.items() if v is not ... and (k, v) != ("bos_token", None)}
-        ours, _, _ = agree(write(tmp_path / str(i), made, config), tmp_path / f"{i}-saved")
+        folder = write(tmp_path / str(i), tokenizer, without(config, ...))
+        ours, _, _ = assert_agree(folder, tmp_path / f"{i}-saved")
         assert ours.bos_id == (1 if processor in ("template", "sequence") else None)
 
 
@@ -145,22 +181,20 @@ def test_bos_is_added_where_the_file_adds_it(tmp_path, backend, processor):
                                   "LlamaTokenizer", "LlamaTokenizerFast", "Qwen2Tokenizer",
                                   "Qwen2TokenizerFast", "GPT2Tokenizer"])
 def test_a_class_may_stand_for_rules_of_its_own(tmp_path, name, model_type):
-    """Under the name LlamaTokenizer, a file whose normalizers put a space at every start gives
-    another token behind <s> in transformers 5; under Qwen2Tokenizer, e and an accent become é."""
+    """As a LlamaTokenizer, a file whose normalizers put a space in front of every text gives
+    another token after <s> in transformers 5; as a Qwen2Tokenizer, e and an accent become é."""
     if name is None and model_type is None:
         pytest.skip("transformers needs one of the two")
-    byte = (model_type == "qwen2" or str(name).startswith(("Qwen2", "GPT2"))
-            or (name, model_type) == (None, "qwen3"))           # whose decoders know bytes alone
-    backends = ("byte", "digits", "qwen2") if byte else BACKENDS
-    for backend in backends:
-        made = BACKENDS[backend]()
-        made.post_processor = TEMPLATE
+    bytes_alone = (model_type == "qwen2" or str(name).startswith(("Qwen2", "GPT2"))
+                   or (name, model_type) == (None, "qwen3"))     # what the class's decoder reads
+    for backend in ("byte", "digits", "qwen2") if bytes_alone else BACKENDS:
+        tokenizer = BACKENDS[backend]()
+        tokenizer.post_processor = TEMPLATE
         config = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
                   "pad_token": "<pad>", "tokenizer_class": name}
-        config = {k: v for k, v in config.items() if v is not None}
         model = {"model_type": model_type} if model_type else None
-        folder = write(tmp_path / backend, made, config, model)
-        agree(folder, tmp_path / f"{backend}-saved")
+        folder = write(tmp_path / backend, tokenizer, without(config, None), model)
+        assert_agree(folder, tmp_path / f"{backend}-saved")
 
 
 @pytest.mark.parametrize("legacy", [True, False, None, ...])
@@ -168,17 +202,17 @@ def test_a_class_may_stand_for_rules_of_its_own(tmp_path, name, model_type):
 def test_llama_2s_space_in_front(tmp_path, legacy, prefix):
     config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>",
               "unk_token": "<unk>", "legacy": legacy, "add_prefix_space": prefix}
-    config = {k: v for k, v in config.items() if v is not ...}
-    agree(write(tmp_path / "a", metaspace("normalizers"), config), tmp_path / "b")
+    folder = write(tmp_path / "a", metaspace("normalizers"), without(config, ...))
+    assert_agree(folder, tmp_path / "b")
 
 
-def test_truncation_and_padding_left_on_in_the_file_are_off(tmp_path):
-    """A file with truncation to 6 cut each prompt to 6 tokens without a word."""
+def test_truncation_and_padding_of_the_file_are_off(tmp_path):
+    """A file with truncation to 6 tokens silently cut each prompt to 6 tokens."""
     backend = byte_level()
     backend.enable_truncation(6)
     backend.enable_padding(length=10, pad_id=3, pad_token="<pad>")
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
-    ours, theirs, _ = agree(write(tmp_path / "a", backend, config), tmp_path / "b")
+    ours, theirs, _ = assert_agree(write(tmp_path / "a", backend, config), tmp_path / "b")
     assert len(ours.encode("x" * 20)) == len(ours.encode_batch(["x" * 20])[0]) == 20
     assert ours.pad_id == theirs.pad_token_id == 3
     content = json.loads((tmp_path / "b" / "tokenizer.json").read_text())
@@ -196,24 +230,27 @@ def test_truncation_and_padding_left_on_in_the_file_are_off(tmp_path):
     {"eos_token": "</s>", "added_tokens_decoder": {"338": {"content": "swer", "special": False}}},
 ], ids=str)
 def test_tokens_that_the_configuration_names(tmp_path, config):
-    """What a configuration names is one token, even where tokenizer.json does not list it."""
+    """Each is one token, even where tokenizer.json does not list it."""
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
-    ours, theirs, _ = agree(write(tmp_path / "a", byte_level(), config), tmp_path / "b")
+    ours, theirs, _ = assert_agree(write(tmp_path / "a", byte_level(), config), tmp_path / "b")
     assert ours.eos_id == theirs.eos_token_id
     assert ours.pad_id == (ours.eos_id if theirs.pad_token_id is None else theirs.pad_token_id)
     assert ours.encode("<new>hello world") == theirs.encode("<new>hello world")
 
 
-def test_tokens_that_an_older_file_names(tmp_path):
-    """Files of 2023 name BOS and EOS in special_tokens_map.json, which counts unless the
+@pytest.mark.parametrize("tokens, eos_id", [
+    ({}, 4),
+    ({"added_tokens_decoder": {"2": {"content": "</s>", "special": True}}}, 2),
+], ids=["the map counts", "the configuration counts"])
+def test_tokens_that_an_older_file_names(tmp_path, tokens, eos_id):
+    """Files of 2023 name BOS and EOS in special_tokens_map.json. It counts unless the
     configuration lists its tokens."""
-    named = {"eos_token": "<|im_end|>", "bos_token": {"content": "<s>"}}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
-    for listed in ({}, {"added_tokens_decoder": {"2": {"content": "</s>", "special": True}}}):
-        folder = write(tmp_path / f"a{len(listed)}", byte_level(), {**config, **listed})
-        (folder / "special_tokens_map.json").write_text(json.dumps(named))
-        ours, theirs, saved = agree(folder, tmp_path / f"b{len(listed)}")
-        assert ours.eos_id == theirs.eos_token_id == saved.eos_token_id == (2 if listed else 4)
+    special = {"eos_token": "<|im_end|>", "bos_token": {"content": "<s>"}}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", **tokens}
+    folder = write(tmp_path / "a", byte_level(), config)
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    ours, theirs, saved = assert_agree(folder, tmp_path / "b")
+    assert ours.eos_id == theirs.eos_token_id == saved.eos_token_id == eos_id
 
 
 MESSAGES = [{"role": "user", "content": "3+4="}, {"role": "assistant", "content": "7"}]
@@ -230,7 +267,8 @@ TOOLS = PLAIN + "tools"
     ({}, {"chat_template.jinja": PLAIN, "chat_templates/tool_use.jinja": TOOLS}),
 ], ids=["text", "list", "file", "both", "files"])
 def test_chat_templates_survive(tmp_path, config, files):
-    """A chat model, trained and saved, came back without its template: no chat."""
+    """A chat model that was trained and saved had lost its template, so nobody could chat with
+    it."""
     pytest.importorskip("jinja2")
     backend = byte_level()
     backend.post_processor = TEMPLATE
@@ -242,7 +280,7 @@ def test_chat_templates_survive(tmp_path, config, files):
         (folder / name).write_bytes(text.encode())
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "chat_template.jinja").write_text("of another model")
-    ours, theirs, saved = agree(folder, tmp_path / "b")
+    ours, theirs, saved = assert_agree(folder, tmp_path / "b")
     assert saved.chat_template == theirs.chat_template is not None
     assert (saved.model_max_length, saved.padding_side) == (77, "left")
     several = isinstance(theirs.chat_template, dict)
@@ -255,9 +293,9 @@ def test_chat_templates_survive(tmp_path, config, files):
 @pytest.mark.parametrize("shape", [{}, {"qkv_bias": True}, {"qk_norm": True}],
                          ids=["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("texts", [(), CORPUS], ids=["bytes", "merged"])
-def test_ours_is_read_alike_beside_every_model(tmp_path, shape, texts):
-    """A saved checkpoint in transformers had no BOS, and logits that differed by 3. Beside a
-    model of type qwen2, transformers would take Qwen's splitting rules for our file's."""
+def test_our_tokenizer_has_the_same_ids_beside_every_model(tmp_path, shape, texts):
+    """transformers added no BOS with a checkpoint that we had saved, and its logits differed by 3.
+    Beside a model of type qwen2 it would use Qwen's splitting rules in place of our file's."""
     tokenizer = build_tokenizer(texts, vocab_size=320 if texts else None)
     sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, **shape}
     model = Transformer(ModelConfig(tokenizer.vocab_size, **sizes))
