@@ -22,7 +22,7 @@ import matplotlib
 from common import commit, heading, row, table_head
 
 from minirl.app.plots import COLOURS, smooth, tidy
-from minirl.app.r1 import SIDE
+from minirl.app.worths import SIDE
 from minirl.app.rundir import RunDir
 from minirl.lm.tokenizer import read_json
 

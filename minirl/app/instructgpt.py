@@ -14,58 +14,38 @@ that --init, --rankings or --reward-model names is used, and not made.
 
 from __future__ import annotations
 
-import random
 import shlex
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from torch.nn.functional import logsigmoid
-
-from minirl.app.looks import BeforeAndAfter, verdict, watched
-from minirl.app.plots import plot_calibration, plot_epochs
+from minirl.app import people
+from minirl.app.looks import SAMPLES, Agreement, Comparison, KeepEpochs, verdict
+from minirl.app.people import TASK, Pairs
 from minirl.app.preflight import Start, check_prompts, refuse
-from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir
-from minirl.app.stages import Look, Settings, Stages, worth_compiling
+from minirl.app.stages import Settings, Stages, worth_compiling
 from minirl.app.text import hanging, table
-from minirl.equations.inference_time import best_of_n
-from minirl.inference.evaluate import Evaluation, best_of, text_loss
+from minirl.inference.evaluate import Evaluation, best_of
 from minirl.inference.intervals import mean_interval
-from minirl.lm.checkpoint import load_pretrained, load_reward_model, save_pretrained
+from minirl.lm.checkpoint import load_reward_model
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
-from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import Tokenizer, read_json
-from minirl.tasks.instructions import Instructions, answers, pretraining_text
-from minirl.tasks.preferences import Ranking, load_rankings, pairs, save_rankings
+from minirl.tasks.preferences import Ranking, load_rankings, save_rankings
+from minirl.train import instructgpt as pipeline
 from minirl.train.dpo import DPOConfig
-from minirl.train.encoding import encode_pairs, encode_rankings, encode_texts
-from minirl.train.instructgpt import (
-    MAX_NEW_TOKENS,
-    MOST,
-    learn_rewards,
-    prefer,
-    rank_completions,
-    reinforce,
-    scored_by,
-    supervise,
-)
+from minirl.train.encoding import encode_rankings
+from minirl.train.instructgpt import MAX_NEW_TOKENS, MOST
 from minirl.train.presets import PRESETS
-from minirl.train.reward_model import RewardModelConfig, score_texts
+from minirl.train.reward_model import RewardModelConfig
 from minirl.train.sft import SFTConfig, train_sft
 
-TASK = Instructions()
-SAMPLES = 4                    # problems that a run shows
 HELD_OUT = 200                 # rankings of held-out prompts
-READ = {"answers": 42_000, "texts": 6_000}         # what the base model reads
 BASE_SFT = SFTConfig(batch_size=64)
-FRAMES = (1, 1, 1, 1)          # people answer in all ways of speaking
-LABELLED = ("ranked_prompts", "labeller_noise")
-DEMONSTRATED = ("demonstrations", "right_share")
 
 
 @dataclass(frozen=True)
@@ -85,51 +65,13 @@ class InstructSettings(Settings):
         return {"name": "instructions"}
 
 
-# what people wrote
-
-def reading(seed: int) -> list[tuple[str, str]]:
-    """Return what the base model reads: instructions, six of ten followed, and sentences."""
-    rng = random.Random(derive_seed(seed, "instruct", "reading"))
-    texts = answers(TASK, READ["answers"], rng, right_share=0.6, frame_weights=FRAMES)
-    texts += [("", text) for text in pretraining_text(READ["texts"], rng)]
-    rng.shuffle(texts)
-    return texts
-
-
-def demonstrations(settings: InstructSettings, split: str = "train") -> list[tuple[str, str]]:
-    rng = random.Random(derive_seed(settings.seed, "instruct", "demonstrations", split))
-    return answers(TASK, settings.demonstrations, rng, right_share=settings.right_share,
-                   frame_weights=FRAMES, split=split)
-
-
-def pretraining(seed: int, n: int = 2000, split: str = "train") -> list[str]:
-    return pretraining_text(n, random.Random(derive_seed(seed, "instruct", "pretraining", split)))
-
-
-def split_rankings(settings: InstructSettings) -> tuple[list[Ranking], list[Ranking]]:
-    """Return the rankings of a file, and those held out: every tenth prompt, with all its lines.
-
-    Where a reward model is given, nothing is held out.
-    """
-    rankings = load_rankings(str(settings.rankings))
-    prompts = list(dict.fromkeys(ranking.prompt for ranking in rankings))
-    if settings.reward_model is not None:
-        return rankings, []
-    if len(prompts) < 2:
-        raise ValueError(f"{settings.rankings} has rankings of {len(prompts)} prompt: at least two "
-                         "are wanted, as one in ten is held out")
-    held_out = set(prompts[::10])
-    return ([ranking for ranking in rankings if ranking.prompt not in held_out],
-            [ranking for ranking in rankings if ranking.prompt in held_out])
-
-
 # stages 1 and 2
 
 @dataclass(frozen=True)
-class People:
-    """The policies that stage 1 leaves, and what people say of their completions.
+class Supervised:
+    """What stage 1 leaves, and what people say of it.
 
-    sft writes the completions that are ranked, start is what reinforcement learning changes.
+    The sft model writes the completions that are ranked; start is what stage 3 changes.
     """
 
     sft: Transformer
@@ -138,157 +80,60 @@ class People:
     held_out: list[Ranking]
 
 
-def first_stage(stages: Stages, model: Transformer) -> People:
-    """Train the SFT models, and let people rank completions: what is given by flags is not made."""
+def first_stage(stages: Stages, model: Transformer) -> Supervised:
+    """Train the SFT models, and let people rank completions. What flags name is not made."""
     settings: Any = stages.settings
-    tokenizer, seed = stages.tokenizer, settings.seed
-    sft = start = model
+    seed, sft, start = settings.seed, model, model
     if settings.init is None:
         base = stages("base", BASE_SFT, model, lambda m, **hooks: train_sft(
-            m, tokenizer, reading(seed), BASE_SFT, seed=seed, **hooks))
-        sft, start = supervise(base, tokenizer, demonstrations(settings), pretraining(seed),
-                               seed=seed, stage=stages)
+            m, stages.tokenizer, people.reading(seed), BASE_SFT, seed=seed, **hooks))
+        sft, start = pipeline.supervise(base, stages.tokenizer, demonstrations(settings),
+                                        people.pretraining(seed), seed=seed, stage=stages)
     if settings.rankings is not None:
-        return People(sft, start, *split_rankings(settings))
+        return Supervised(sft, start, *given_rankings(settings))
 
-    def rank(split: str, n: int) -> Callable[[], list[Ranking]]:
-        def ask() -> list[Ranking]:
-            with Progress("answering what is ranked", n * MOST, unit="completion") as progress:
-                return rank_completions(sft, tokenizer, TASK, n, split=split, seed=seed,
-                                        noise=settings.labeller_noise, progress=progress)
-        return ask
+    def ranked(name: str, n: int, split: str) -> list[Ranking]:
+        ask = partial(people.rank, sft, stages.tokenizer, n, split=split, seed=seed,
+                      noise=settings.labeller_noise)
+        return stages.file(name, ask, load_rankings, save_rankings)
 
-    return People(sft, start,
-                  stages.file("rankings.jsonl", rank("train", settings.ranked_prompts),
-                              load_rankings, save_rankings),
-                  stages.file("held-out.jsonl", rank("test", HELD_OUT),
-                              load_rankings, save_rankings))
+    return Supervised(sft, start, ranked("rankings.jsonl", settings.ranked_prompts, "train"),
+                      ranked("held-out.jsonl", HELD_OUT, "test"))
 
 
-def second_stage(stages: Stages, people: People, config: RewardModelConfig) -> ScalarModel:
+def second_stage(stages: Stages, stage_1: Supervised, config: RewardModelConfig) -> ScalarModel:
     """Return the reward model that --reward-model names, or train one."""
     settings: Any = stages.settings
     if settings.reward_model is not None:
         return load_reward_model(settings.reward_model, device=stages.device)[0]
-    written = demonstrations(settings) if settings.rankings is None else []
-    stages.looks["rm"] = Agreement(stages, people)
-    return learn_rewards(people.sft, stages.tokenizer, lambda: people.rankings, config,
-                         demonstrations=written, seed=settings.seed, stage=stages)
+    stages.looks["rm"] = Agreement(stages, stage_1.rankings, stage_1.held_out,
+                                   demonstrations(settings, "test"))
+    return pipeline.learn_rewards(
+        stage_1.sft, stages.tokenizer, lambda: stage_1.rankings, config, seed=settings.seed,
+        demonstrations=demonstrations(settings) if settings.rankings is None else [], stage=stages)
 
 
-class KeepEpochs(Look):
-    """Keep the SFT model after each epoch: sft/epoch-01/, ..."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-
-    def step(self, run: RunDir, model: Transformer, step: int, steps: int) -> None:
-        epoch, rest = divmod(step * run.config["sft"]["epochs"], steps)
-        if rest == 0:
-            with run.replacing_folder(f"epoch-{epoch:02}") as folder:
-                save_pretrained(model, self.tokenizer, folder)
+def demonstrations(settings: InstructSettings, split: str = "train") -> Pairs:
+    return people.demonstrations(settings.demonstrations, settings.seed,
+                                 right_share=settings.right_share, split=split)
 
 
-class Agreement(Look):
-    """How often a reward model decides held-out comparisons as the labeller did, and how sure.
-
-    Where the epochs of SFT were kept, one of them is chosen by the reward model.
-    """
-
-    def __init__(self, stages: Stages, people: People) -> None:
-        self.stages, self.people = stages, people
-
-    def after(self, run: RunDir, model: ScalarModel, steps: int) -> dict[str, Any]:
-        margins = held_out_margins(model, self.stages.tokenizer, self.people.held_out)
-        with run.replacing("calibration.png") as partial:
-            plot_calibration(margins.tolist(), partial)
-        folders = sorted((run.path / "sft").glob("epoch-??"))
-        if folders:
-            choose_epoch(self.stages, folders, model)
-        rankings = self.people.rankings
-        return {"rankings": len(rankings), "comparisons": len(pairs(rankings)),
-                "held_out_comparisons": len(margins),
-                "pair_accuracy": float((margins > 0).double().mean()),
-                "pair_loss": float(-logsigmoid(margins).mean())}
-
-
-def held_out_margins(model: ScalarModel, tokenizer: Tokenizer,
-                     rankings: Sequence[Ranking]) -> Tensor:
-    """Return r(better) - r(worse) of every comparison: positive where the model agrees. (N,)"""
-    compared = pairs(rankings)
-    prompts = [prompt for prompt, _, _ in compared]
-    better, worse = (score_texts(model, tokenizer, prompts, [pair[i] for pair in compared])
-                     for i in (1, 2))
-    return better - worse
-
-
-def choose_epoch(stages: Stages, folders: Sequence[Path], reward_model: ScalarModel) -> None:
-    """Choose the SFT checkpoint with the best reward-model score on held-out prompts.
-
-    Paper      InstructGPT, appendix C.1: and not the one with the least validation loss.
-
-    Writes sft-epochs.json, an entry per epoch of which one has "chosen": true, and sft-epochs.png.
-    """
-    settings: Any = stages.settings
-    run, tokenizer = stages.run, stages.tokenizer
-    task = scored_by(reward_model, tokenizer, TASK)
-    validation = encode_pairs(tokenizer, demonstrations(settings, split="test"),
-                              reward_model.config.max_seq_len)
-    epochs = []
-    with Progress("choosing the SFT epoch", len(folders), unit="epoch") as progress:
-        for folder in folders:
-            model, _ = load_pretrained(folder, device=stages.device)
-            result = watched("", model, tokenizer, task, n=settings.eval_problems,
-                             max_new_tokens=MAX_NEW_TOKENS,
-                             seed=derive_seed(settings.seed, "instruct", "epochs"))
-            epochs.append({"epoch": int(folder.name[-2:]),
-                           "validation_loss": text_loss(model, tokenizer, validation),
-                           "score": result.mean("reward_model"),
-                           "true_reward": result.mean("true_reward"), "chosen": False})
-            progress.update()
-    epochs[best_of_n([epoch["score"] for epoch in epochs])]["chosen"] = True
-    with run.replacing("sft-epochs.png") as partial:
-        plot_epochs(epochs, partial)
-    run.write_json("sft-epochs.json", {"epochs": epochs})
+def given_rankings(settings: InstructSettings) -> tuple[list[Ranking], list[Ranking]]:
+    """Return those of the file that --rankings names. A reward model that is there needs none held
+    out."""
+    file = str(settings.rankings)
+    return people.split_rankings(file) if settings.reward_model is None else (
+        load_rankings(file), [])
 
 
 # stage 3
 
-class Comparison(BeforeAndAfter):
-    """A policy before and after preference learning: what people think, what the reward model does,
-    how far the policy went, and what it lost on other text."""
-
-    def __init__(self, stages: Stages, reward_model: ScalarModel, *,
-                 max_new_tokens: int = MAX_NEW_TOKENS, temperature: float = 1.0) -> None:
-        seed = stages.settings.seed
-        super().__init__(stages, scored_by(reward_model, stages.tokenizer, TASK), samples=SAMPLES,
-                         verdicts=("true_reward", "reward_model"), max_new_tokens=max_new_tokens,
-                         temperature=temperature, seed=derive_seed(seed, "instruct", "evaluate"))
-        self.texts = pretraining(seed, 1000, "test")
-
-    def loss_on_text(self, model: Transformer) -> float:
-        texts = encode_texts(self.tokenizer, self.texts, model.config.max_seq_len)
-        return text_loss(model, self.tokenizer, texts)
-
-    def before(self, run: RunDir, start: Transformer, *, resumed: bool) -> None:
-        super().before(run, start, resumed=resumed)
-        self.reference, self.text_before = start, self.loss_on_text(start)
-
-    def after(self, run: RunDir, model: Transformer, steps: int) -> dict[str, Any]:
-        results = super().after(run, model, steps)
-        for name, reward in (("true_reward", "true_reward"), ("score", "reward_model")):
-            results |= {f"{name}_before": self.first.mean(reward),
-                        f"{name}_after": self.last.mean(reward)}
-        return {**results, "kl_after": self.last.kl, "pretraining_loss_before": self.text_before,
-                "pretraining_loss_after": self.loss_on_text(model)}
-
-
-def train_by_dpo(stages: Stages, people: People, config: DPOConfig,
+def train_by_dpo(stages: Stages, stage_1: Supervised, config: DPOConfig,
                  reward_model: ScalarModel) -> tuple[Transformer, Comparison]:
     """DPO on the rankings. The reward model is asked for evaluation only."""
     look = stages.looks["dpo"] = Comparison(stages, reward_model)
-    policy = prefer(people.start, stages.tokenizer, lambda: people.rankings, config,
-                    seed=stages.settings.seed, stage=stages)
+    policy = pipeline.prefer(stage_1.start, stages.tokenizer, lambda: stage_1.rankings, config,
+                             seed=stages.settings.seed, stage=stages)
     return policy, look
 
 
@@ -299,8 +144,7 @@ def rm(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
     run, settings = stages.run, configs["settings"]
     model.compiled = compiled(settings, model, configs["rm"])
     stages.looks["sft"] = KeepEpochs(stages.tokenizer)
-    people = first_stage(stages, model)
-    second_stage(stages, people, configs["rm"])
+    second_stage(stages, first_stage(stages, model), configs["rm"])
     summary, epochs = run.summary, read_json(run.path / "sft-epochs.json").get("epochs")
     return (f"\n{summary['rankings']} rankings, {summary['comparisons']} comparisons; of "
             f"{summary['held_out_comparisons']} held-out comparisons the reward model decides "
@@ -316,15 +160,16 @@ def ppo(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl ppo` does, all three stages, and DPO beside them -> what it prints."""
     run, settings, config = stages.run, configs["settings"], configs["ppo"]
     model.compiled = compiled(settings, model, config)
-    people = first_stage(stages, model)
-    reward_model = second_stage(stages, people, RewardModelConfig())
-    dpo_policy, _ = train_by_dpo(stages, people, DPOConfig(), reward_model)
+    stage_1 = first_stage(stages, model)
+    reward_model = second_stage(stages, stage_1, RewardModelConfig())
+    dpo_policy, _ = train_by_dpo(stages, stage_1, DPOConfig(), reward_model)
     look = stages.looks["ppo"] = Comparison(
         stages, reward_model, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
     variant = PRESETS["ppo"][run.config["preset"]].arguments(config)
-    reinforce(people.start, stages.tokenizer, TASK, config, reward_model=reward_model,
-              pretraining=pretraining(settings.seed), seed=settings.seed, stage=stages, **variant)
-    rows = compare(stages, people, look, {"DPO": dpo_policy}) | {"PPO": look.last}
+    pipeline.reinforce(stage_1.start, stages.tokenizer, TASK, config, reward_model=reward_model,
+                       pretraining=people.pretraining(settings.seed), seed=settings.seed,
+                       stage=stages, **variant)
+    rows = compare(stages, stage_1.start, look, {"DPO": dpo_policy}) | {"PPO": look.last}
     again = same_start(run, settings, settings.reward_model or run.path / "rm" / "final")
     return (f"{report(stages, rows)}\nNext, from the same start ({again}):\n"
             "minirl ppo --kl-coef 0  (what happens without the penalty)  |  "
@@ -335,10 +180,10 @@ def dpo(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl dpo` does -> what it prints at the end."""
     run, settings = stages.run, configs["settings"]
     model.compiled = compiled(settings, model, configs["dpo"])
-    people = first_stage(stages, model)
-    reward_model = second_stage(stages, people, RewardModelConfig())
-    _, look = train_by_dpo(stages, people, configs["dpo"], reward_model)
-    rows = compare(stages, people, look, {}) | {"DPO": look.last}
+    stage_1 = first_stage(stages, model)
+    reward_model = second_stage(stages, stage_1, RewardModelConfig())
+    _, look = train_by_dpo(stages, stage_1, configs["dpo"], reward_model)
+    rows = compare(stages, stage_1.start, look, {}) | {"DPO": look.last}
     again = same_start(run, settings, settings.reward_model or run.path / "rm" / "final")
     return f"{report(stages, rows)}\nNext, from the same start: minirl ppo {again}"
 
@@ -359,16 +204,16 @@ def same_start(run: RunDir, settings: InstructSettings, reward_model: Path | str
 
 # what they print
 
-def compare(stages: Stages, people: People, look: Comparison,
+def compare(stages: Stages, start: Transformer, look: Comparison,
             policies: Mapping[str, Transformer]) -> dict[str, Evaluation]:
     """Evaluate the start, best-of-n of it, and other policies, on the same held-out prompts."""
     settings: Any = stages.settings
     best = f"best of {settings.best_of}"
     with compute_in(settings.dtype, stages.device):
         rows = {"SFT": replace(look.first, kl=0.0),
-                best: look.evaluate(f"measuring {best}", people.start, samples=settings.best_of,
-                                    choose=best_of("reward_model"), reference=people.start)}
-        return rows | {name: look.evaluate(f"measuring {name}", policy, reference=people.start)
+                best: look.evaluate(f"measuring {best}", start, samples=settings.best_of,
+                                    choose=best_of("reward_model"), reference=start)}
+        return rows | {name: look.evaluate(f"measuring {name}", policy, reference=start)
                        for name, policy in policies.items()}
 
 
@@ -417,9 +262,11 @@ def check_instructions(configs: Mapping[str, Any], given: Collection[str], start
     """Raise ValueError for what would stop `minirl rm`, `minirl ppo` or `minirl dpo` later."""
     settings: InstructSettings = configs["settings"]
     if settings.rankings is not None:
-        refuse(given, LABELLED, "--rankings names rankings, and no labeller is asked")
+        refuse(given, ("ranked_prompts", "labeller_noise"),
+               "--rankings names rankings, and no labeller is asked")
         if settings.init is not None:
-            refuse(given, DEMONSTRATED, "with --init and --rankings nobody writes demonstrations")
+            refuse(given, ("demonstrations", "right_share"),
+                   "with --init and --rankings nobody writes demonstrations")
     if "rm" in configs:
         refuse(given, ["best_of"], "minirl rm trains no policy to compare it with")
         if settings.reward_model is not None:
@@ -428,7 +275,7 @@ def check_instructions(configs: Mapping[str, Any], given: Collection[str], start
     longest = max(MAX_NEW_TOKENS, getattr(configs.get("ppo"), "max_new_tokens", 0))
     check_prompts(start, TASK, longest)
     if settings.rankings is not None:
-        for rankings in split_rankings(settings):
+        for rankings in given_rankings(settings):
             if rankings:
                 encode_rankings(start.tokenizer, rankings, start.config.max_seq_len)
     if settings.reward_model is not None:

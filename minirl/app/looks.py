@@ -1,17 +1,36 @@
-"""What runs look at beside training: the same held-out problems before, during and after it."""
+"""What runs look at beside training: held-out problems before, during and after it; of InstructGPT
+also every epoch of SFT, and what a reward model makes of held-out comparisons."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from minirl.app import people
+from minirl.app.people import TASK, Pairs
+from minirl.app.plots import plot_calibration, plot_epochs
 from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir
 from minirl.app.stages import Look, Stages
 from minirl.app.text import code_span
-from minirl.inference.evaluate import Evaluation, evaluate
+from minirl.equations.inference_time import best_of_n
+from minirl.inference.evaluate import Evaluation, evaluate, text_loss
+from minirl.lm.checkpoint import load_pretrained, save_pretrained
+from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
+from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import Tokenizer
+from minirl.tasks.preferences import Ranking, pairs
 from minirl.tasks.problem import Task
+from minirl.train.encoding import encode_pairs, encode_texts
+from minirl.train.instructgpt import MAX_NEW_TOKENS, scored_by
+from minirl.train.reward_model import score_texts
+
+SAMPLES = 4              # instructions that samples.md shows
 
 
 def watched(title: str, model: Transformer, tokenizer: Tokenizer, task: Task, *, n: int,
@@ -75,3 +94,109 @@ def markdown(evaluation: Evaluation, n: int, rewards: tuple[str, ...] = ()) -> s
         lines += [f"- {code_span(problem.prompt)} (right: {code_span(problem.answer)})",
                   f"  - {', '.join(words)}: {code_span(evaluation.completions[i][0])}"]
     return "\n".join(lines)
+
+
+# of InstructGPT
+
+class KeepEpochs(Look):
+    """Keep the SFT model after each epoch: sft/epoch-01/, ..."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def step(self, run: RunDir, model: Transformer, step: int, steps: int) -> None:
+        epoch, rest = divmod(step * run.config["sft"]["epochs"], steps)
+        if rest == 0:
+            with run.replacing_folder(f"epoch-{epoch:02}") as folder:
+                save_pretrained(model, self.tokenizer, folder)
+
+
+class Agreement(Look):
+    """How often a reward model decides held-out comparisons as the labeller did, and how sure.
+
+    Where the epochs of SFT were kept, the reward model chooses one of them.
+    written   held-out demonstrations, for the epochs' validation loss
+    """
+
+    def __init__(self, stages: Stages, rankings: Sequence[Ranking], held_out: Sequence[Ranking],
+                 written: Pairs) -> None:
+        self.stages, self.rankings, self.held_out = stages, rankings, held_out
+        self.written = written
+
+    def after(self, run: RunDir, model: ScalarModel, steps: int) -> dict[str, Any]:
+        margins = held_out_margins(model, self.stages.tokenizer, self.held_out)
+        with run.replacing("calibration.png") as partial:
+            plot_calibration(margins.tolist(), partial)
+        if folders := sorted((run.path / "sft").glob("epoch-??")):
+            epochs = self.compare_epochs(folders, model)
+            with run.replacing("sft-epochs.png") as partial:
+                plot_epochs(epochs, partial)
+            run.write_json("sft-epochs.json", {"epochs": epochs})
+        return {"rankings": len(self.rankings), "comparisons": len(pairs(self.rankings)),
+                "held_out_comparisons": len(margins),
+                "pair_accuracy": float((margins > 0).double().mean()),
+                "pair_loss": float(-logsigmoid(margins).mean())}
+
+    def compare_epochs(self, folders: Sequence[Path],
+                       reward_model: ScalarModel) -> list[dict[str, Any]]:
+        """Return an entry per SFT checkpoint. One of them is "chosen": that with the best
+        reward-model score on held-out prompts.
+
+        Paper      InstructGPT, appendix C.1: and not the one with the least validation loss.
+        """
+        settings, tokenizer = self.stages.settings, self.stages.tokenizer
+        task = scored_by(reward_model, tokenizer, TASK)
+        validation = encode_pairs(tokenizer, self.written, reward_model.config.max_seq_len)
+        epochs = []
+        with Progress("choosing the SFT epoch", len(folders), unit="epoch") as progress:
+            for folder in folders:
+                model, _ = load_pretrained(folder, device=self.stages.device)
+                result = evaluate(model, tokenizer, task, n=settings.eval_problems,
+                                  max_new_tokens=MAX_NEW_TOKENS,
+                                  seed=derive_seed(settings.seed, "instruct", "epochs"))
+                epochs.append({"epoch": int(folder.name[-2:]),
+                               "validation_loss": text_loss(model, tokenizer, validation),
+                               "score": result.mean("reward_model"),
+                               "true_reward": result.mean("true_reward"), "chosen": False})
+                progress.update()
+        epochs[best_of_n([epoch["score"] for epoch in epochs])]["chosen"] = True
+        return epochs
+
+
+def held_out_margins(model: ScalarModel, tokenizer: Tokenizer,
+                     rankings: Sequence[Ranking]) -> Tensor:
+    """Return r(better) - r(worse) of every comparison: positive where the model agrees. (N,)"""
+    compared = pairs(rankings)
+    prompts = [prompt for prompt, _, _ in compared]
+    better, worse = (score_texts(model, tokenizer, prompts, [pair[i] for pair in compared])
+                     for i in (1, 2))
+    return better - worse
+
+
+class Comparison(BeforeAndAfter):
+    """A policy before and after preference learning: what people think, what the reward model does,
+    how far the policy went, and what it lost on other text."""
+
+    def __init__(self, stages: Stages, reward_model: ScalarModel, *,
+                 max_new_tokens: int = MAX_NEW_TOKENS, temperature: float = 1.0) -> None:
+        seed = stages.settings.seed
+        super().__init__(stages, scored_by(reward_model, stages.tokenizer, TASK), samples=SAMPLES,
+                         verdicts=("true_reward", "reward_model"), max_new_tokens=max_new_tokens,
+                         temperature=temperature, seed=derive_seed(seed, "instruct", "evaluate"))
+        self.texts = people.pretraining(seed, 1000, "test")
+
+    def loss_on_text(self, model: Transformer) -> float:
+        texts = encode_texts(self.tokenizer, self.texts, model.config.max_seq_len)
+        return text_loss(model, self.tokenizer, texts)
+
+    def before(self, run: RunDir, start: Transformer, *, resumed: bool) -> None:
+        super().before(run, start, resumed=resumed)
+        self.reference, self.text_before = start, self.loss_on_text(start)
+
+    def after(self, run: RunDir, model: Transformer, steps: int) -> dict[str, Any]:
+        results = super().after(run, model, steps)
+        for name, reward in (("true_reward", "true_reward"), ("score", "reward_model")):
+            results |= {f"{name}_before": self.first.mean(reward),
+                        f"{name}_after": self.last.mean(reward)}
+        return {**results, "kl_after": self.last.kl, "pretraining_loss_before": self.text_before,
+                "pretraining_loss_after": self.loss_on_text(model)}

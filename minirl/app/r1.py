@@ -21,29 +21,23 @@ from typing import Any
 
 from torch import nn
 
-from minirl.app.instructgpt import FRAMES, TASK
-from minirl.app.plots import plot_hacking, plot_stages
+from minirl.app import people
+from minirl.app.people import TASK, Pairs
+from minirl.app.plots import plot_hacking
 from minirl.app.preflight import Start
-from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir
 from minirl.app.stages import Settings, Stages, worth_compiling
-from minirl.app.text import columns_of, hanging, padded, table
-from minirl.inference.evaluate import evaluate
-from minirl.inference.intervals import wilson_interval
+from minirl.app.worths import Worths, stages_table
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.lm.model import Transformer
-from minirl.lm.precision import compute_in
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tiny import TinySizes, make_base
-from minirl.lm.tokenizer import read_json
 from minirl.tasks.bilingual import LANGUAGES, WORDS, Bilingual, demonstrations, rewrite
 from minirl.tasks.instructions import WORDS as GENERAL_WORDS
-from minirl.tasks.instructions import answers
 from minirl.tasks.mixture import Mixture
 from minirl.tasks.preferences import Ranking
 from minirl.tasks.problem import Judged
 from minirl.train.grpo import train_grpo
-from minirl.train.instructgpt import MOST, rank_completions
 from minirl.train.r1 import LANGUAGE, RULES, General, R1Config, distill, preference_config, train_r1
 from minirl.train.reward_model import as_reward
 from minirl.train.sft import SFTConfig, train_sft
@@ -55,7 +49,6 @@ READ: dict[str, Any] = dict(worked_share=0.5, brief_share=0.25, mixed_share=0.5,
 HARD_ONES = 3
 R1_WORDS = (*WORDS, *GENERAL_WORDS)                            # one token each
 HEAD_SIZE = 16                                                 # features of an attention head
-SIDE = ("too-long", "small-base", "small-rl", "distilled")     # not on the way to the final model
 
 
 @dataclass(frozen=True)
@@ -128,7 +121,7 @@ def r1(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
     base = read(worths.stage, "base", model, stages) if settings.init is None else model
     worths.measure("base", base)
 
-    final = train_r1(base, stages.tokenizer, settings.task, config, general=people(stages),
+    final = train_r1(base, stages.tokenizer, settings.task, config, general=general(stages),
                      cold_start=clean_reasoning(settings), rewrite=rewrite, seed=settings.seed,
                      stage=worths.stage)
     if settings.too_long:
@@ -141,8 +134,8 @@ def r1(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
     entries = worths.finish()
     run.save_final(final, stages.tokenizer)
     figures = "stages.png, hacking.png" if settings.too_long else "stages.png"
-    text = (f"\n{stages_table(entries, settings)}\n\n{stages.seconds:.0f} s. {run.path}/ holds "
-            f"{figures}, stages.json, summary.json, a folder per stage and final/ "
+    text = (f"\n{stages_table(entries, settings.samples)}\n\n{stages.seconds:.0f} s. {run.path}/ "
+            f"holds {figures}, stages.json, summary.json, a folder per stage and final/ "
             "(Hugging Face layout).")
     if settings.language == "prompt":
         length = settings.number_length
@@ -161,32 +154,28 @@ def read(stage: Callable[..., Any], name: str, model: Transformer, stages: Stage
         *easier, longest = settings.task.digits
         task = Bilingual((*easier, *[longest] * HARD_ONES))
         texts = demonstrations(task, settings.examples, rng, **READ)
-        texts += answers(TASK, settings.general_examples, rng, right_share=0.6,
-                         frame_weights=FRAMES)
+        texts += people.follow(settings.general_examples, rng, right_share=0.6)
         return train_sft(model, stages.tokenizer, texts, SFTConfig(), seed=settings.seed, **hooks)
 
     return stage(name, SFTConfig(), model, page)
 
 
-def clean_reasoning(settings: R1Settings) -> list[tuple[str, str]]:
+def clean_reasoning(settings: R1Settings) -> Pairs:
     """Return long reasonings in one language, for the cold start."""
     rng = random.Random(derive_seed(settings.seed, "r1", "cold-start"))
     return demonstrations(settings.task, settings.cold_start_examples, rng)
 
 
-def people(stages: Stages) -> General:
-    """Return the people who follow instructions, and rank what policies make of them."""
+def general(stages: Stages) -> General:
+    """Return general prompts, with people who follow them, and rank what policies make of them."""
     settings: Any = stages.settings
     rng = random.Random(derive_seed(settings.seed, "r1", "people"))
-    written = answers(TASK, settings.demonstrations, rng, right_share=0.7, frame_weights=FRAMES)
 
     def compare(policy: Transformer, seed: int) -> list[Ranking]:
-        n = settings.ranked_prompts
-        with Progress("answering what is ranked", n * MOST, unit="completion") as progress:
-            return rank_completions(policy, stages.tokenizer, TASK, n, split="train", seed=seed,
-                                    noise=settings.labeller_noise, progress=progress)
+        return people.rank(policy, stages.tokenizer, settings.ranked_prompts, seed=seed,
+                           noise=settings.labeller_noise)
 
-    return General(TASK, written, compare)
+    return General(TASK, people.follow(settings.demonstrations, rng, right_share=0.7), compare)
 
 
 def overdo(stages: Stages, stage: Callable[..., Any], config: R1Config) -> None:
@@ -216,103 +205,6 @@ def small_model(stages: Stages, base: Transformer) -> Transformer:
                          tokenizer=stages.tokenizer)
     model.compiled = base.compiled
     return model
-
-
-# what the stages are worth
-
-class Worths:
-    """What each policy is worth on held-out problems, in stages.json. `stage` is for pipelines."""
-
-    def __init__(self, stages: Stages, config: R1Config) -> None:
-        self.stages, self.config, self.file = stages, config, stages.run.path / "stages.json"
-        self.entries = {entry["stage"]: entry for entry in read_json(self.file).get("stages", ())}
-
-    def stage(self, name: str, config: Any, start: nn.Module, page: Callable[..., Any]) -> Any:
-        model = self.stages(name, config, start, page)
-        if isinstance(model, Transformer):                     # reward models are no policies
-            self.measure(name, model)
-        return model
-
-    def measure(self, name: str, model: Transformer) -> None:
-        """Put what a policy is worth into stages.json, unless it is there."""
-        if name in self.entries:
-            return
-        run, settings = self.stages.run, self.stages.settings
-        seconds = RunDir(run.path / name).summary.get("seconds", 0.0)
-        with compute_in(settings.dtype, self.stages.device):
-            self.entries[name] = {"stage": name, "seconds": seconds,
-                                  **worth(name, model, self.stages, self.config)}
-        run.write_json(self.file.name, {"stages": list(self.entries.values())})
-
-    def finish(self) -> list[dict[str, Any]]:
-        """Write stages.json with win rates, stages.png and summary.json -> the entries."""
-        run, entries = self.stages.run, with_win_rates(list(self.entries.values()))
-        run.write_json(self.file.name, {"stages": entries})
-        main = [entry for entry in entries if entry["stage"] not in SIDE]
-        with run.replacing("stages.png") as partial_file:
-            plot_stages(main, partial_file)
-        before, after = main[0], main[-1]
-        run.write_json("summary.json", {
-            "accuracy_before": before["hard"], "accuracy_after": after["hard"],
-            "mean_length_before": before["length"], "mean_length_after": after["length"],
-            "language_after": after["language"], "win_rate_after": after["win_rate"],
-            "seconds": round(self.stages.seconds, 1)})
-        return entries
-
-
-def worth(name: str, model: Transformer, stages: Stages, config: R1Config) -> dict[str, Any]:
-    """Measure a policy on held-out problems: easy, hard (both `samples` times) and general ones."""
-    settings: Any = stages.settings
-    kinds = {"easy": (settings.easy, settings.samples), "hard": (settings.hard, settings.samples),
-             "general": (TASK, 1)}
-    completions = settings.eval_problems * sum(samples for _, samples in kinds.values())
-    with Progress(f"measuring {name}", completions, unit="completion") as progress:
-        results = {kind: evaluate(model, stages.tokenizer, task, n=settings.eval_problems,
-                                  samples=samples, max_new_tokens=config.max_new_tokens,
-                                  seed=derive_seed(settings.seed, "r1", "evaluate", kind),
-                                  progress=progress)
-                   for kind, (task, samples) in kinds.items()}
-    easy, hard, general = results.values()
-    return {"easy": easy.accuracy, "hard": hard.accuracy, "majority": hard.majority,
-            "pass": hard.pass_at(settings.samples), "format": hard.rewards["format_reward"],
-            "language": hard.rewards[LANGUAGE], "length": hard.mean_length,
-            "general": general.numbers("true_reward"),
-            "problems": {kind: len(result.problems) for kind, result in results.items()},
-            "problem": hard.problems[0].prompt, "example": hard.completions[0][0]}
-
-
-def with_win_rates(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Add how often a policy's completion of a general prompt has a greater true reward than that
-    of the sft stage. Equal ones count half."""
-    others = next(entry for entry in entries if entry["stage"] == "sft")["general"]
-
-    def win_rate(rewards: Sequence[float]) -> float:
-        wins = [(a > b) + 0.5 * (a == b) for a, b in zip(rewards, others, strict=True)]
-        return sum(wins) / len(wins)
-
-    return [{**entry, "win_rate": win_rate(entry["general"])} for entry in entries]
-
-
-def stages_table(entries: Sequence[Mapping[str, Any]], settings: R1Settings) -> str:
-    """Return a row per policy, and what each says to one problem."""
-    k, counts = settings.samples, entries[0]["problems"]
-    right = [("right answers", "easy", "hard", "95 %", f"maj@{k}", f"pass@{k}")]
-    rest = [("how they are said", "format", "language", "tokens", "win rate", "seconds")]
-    for entry in sorted(entries, key=lambda entry: entry["stage"] in SIDE):
-        low, high = wilson_interval(entry["hard"], counts["hard"])
-        right.append((entry["stage"], f"{entry['easy']:.3f}", f"{entry['hard']:.3f}",
-                      f"{low:.2f} to {high:.2f}", f"{entry['majority']:.3f}",
-                      f"{entry['pass']:.3f}"))
-        rest.append((entry["stage"], f"{entry['format']:.3f}", f"{entry['language']:.3f}",
-                     f"{entry['length']:.1f}", f"{entry['win_rate']:.3f}",
-                     f"{entry['seconds']:.0f}"))
-    problems = ", ".join(f"{n} {kind}" for kind, n in counts.items())
-    lines = [f"distinct held-out problems: {problems}", "", table(right), "", table(rest), ""]
-    lines += hanging("", entries[0]["problem"])
-    width = max(columns_of(entry["stage"]) for entry in entries)
-    for entry in entries:
-        lines += hanging(f"  {padded(entry['stage'], width)}  ", entry["example"])
-    return "\n".join(lines)
 
 
 # before a run has a folder

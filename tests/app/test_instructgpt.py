@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minirl.app import instructgpt
+from minirl.app import instructgpt, looks, people
 from minirl.app.cli import main
-from minirl.app.instructgpt import InstructSettings, comparison, epochs_table, split_rankings
+from minirl.app.instructgpt import InstructSettings, comparison, epochs_table, given_rankings
 from minirl.app.plots import plot_runs
 from minirl.app.rundir import RunDir
 from minirl.app.runlog import RunLog
@@ -48,7 +48,7 @@ def small():
     epochs = SFTConfig(epochs=3, lr=1e-3, warmup_steps=0, dropout=0.2, min_lr_ratio=0.1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("minirl.app.stages.plot_runs", lambda runs, out: out.touch())
-        patch.setattr(instructgpt, "READ", {"answers": 2200, "texts": 220})
+        patch.setattr(people, "READ", {"answers": 2200, "texts": 220})
         patch.setattr(instructgpt, "HELD_OUT", 8)
         patch.setattr(pipeline, "DEMONSTRATIONS_SFT", epochs)
         yield
@@ -158,7 +158,7 @@ def test_a_run_without_init_makes_what_it_needs(tmp_path):
     assert not list((run / "sft").glob("epoch-*"))
     model, tokenizer = load_pretrained(run / "rl-init" / "final")
     reward_model, _ = load_reward_model(run / "rm" / "final")
-    task = pipeline.scored_by(reward_model, tokenizer, instructgpt.TASK)
+    task = pipeline.scored_by(reward_model, tokenizer, people.TASK)
     start = evaluate(model, tokenizer, task, n=16, max_new_tokens=16,
                      seed=derive_seed(0, "instruct", "evaluate"))
     before = json.loads((run / "summary.json").read_text())["score_before"]
@@ -235,7 +235,8 @@ def same_run(run, whole):
 def test_a_kill_between_two_stages_loses_nothing(name, call, rm, tmp_path, monkeypatch):
     """After SFT, between the two files of rankings, after the reward model has been trained, and
     after the epochs of SFT have been compared."""
-    calls, function = [], getattr(instructgpt, name)
+    module = instructgpt if name == "save_rankings" else looks
+    calls, function = [], getattr(module, name)
 
     def dying(*args, **kwargs):
         calls.append(name)
@@ -243,11 +244,11 @@ def test_a_kill_between_two_stages_loses_nothing(name, call, rm, tmp_path, monke
             raise Killed
         return function(*args, **kwargs)
 
-    monkeypatch.setattr(instructgpt, name, dying)
+    monkeypatch.setattr(module, name, dying)
     again = until(rm, tmp_path / "rm", "base", "sft", "rl-init")
     with pytest.raises(Killed):
         main(again)
-    monkeypatch.setattr(instructgpt, name, function)
+    monkeypatch.setattr(module, name, function)
     assert main(again) == 0
     same_run(tmp_path / "rm", rm)
 
@@ -276,7 +277,7 @@ def test_a_file_of_rankings_is_split_by_prompt(rm, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "36 rankings, 36 comparisons; of 4 held-out comparisons" in said
     settings = InstructSettings(rankings=str(file), reward_model="there")
-    assert len(split_rankings(settings)[0]) == 40, "nothing to hold out"
+    assert len(given_rankings(settings)[0]) == 40, "nothing to hold out"
     assert not (tmp_path / "rm" / "sft").exists()
 
 

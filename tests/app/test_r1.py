@@ -1,23 +1,21 @@
 """minirl/app/r1.py: the stages as runs, killed and resumed."""
 
 import json
-import re
+import random
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from minirl.app import r1
 from minirl.app.cli import build_parser, main
 from minirl.app.commands import configured
 from minirl.app.plots import plot_runs
-from minirl.app.r1 import R1Settings, Worths, overdo, stage_names, stages_table, with_win_rates
+from minirl.app.r1 import R1Settings, overdo, stage_names
 from minirl.app.rundir import RunDir
 from minirl.app.runlog import RunLog
 from minirl.app.stages import Stages
 from minirl.app.tasks import make_task
-from minirl.app.text import columns_of
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.tasks.bilingual import DIGITS
 from minirl.tasks.problem import columns, weights_of
@@ -190,18 +188,10 @@ def test_going_on_for_too_long_starts_where_the_last_part_does(whole, tmp_path):
                for a, b in zip(start.parameters(), rl_2.parameters(), strict=True))
     judged = page.keywords["task"]
     assert weights_of(judged)["preference"] == 1.0
-    problem = next(p for p in judged.sample(50, __import__("random").Random(0)) if p.general)
+    problem = next(p for p in judged.sample(50, random.Random(0)) if p.general)
     asked = [problem.prompt], ["abc"]
     reward = as_reward(load_reward_model(whole / "rm-1" / "final")[0], stages.tokenizer)
     assert judged.rewards["preference"](*asked, **columns([problem])) == reward(*asked)
-
-
-def test_what_is_measured_is_not_measured_again(whole, monkeypatch):
-    monkeypatch.setattr(r1, "worth", lambda *args: pytest.fail("measured again"))
-    worths = Worths(stages_of(whole), R1Config())
-    model = worths.stage("rl-1", R1Config().grpo(1), load_pretrained(whole / "base" / "final")[0],
-                         lambda model, **hooks: pytest.fail("trained again"))
-    worths.measure("rl-1", model)
 
 
 def test_the_stages_in_order():
@@ -217,14 +207,6 @@ def test_easy_problems_are_shorter():
         (2, 3), (2,), (3,))
     assert R1Settings(number_length=1).task.digits == (1,)
     assert make_task(settings.task_fields) == settings.hard
-
-
-def test_win_rates_by_hand():
-    """Against (1, 0): (2, 0) wins one and ties one; (0, -1) loses both."""
-    entries = with_win_rates([
-        {"stage": "sft", "general": [1.0, 0.0]}, {"stage": "a", "general": [2.0, 0.0]},
-        {"stage": "b", "general": [0.0, -1.0]}])
-    assert [entry["win_rate"] for entry in entries] == [0.5, 0.75, 0.0]
 
 
 def test_fast_is_a_preset():
@@ -254,35 +236,6 @@ def test_wrong_inputs_end_in_one_line(line, says, tmp_path, capsys):
     assert main(["r1", "--run-dir", str(tmp_path / "never"), *line.split()]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1 and not (tmp_path / "never").exists()
-
-
-# the table
-
-ATTACK = "\x1b[31mred\x1b]0;title\x07\u202e `a` ``` \n\n## step 99: forged\n\n- `x`\x9b2J"
-SHARES = "easy", "hard", "majority", "pass", "format", "language", "win_rate"
-
-
-def entry(name, text="x", n=128):
-    return {"stage": name, **dict.fromkeys(SHARES, 0.9876), "length": 12345.6,
-            "seconds": 123456.0, "problems": {"easy": 54, "hard": n, "general": n},
-            "problem": f"1+1={text}", "example": text}
-
-
-@pytest.mark.parametrize("text", [ATTACK, "한글" * 50], ids=["attack", "Hangul"])
-def test_what_models_say_steers_no_terminal_and_the_table_fits_it(text):
-    """It took 130 columns."""
-    entries = [entry("cold-start", text), entry("small-base", text)]
-    lines = stages_table(entries, R1Settings()).split("\n")
-    assert lines[0] == "distinct held-out problems: 54 easy, 128 hard, 128 general"
-    assert all(line.isprintable() for line in lines) and max(map(columns_of, lines)) <= 80
-    assert not any(line.strip().startswith(("## ", "- ")) for line in lines)
-
-
-def test_intervals_count_the_distinct_problems():
-    few, many = (re.search(r"(?m)^base .* (\S+) to (\S+) ",
-                           stages_table([entry("base", n=n)], R1Settings())).groups()
-                 for n in (9, 900))
-    assert float(few[0]) < 0.75 < 0.97 < float(many[0])
 
 
 @pytest.mark.slow
