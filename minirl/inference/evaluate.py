@@ -55,8 +55,8 @@ def vote(completions: Sequence[str], verdicts: Verdicts) -> int:
 
     Where no sample has an answer it is the first sample.
 
-    >>> said = [f"<answer>{answer}</answer>" for answer in (12, 13, 13)]
-    >>> vote(said, {})
+    >>> completions = [f"<answer>{answer}</answer>" for answer in (12, 13, 13)]
+    >>> vote(completions, {})
     1
     """
     answers: list[Hashable] = [answer_of(completion) for completion in completions]
@@ -115,14 +115,15 @@ class Evaluation:
     @property
     def judged_problems(self) -> int:
         """Problems with at least one verdict of accuracy: the n of the accuracy's interval."""
-        return sum(judged > 0 for _, judged in self._counts())
+        return sum(verdicts > 0 for _, verdicts in self._counts())
 
     def pass_at(self, k: int) -> float:
         """Unbiased pass@k, averaged over the problems with k verdicts; NaN where there are none.
 
         Paper      Codex, arXiv:2107.03374, eq. 1.
         """
-        return _mean(pass_at_k(judged, right, k) for right, judged in self._counts() if judged >= k)
+        return _mean(pass_at_k(verdicts, right, k) for right, verdicts in self._counts()
+                     if verdicts >= k)
 
     @property
     def majority(self) -> float:
@@ -162,17 +163,17 @@ def evaluate(model: Transformer, tokenizer: Tokenizer, task: Task, *, n: int, sa
     _check(task, n, samples, temperature, reference)
     problems = distinct_problems(task, n, random.Random(derive_seed(seed, "evaluate", "problems")))
     generator = torch.Generator(model.device).manual_seed(derive_seed(seed, "evaluate", "sample"))
-    judged = Judged(task, task.rewards, dict.fromkeys(task.rewards, 1.0), name="evaluation")
+    watching = Judged(task, task.rewards, dict.fromkeys(task.rewards, 1.0), name="evaluation")
     parts, distances = [], []
-    for part in collect_in_parts(model, tokenizer, judged, problems, group=samples, rows=rows,
+    for part in collect_in_parts(model, tokenizer, watching, problems, group=samples, rows=rows,
                                  progress=progress, max_new_tokens=max_new_tokens,
                                  temperature=temperature, generator=generator):
         parts.append(_table(part, samples, choose))
         if reference is not None and (choose is None or samples == 1):
             distances += _distances(model, reference, part.rollouts, temperature)
     if distances:
-        return _joined(parts, kl=_mean(distances))
-    return _joined(parts, kl=None if choose is None else best_of_n_kl(samples))
+        return _join(parts, kl=_mean(distances))
+    return _join(parts, kl=None if choose is None else best_of_n_kl(samples))
 
 
 def distinct_problems(task: Task, n: int, rng: random.Random, *,
@@ -255,7 +256,7 @@ def _table(part: Collected, samples: int, choose: Choose | None) -> Evaluation:
         cut_off=table(part.rollouts.truncated.tolist()))
 
 
-def _joined(parts: Sequence[Evaluation], *, kl: float | None) -> Evaluation:
+def _join(parts: Sequence[Evaluation], *, kl: float | None) -> Evaluation:
     """One evaluation of all parts' problems."""
     return Evaluation(
         problems=_flat(part.problems for part in parts),

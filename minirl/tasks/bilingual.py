@@ -283,11 +283,11 @@ def rewrite(problem: BilingualProblem, completion: str) -> str:
     for language in LANGUAGES:
         if language != problem.language:
             pairs = zip(reasoning_words(language), reasoning_words(problem.language), strict=True)
-            reasoning = _replaced(reasoning, dict(pairs))
+            reasoning = _replace_words(reasoning, dict(pairs))
     return reasoning + tag + answer
 
 
-def _replaced(text: str, words: dict[str, str]) -> str:
+def _replace_words(text: str, words: dict[str, str]) -> str:
     """Replace whole words, the longest first: "tens:" is a column's name, and "tens" a place."""
     longest_first = sorted(words, key=len, reverse=True)
     pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)"

@@ -49,11 +49,12 @@ class Mixture:
 
     @property
     def rewards(self) -> dict[str, RewardFunction]:
-        rules = {name: restricted(name, reward, general=False)
-                 for name, reward in self.reasoning.rewards.items()}
-        watched = {f"general/{name}": reward for name, reward in self.general.rewards.items()}
-        return rules | {name: restricted(name, reward, general=True)
-                        for name, reward in {"preference": self.preference, **watched}.items()}
+        general = {f"general/{name}": reward for name, reward in self.general.rewards.items()}
+        general = {"preference": self.preference, **general}
+        return {**{name: reward_on_own_problems(name, reward, general=False)
+                   for name, reward in self.reasoning.rewards.items()},
+                **{name: reward_on_own_problems(name, reward, general=True)
+                   for name, reward in general.items()}}
 
     @property
     def weights(self) -> dict[str, float]:
@@ -71,26 +72,27 @@ class Mixture:
         return problems
 
 
-def restricted(name: str, reward: RewardFunction, *, general: bool) -> RewardFunction:
-    """The reward, asked about the general prompts alone, or about the others alone.
+def reward_on_own_problems(name: str, reward: RewardFunction, *, general: bool) -> RewardFunction:
+    """Return the reward of one of the two tasks as a reward of the mixture.
 
-    It gets the columns of its own task's problems, and says None about the other task's.
+    It is asked about its own task's problems, with their columns; the others get None.
     """
     asked_about = general
 
     def verdicts(prompts: Sequence[str], completions: Sequence[Any], general: Sequence[bool],
                  source: Sequence[Problem], **others: Sequence[Any]) -> list[float | None]:
         rows = [i for i, is_general in enumerate(general) if is_general == asked_about]
-        answers: list[float | None] = [None] * len(completions)
+        all_verdicts: list[float | None] = [None] * len(completions)
         if rows:
             def at_rows(column: Sequence[Any]) -> list[Any]:
                 return [column[i] for i in rows]
 
-            own = {key: at_rows(column) for key, column in others.items()}
-            own |= columns(at_rows(source))
-            judged = judge({name: reward}, [name], at_rows(prompts), at_rows(completions), **own)
-            for i, verdict in zip(rows, judged[name], strict=True):
-                answers[i] = verdict
-        return answers
+            own_columns = {key: at_rows(column) for key, column in others.items()}
+            own_columns |= columns(at_rows(source))
+            own_verdicts = judge({name: reward}, [name], at_rows(prompts), at_rows(completions),
+                                 **own_columns)
+            for i, verdict in zip(rows, own_verdicts[name], strict=True):
+                all_verdicts[i] = verdict
+        return all_verdicts
 
     return verdicts

@@ -110,10 +110,9 @@ def load_rankings(path: str | Path) -> list[Ranking]:
     rankings = []
     for source, entry in _entries(path, "prompt, chosen and rejected"):
         if "completions" in entry:
-            ranked = entry["completions"]
-            ranked = ranked if isinstance(ranked, list) else [ranked]
-            completions = [_text({"completions": completion}, "completions", source)
-                           for completion in ranked]
+            texts = entry["completions"] if isinstance(entry["completions"], list) else [
+                entry["completions"]]
+            completions = [_text({"completions": text}, "completions", source) for text in texts]
         else:
             completions = [_text(entry, name, source) for name in ("chosen", "rejected")]
         rankings.append(Ranking(_text(entry, "prompt", source), tuple(completions), source))
@@ -147,12 +146,12 @@ def _entries(path: str | Path, wanted: str) -> Iterator[tuple[str, dict[str, Any
     for number, line in enumerate(content.split(b"\n"), start=1):
         if line.strip():
             empty = False
-            yield f"{path}, line {number}", _parsed(line, path, number, wanted)
+            yield f"{path}, line {number}", _entry(line, path, number, wanted)
     if empty:
         raise ValueError(f"{path} has no lines: an object with {wanted} per line is wanted")
 
 
-def _parsed(line: bytes, path: Path, number: int, wanted: str) -> dict[str, Any]:
+def _entry(line: bytes, path: Path, number: int, wanted: str) -> dict[str, Any]:
     try:
         entry = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -123,11 +123,11 @@ def combine(rewards: Sequence[RewardFunction], weights: Sequence[float]) -> Rewa
         raise ValueError(f"{len(rewards)} rewards and {len(weights)} weights: at least one of "
                          "each, and as many weights as rewards, are wanted")
 
-    def combined(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Verdicts:
+    def weighted(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Verdicts:
         return weighted_sum([_verdicts(reward, prompts, completions, columns)
                              for reward in rewards], weights)
 
-    return combined
+    return weighted
 
 
 def judge(rewards: Mapping[str, RewardFunction], names: Iterable[str], prompts: Sequence[Any],
@@ -150,12 +150,12 @@ def weighted_sum(verdicts: Sequence[Sequence[Any]], weights: Sequence[float]) ->
     None where no reward has a verdict (None or NaN). A reward of weight 0 beside others is only
     watched: its verdicts do not count, and do not make a completion one with a verdict.
     """
-    counted = [(weight, [as_number(verdict) for verdict in column])
+    columns = [(weight, [as_number(verdict) for verdict in column])
                for weight, column in zip(weights, verdicts, strict=True)
                if weight or not any(weights)]
     sums: Verdicts = []
-    for row in zip(*(column for _, column in counted), strict=True):
-        terms = [weight * verdict for (weight, _), verdict in zip(counted, row, strict=True)
+    for row in zip(*(column for _, column in columns), strict=True):
+        terms = [weight * verdict for (weight, _), verdict in zip(columns, row, strict=True)
                  if verdict is not None]
         sums.append(sum(terms) if terms else None)
     return sums
@@ -231,11 +231,12 @@ def conversational(reward: RewardFunction) -> RewardFunction:
         return [[{"role": role, "content": x}] if isinstance(x, str) else x for x in texts]
 
     @wraps(reward)
-    def reading(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Verdicts:
+    def reward_of_texts(prompts: Sequence[Any], completions: Sequence[Any],
+                        **columns: Any) -> Verdicts:
         return reward(prompts=as_messages("user", prompts),
                       completions=as_messages("assistant", completions), **columns)
 
-    return reading
+    return reward_of_texts
 
 
 def text(completion: Completion) -> str:
