@@ -45,6 +45,9 @@ def best_of(reward: str) -> Choose:
     1
     """
     def choose(completions: Sequence[str], verdicts: Verdicts) -> int:
+        if reward not in verdicts:
+            raise ValueError(f"best_of: there is no reward {reward!r}; the task has "
+                             f"{', '.join(verdicts)}")
         return best_of_n([-math.inf if v is None else v for v in verdicts[reward]])
 
     return choose
@@ -63,7 +66,7 @@ def vote(completions: Sequence[str], verdicts: Verdicts) -> int:
     return answers.index(majority_vote(answers))
 
 
-# what comes of it
+# measuring a policy
 
 @dataclass(frozen=True)
 class Evaluation:

@@ -115,6 +115,8 @@ def test_best_of_takes_the_greatest_verdict_of_its_reward():
     assert best_of("other")(["x"] * 3, verdicts) == 0
     assert best_of("score")(["x"] * 3, {"score": [None, -5.0, None]}) == 1
     assert best_of("score")(["x"] * 3, {"score": [None] * 3}) == 0
+    with pytest.raises(ValueError, match="no reward 'scor'; the task has score, other"):
+        best_of("scor")(["x"] * 3, verdicts)
 
 
 def test_vote_takes_the_first_sample_with_the_majority_answer():
