@@ -80,9 +80,9 @@ class Supervised:
     held_out: list[Ranking]
 
 
-def first_stage(stages: Stages, model: Transformer) -> Supervised:
+def first_stage(stages: Stages[InstructSettings], model: Transformer) -> Supervised:
     """Train the SFT models, and let people rank completions. What flags name is not made."""
-    settings: Any = stages.settings
+    settings = stages.settings
     seed, sft, start = settings.seed, model, model
     if settings.init is None:
         base = stages("base", BASE_SFT, model, lambda m, **hooks: train_sft(
@@ -101,9 +101,10 @@ def first_stage(stages: Stages, model: Transformer) -> Supervised:
                       ranked("held-out.jsonl", HELD_OUT, "test"))
 
 
-def second_stage(stages: Stages, stage_1: Supervised, config: RewardModelConfig) -> ScalarModel:
+def second_stage(stages: Stages[InstructSettings], stage_1: Supervised,
+                 config: RewardModelConfig) -> ScalarModel:
     """Return the reward model that --reward-model names, or train one."""
-    settings: Any = stages.settings
+    settings = stages.settings
     if settings.reward_model is not None:
         return load_reward_model(settings.reward_model, device=stages.device)[0]
     stages.looks["rm"] = Agreement(stages, stage_1.rankings, stage_1.held_out,
@@ -128,7 +129,7 @@ def given_rankings(settings: InstructSettings) -> tuple[list[Ranking], list[Rank
 
 # stage 3
 
-def train_by_dpo(stages: Stages, stage_1: Supervised, config: DPOConfig,
+def train_by_dpo(stages: Stages[InstructSettings], stage_1: Supervised, config: DPOConfig,
                  reward_model: ScalarModel) -> tuple[Transformer, Comparison]:
     """DPO on the rankings. The reward model is asked for evaluation only."""
     look = stages.looks["dpo"] = Comparison(stages, reward_model)
@@ -139,9 +140,9 @@ def train_by_dpo(stages: Stages, stage_1: Supervised, config: DPOConfig,
 
 # the commands
 
-def rm(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
+def rm(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl rm` does, stages 1 and 2 -> what it prints at the end."""
-    run, settings = stages.run, configs["settings"]
+    run, settings = stages.run, stages.settings
     model.compiled = compiled(settings, model, configs["rm"])
     stages.looks["sft"] = KeepEpochs(stages.tokenizer)
     second_stage(stages, first_stage(stages, model), configs["rm"])
@@ -156,9 +157,9 @@ def rm(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
             + f"Next: minirl ppo {same_start(run, settings, run.path / 'final')}")
 
 
-def ppo(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
+def ppo(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl ppo` does, all three stages, and DPO beside them -> what it prints."""
-    run, settings, config = stages.run, configs["settings"], configs["ppo"]
+    run, settings, config = stages.run, stages.settings, configs["ppo"]
     model.compiled = compiled(settings, model, config)
     stage_1 = first_stage(stages, model)
     reward_model = second_stage(stages, stage_1, RewardModelConfig())
@@ -176,9 +177,9 @@ def ppo(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
             "minirl ppo --preset ppo-ptx  |  minirl plot")
 
 
-def dpo(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
+def dpo(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl dpo` does -> what it prints at the end."""
-    run, settings = stages.run, configs["settings"]
+    run, settings = stages.run, stages.settings
     model.compiled = compiled(settings, model, configs["dpo"])
     stage_1 = first_stage(stages, model)
     reward_model = second_stage(stages, stage_1, RewardModelConfig())
@@ -204,10 +205,10 @@ def same_start(run: RunDir, settings: InstructSettings, reward_model: Path | str
 
 # what they print
 
-def compare(stages: Stages, start: Transformer, look: Comparison,
+def compare(stages: Stages[InstructSettings], start: Transformer, look: Comparison,
             policies: Mapping[str, Transformer]) -> dict[str, Evaluation]:
     """Evaluate the start, best-of-n of it, and other policies, on the same held-out prompts."""
-    settings: Any = stages.settings
+    settings = stages.settings
     best = f"best of {settings.best_of}"
     with compute_in(settings.dtype, stages.device):
         rows = {"SFT": replace(look.first, kl=0.0),
@@ -217,7 +218,7 @@ def compare(stages: Stages, start: Transformer, look: Comparison,
                        for name, policy in policies.items()}
 
 
-def report(stages: Stages, rows: Mapping[str, Evaluation]) -> str:
+def report(stages: Stages[InstructSettings], rows: Mapping[str, Evaluation]) -> str:
     return (f"\n{comparison(rows)}\n\n{stages.seconds:.0f} s. {stages.run.path}/ holds "
             "curves.png, samples.md, summary.json, metrics.jsonl"
             "\nand final/, a checkpoint in Hugging Face layout.")

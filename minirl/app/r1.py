@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 import shlex
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -41,6 +41,7 @@ from minirl.train.grpo import train_grpo
 from minirl.train.r1 import LANGUAGE, RULES, General, R1Config, distill, preference_config, train_r1
 from minirl.train.reward_model import as_reward
 from minirl.train.sft import SFTConfig, train_sft
+from minirl.train.stage import Stage
 
 # What base models read. Shares: reasoned at length, reasoned briefly, in mixed languages, with a
 # slip where it is hasty, without tags. For each easy problem there are HARD_ONES hard ones.
@@ -112,9 +113,9 @@ def stage_names(config: R1Config, settings: R1Settings) -> list[str]:
 
 # the pipeline, and what surrounds it
 
-def r1(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
+def r1(stages: Stages[R1Settings], model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl r1` does -> what it prints at the end."""
-    settings, config, run = configs["settings"], configs["r1"], stages.run
+    settings, config, run = stages.settings, configs["r1"], stages.run
     stages.names = stage_names(config, settings)
     worths = Worths(stages, config)
     model.compiled = worth_compiling(settings.compile, model, 0)
@@ -145,9 +146,9 @@ def r1(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
     return text
 
 
-def read(stage: Callable[..., Any], name: str, model: Transformer, stages: Stages) -> Transformer:
+def read(stage: Stage, name: str, model: Transformer, stages: Stages[R1Settings]) -> Transformer:
     """Train a base model on reasoning of all kinds, and on instructions."""
-    settings: Any = stages.settings
+    settings = stages.settings
 
     def page(model: Transformer, **hooks: Any) -> nn.Module:
         rng = random.Random(derive_seed(settings.seed, "r1", "reading"))
@@ -166,9 +167,9 @@ def clean_reasoning(settings: R1Settings) -> Pairs:
     return demonstrations(settings.task, settings.cold_start_examples, rng)
 
 
-def general(stages: Stages) -> General:
+def general(stages: Stages[R1Settings]) -> General:
     """Return general prompts, with people who follow them, and rank what policies make of them."""
-    settings: Any = stages.settings
+    settings = stages.settings
     rng = random.Random(derive_seed(settings.seed, "r1", "people"))
 
     def compare(policy: Transformer, seed: int) -> list[Ranking]:
@@ -178,14 +179,15 @@ def general(stages: Stages) -> General:
     return General(TASK, people.follow(settings.demonstrations, rng, right_share=0.7), compare)
 
 
-def overdo(stages: Stages, stage: Callable[..., Any], config: R1Config) -> None:
+def overdo(stages: Stages[R1Settings], stage: Stage, config: R1Config) -> None:
     """Reward hacking: the last part from where it starts, with the first reward model alone, for
     `too_long` times as many steps."""
-    settings: Any = stages.settings
+    settings = stages.settings
     run, tokenizer, task = stages.run, stages.tokenizer, settings.task
     numbers = preference_config(config, settings.too_long * config.preference_steps)
     reward_model, _ = load_reward_model(run.path / "rm-1" / "final", device=stages.device)
     start, _ = load_pretrained(run.path / "rl-2" / "final", device=stages.device)
+    start.compiled = worth_compiling(settings.compile, start, 0)
     spoken = Judged(task, task.rewards, {**RULES, LANGUAGE: config.language_weight})
     judged = Mixture(spoken, TASK, as_reward(reward_model, tokenizer), config.general_share)
     stage("too-long", numbers, start, partial(
@@ -196,9 +198,9 @@ def overdo(stages: Stages, stage: Callable[..., Any], config: R1Config) -> None:
         plot_hacking(RunDir(run.path / "too-long"), rounds, partial_file)
 
 
-def small_model(stages: Stages, base: Transformer) -> Transformer:
+def small_model(stages: Stages[R1Settings], base: Transformer) -> Transformer:
     """Return a smaller model with fresh weights."""
-    settings: Any = stages.settings
+    settings = stages.settings
     sizes = TinySizes(hidden_size=settings.small, num_heads=settings.small // HEAD_SIZE,
                       intermediate_size=4 * settings.small, max_seq_len=base.config.max_seq_len)
     model, _ = make_base(sizes, seed=settings.seed, device=stages.device,
@@ -210,9 +212,12 @@ def small_model(stages: Stages, base: Transformer) -> Transformer:
 # before a run has a folder
 
 def check_r1(configs: Mapping[str, Any], given: Collection[str], start: Start) -> None:
-    """Raise ValueError where prompts and completions do not fit the context, or reasoning at length
-    does not fit a completion."""
+    """Raise ValueError where prompts and completions do not fit the context, reasoning at length
+    does not fit a completion, or the cold start has nothing to learn from."""
     settings, limit = configs["settings"], configs["r1"].max_new_tokens
+    if settings.cold_start_examples == configs["r1"].cold_start_problems == 0:
+        raise ValueError("cold_start_examples and cold_start_problems are both 0, and the cold "
+                         "start has nothing to learn from: give one of them")
     rng = random.Random(0)
 
     def longest(texts: Sequence[str]) -> int:

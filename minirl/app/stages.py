@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -48,7 +48,6 @@ INTERVALS = {            # of the fields of all commands' settings
     **dict.fromkeys(("digits", "number_length"), "[1, 5]"), "labeller_noise": POSITIVE,
     "cold_start_examples": "[0, 16777216]", "small": "[0, 65536]", "too_long": "[0, 1000000]",
     "seed": "[0, 9223372036854775807]"}
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,6 +71,10 @@ class Settings:
     def task_fields(self) -> dict[str, Any]:
         """The task, as config.json keeps it: see app/tasks.py."""
         raise NotImplementedError
+
+
+T = TypeVar("T")
+S = TypeVar("S", bound=Settings)
 
 
 def check_compile(choice: str) -> None:
@@ -143,7 +146,7 @@ class Look:
         return {}
 
 
-class Stages:
+class Stages(Generic[S]):
     """A `stage` for pipelines that keeps every stage as a run.
 
     The stage that has the name of the run's command is the run itself. Every other stage is a run
@@ -156,7 +159,7 @@ class Stages:
     seconds   what the stages took so far, together
     """
 
-    def __init__(self, run: RunDir, tokenizer: Tokenizer, settings: Settings, *,
+    def __init__(self, run: RunDir, tokenizer: Tokenizer, settings: S, *,
                  device: torch.device, names: Sequence[str] = (), profile: bool = False,
                  looks: Mapping[str, Look] | None = None) -> None:
         self.run, self.tokenizer, self.settings = run, tokenizer, settings

@@ -64,7 +64,7 @@ class SumsSettings(Settings):
 class Reader(Look):
     """The last loss and, of a model that reads sums, the accuracy on held-out ones."""
 
-    def __init__(self, stages: Stages, task: Task, *, on_sums: bool) -> None:
+    def __init__(self, stages: Stages[SumsSettings], task: Task, *, on_sums: bool) -> None:
         self.stages, self.task, self.on_sums = stages, task, on_sums
 
     def after(self, run: RunDir, model: Transformer, steps: int) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Reader(Look):
         return results
 
 
-def read_sums(stages: Stages, name: str, model: Transformer, base: BaseConfig,
+def read_sums(stages: Stages[SumsSettings], name: str, model: Transformer, base: BaseConfig,
               config: SFTConfig) -> Transformer:
     """Train a model on sums, worked out and not, or on the file that --data names."""
     settings = stages.settings
@@ -99,7 +99,7 @@ def pairs_to_read(base: BaseConfig, task: Task, seed: int) -> Sequence[Any]:
                           guessed_share=base.guessed_share)
 
 
-def sft(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
+def sft(stages: Stages[SumsSettings], model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl sft` does -> what it prints at the end."""
     read_sums(stages, "sft", model, configs["base"], configs["sft"])
     run, summary = stages.run, stages.run.summary
@@ -114,7 +114,7 @@ def sft(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
 
 # minirl grpo
 
-def grpo(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
+def grpo(stages: Stages[SumsSettings], model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl grpo` does, the main job -> what it prints at the end."""
     settings, config = stages.settings, configs["grpo"]
     task = make_task(settings.task_fields)

@@ -231,6 +231,7 @@ def test_fast_is_a_preset():
     ("--max-new-tokens 20", "worked out in up to"),
     ("--max-new-tokens 120", "do not fit a context of 128"),
     ("--number-length 5", "add --max-new-tokens"),
+    ("--cold-start-problems 0", "cold_start_problems are both 0"),
     ("--profile", "--profile is for commands of one page"), ("--small 40", "small is 40")])
 def test_wrong_inputs_end_in_one_line(line, says, tmp_path, capsys):
     assert main(["r1", "--run-dir", str(tmp_path / "never"), *line.split()]) == 2
