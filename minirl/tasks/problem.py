@@ -69,7 +69,7 @@ class Judged:
     name: str = ""                     # left out: the task's
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.name or self.task.name)
+        object.__setattr__(self, "name", self.name or getattr(self.task, "name", ""))
 
     def sample(self, n: int, rng: random.Random, *, split: str = "train") -> Sequence[Problem]:
         return self.task.sample(n, rng, split=split)

@@ -67,9 +67,9 @@ def train_instructgpt(
 ) -> Transformer:
     """Take a base model through all three stages and return PPO's policy. `model` does not change.
 
-    rank(policy) is how people rank its completions. stage runs a stage, and may keep its result;
-    left out, it copies the model and calls the page, with log(step, metrics). Raises ValueError
-    where there is nothing to learn from.
+    rank(policy) returns people's rankings of its completions. stage runs a stage, and may keep its
+    result; default: it copies the model and calls the page, with log(step, metrics). Raises
+    ValueError where there is nothing to learn from.
     """
     stage = stage or in_memory(log)
     sft, start = supervise(model, tokenizer, demonstrations, pretraining, seed=seed, stage=stage)
@@ -86,7 +86,7 @@ def supervise(model: Transformer, tokenizer: Tokenizer, demonstrations: Sequence
 
     A tenth of what the second one reads is pretraining text.
     """
-    texts = [("", text) for text in pretraining[:len(demonstrations) // 9]]
+    texts = [("", text) for text in pretraining[:len(demonstrations) // 9]]     # 1 : 9
     mixed = [*demonstrations, *texts]
     sft = stage("sft", DEMONSTRATIONS_SFT, model, lambda m, **hooks: train_sft(
         m, tokenizer, demonstrations, DEMONSTRATIONS_SFT, seed=seed, **hooks))
@@ -115,7 +115,7 @@ def reinforce(start: Transformer, tokenizer: Tokenizer, task: Task, config: PPOC
 
 def prefer(start: Transformer, tokenizer: Tokenizer, rankings: Rankings, config: DPOConfig, *,
            seed: int, stage: Stage) -> Transformer:
-    """DPO in the place of stages 2 and 3."""
+    """DPO instead of stages 2 and 3."""
     return stage("dpo", config, start, lambda m, **hooks: train_dpo(
         m, tokenizer, rankings(), config, seed=seed, **hooks))
 
@@ -127,30 +127,30 @@ def scored_by(reward_model: ScalarModel, tokenizer: Tokenizer, task: Task) -> Ta
 
 
 def rank_completions(policy: Transformer, tokenizer: Tokenizer, task: Task, n: int, *, noise: float,
-                     seed: int, split: str = "train", reward: str = "true_reward",
-                     max_new_tokens: int = MAX_NEW_TOKENS,
+                     seed: int, split: str = "train", max_new_tokens: int = MAX_NEW_TOKENS,
                      progress: Counter | None = None) -> list[Ranking]:
-    """Sample MOST completions of n problems and rank those of each problem, as a labeller does who
-    judges by one of the task's rewards with an unsteady hand (see tasks.preferences.draw_ranking).
+    """Sample MOST completions of n problems and rank those of each problem, as a noisy labeller does
+    who judges by the task's true_reward (see tasks.preferences.draw_ranking).
 
     Completions that were cut off are left out, and so are prompts with fewer than FEWEST different
     completions. Raises ValueError where nothing is left.
     """
-    labeller = random.Random(derive_seed(seed, "instruct", "labeller", split))
-    seed = derive_seed(seed, "instruct", "ranked", split)
-    rng = random.Random(derive_seed(seed, "problems"))
+    label_rng = random.Random(derive_seed(seed, "instruct", "labeller", split))
+    sample_seed = derive_seed(seed, "instruct", "ranked", split)
+    rng = random.Random(derive_seed(sample_seed, "problems"))
     problems = (distinct_problems(task, n, rng) if split == "test"
                 else task.sample(n, rng, split=split))
-    generator = torch.Generator(policy.device).manual_seed(derive_seed(seed, "sample"))
+    generator = torch.Generator(policy.device).manual_seed(derive_seed(sample_seed, "sample"))
+    judged = Judged(task, task.rewards, {"true_reward": 1.0})
     rankings = []
-    for part in collect_in_parts(policy, tokenizer, task, problems, group=MOST, generator=generator,
+    for part in collect_in_parts(policy, tokenizer, judged, problems, group=MOST, generator=generator,
                                  max_new_tokens=max_new_tokens, progress=progress):
         ended = (~part.rollouts.truncated).tolist()
         for p, problem in enumerate(part.problems):
             rows = [row for row in range(p * MOST, (p + 1) * MOST) if ended[row]]
             ranking = draw_ranking(problem.prompt, [part.completions[row] for row in rows],
-                                   [part.verdicts[reward][row] for row in rows], labeller,
-                                   noise=noise)
+                                   [part.verdicts["true_reward"][row] for row in rows],
+                                   label_rng, noise=noise)
             if ranking is not None and len(ranking.completions) >= FEWEST:
                 rankings.append(ranking)
     if not rankings:

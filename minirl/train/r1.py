@@ -58,7 +58,7 @@ from minirl.train.stage import Stage, in_memory
 from minirl.train.state import Log
 
 Pair = tuple[str, str]                                     # (prompt, completion)
-Rewrite = Callable[[Problem, str], str]                    # a completion, in one language
+Rewrite = Callable[[Any, str], str]                        # problem, completion -> in one language
 RULES = {"accuracy": 1.0, "format_reward": 1.0}            # DeepSeek-R1, eq. 4: equal weights
 LANGUAGE = "language_consistency"                          # eq. 7
 COLD_START_SFT = SFTConfig(epochs=4, lr=1e-3, warmup_steps=0, min_lr_ratio=0.1)

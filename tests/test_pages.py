@@ -1,4 +1,4 @@
-"""What all training pages have in common."""
+"""What the training pages have in common."""
 
 import difflib
 import inspect
