@@ -129,8 +129,8 @@ def scored_by(reward_model: ScalarModel, tokenizer: Tokenizer, task: Task) -> Ta
 def rank_completions(policy: Transformer, tokenizer: Tokenizer, task: Task, n: int, *, noise: float,
                      seed: int, split: str = "train", max_new_tokens: int = MAX_NEW_TOKENS,
                      progress: Counter | None = None) -> list[Ranking]:
-    """Sample MOST completions of n problems and rank those of each problem, as a noisy labeller does
-    who judges by the task's true_reward (see tasks.preferences.draw_ranking).
+    """Sample MOST completions of n problems and rank those of each problem, as a noisy labeller
+    does who judges by the task's true_reward (see tasks.preferences.draw_ranking).
 
     Completions that were cut off are left out, and so are prompts with fewer than FEWEST different
     completions. Raises ValueError where nothing is left.
@@ -143,8 +143,9 @@ def rank_completions(policy: Transformer, tokenizer: Tokenizer, task: Task, n: i
     generator = torch.Generator(policy.device).manual_seed(derive_seed(sample_seed, "sample"))
     judged = Judged(task, task.rewards, {"true_reward": 1.0})
     rankings = []
-    for part in collect_in_parts(policy, tokenizer, judged, problems, group=MOST, generator=generator,
-                                 max_new_tokens=max_new_tokens, progress=progress):
+    for part in collect_in_parts(policy, tokenizer, judged, problems, group=MOST,
+                                 max_new_tokens=max_new_tokens, generator=generator,
+                                 progress=progress):
         ended = (~part.rollouts.truncated).tolist()
         for p, problem in enumerate(part.problems):
             rows = [row for row in range(p * MOST, (p + 1) * MOST) if ended[row]]
