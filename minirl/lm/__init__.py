@@ -1,3 +1,6 @@
-"""The language model as a policy: model, heads, tokenizer, sampling, log-probs, rollouts, checkpoints, precision. Here belongs what makes
-it fast, so that pages above need not; no objective, no reward, no training loop.
+"""The language model as a policy: model, heads, tokenizer, sampling, log-probs, rollouts,
+checkpoints, precision, tiny models, several processes.
+
+Here belongs what makes the model fast and safe to keep, so that training pages need not. No
+objective, no reward and no training loop belongs here.
 """

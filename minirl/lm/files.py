@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import shutil
 import weakref
@@ -196,3 +197,23 @@ class Lock:
             os.truncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         return lock
+
+
+# reading
+
+def read_json(path: Path) -> dict:
+    """Return the JSON object in a file; {} where there is no file.
+
+    Raises ValueError, naming the file, where it is broken, nested too deeply, or holds a number too
+    long to read.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:    # of the decoder, of UTF-8, of int()
+        raise ValueError(f"{path} is not valid JSON ({error}): it may be cut short; restore "
+                         "it") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}: a JSON object is wanted")
+    return content

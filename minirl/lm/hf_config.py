@@ -1,11 +1,15 @@
-"""config.json of Hugging Face to ModelConfig and back: each field read with its type, each with the
-default of transformers, and what this model does not have refused by the field's name."""
+"""Hugging Face's config.json to ModelConfig and back.
+
+Each field is read with its type, and has the default of transformers. What this model does not have
+is refused, with the field's name.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
+from typing import Any
 
 import torch
 
@@ -19,25 +23,25 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, cut short, or of a shape that this model cannot take."""
+    """A checkpoint that is missing, damaged, or of a model that cannot be built here."""
 
 
 class Fields:
-    """The fields of a JSON object from a file, each read with its type: fields("vocab_size", int).
+    """The fields of a JSON object in a file, each read with its type: fields("vocab_size", int).
 
-    Raises CheckpointError, naming file and field, for one that is missing and has no default, for
-    null where the default is not None, for another type, and for a number out of range.
+    Raises CheckpointError, naming file and field, for a field that is missing and has no default,
+    for null where the default is not None, for another type, and for a number out of range.
     """
 
-    REQUIRED = object()
+    REQUIRED: Any = object()
     WANTED = {int: "a whole number", float: "a finite number", bool: "true or false",
               str: "a text", dict: "an object", list: "a list"}
 
-    def __init__(self, values: dict, where: object):
+    def __init__(self, values: dict, where: object) -> None:
         self.values, self.where = values, where
 
-    def __call__(self, name: str, kind: type, default=REQUIRED, *,
-                 low: float = -math.inf, high: float = math.inf):
+    def __call__(self, name: str, kind: type, default: Any = REQUIRED, *,
+                 low: float = -math.inf, high: float = math.inf) -> Any:
         value = self.values.get(name, default)
         if value is self.REQUIRED:
             raise CheckpointError(f"{self.where} lacks {name!r}: a complete Hugging Face "
@@ -55,6 +59,7 @@ class Fields:
 
 
 def named_dtype(fields: Fields) -> torch.dtype | None:
+    """Return the dtype that config.json names, None where it names none."""
     name = fields("dtype", str, None) or fields("torch_dtype", str, None)
     dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
     if name is not None and name.removeprefix("torch.") not in dtypes:
@@ -64,6 +69,7 @@ def named_dtype(fields: Fields) -> torch.dtype | None:
 
 
 def to_hf_config(model: Transformer, tokenizer: Tokenizer) -> dict:
+    """Return the content of config.json for a model and its tokenizer."""
     c, stops = model.config, tokenizer.stop_ids
     kind = "qwen3" if c.qk_norm else "qwen2" if c.qkv_bias and not c.output_bias else "llama"
     return {
@@ -83,7 +89,7 @@ def to_hf_config(model: Transformer, tokenizer: Tokenizer) -> dict:
 
 
 def from_hf_config(fields: Fields) -> ModelConfig:
-    """config.json -> ModelConfig, with the defaults of transformers."""
+    """Return the ModelConfig of a config.json, with the defaults of transformers."""
     kind = fields("model_type", str, None)
     if kind not in ARCHITECTURES:
         raise CheckpointError(f"{fields.where} is of a model of type {kind!r:.60}: "
@@ -117,7 +123,7 @@ def from_hf_config(fields: Fields) -> ModelConfig:
 
 
 def check_full_attention(fields: Fields, layers: int, context: int) -> None:
-    """Raises CheckpointError if a Qwen layer would see only a part of the context."""
+    """Raise CheckpointError if a Qwen layer would see only a part of the context."""
     slides = fields("use_sliding_window", bool, False)
     window = fields("sliding_window", int, None, low=1) if slides else None
     first, types = fields("max_window_layers", int, 28), fields("layer_types", list, None)
@@ -137,8 +143,11 @@ def check_full_attention(fields: Fields, layers: int, context: int) -> None:
 
 
 def read_rope(fields: Fields, context: int) -> tuple[float, dict | None]:
-    """theta and scaling. transformers 5 writes both into one object, `rope_parameters`, with an
-    inner one for each type of layer where a model has several; before, theta stood outside."""
+    """Return RoPE's theta and scaling.
+
+    transformers 5 writes both into one object, `rope_parameters`, with an inner one for each type
+    of layer where a model has several. Before, theta stood outside.
+    """
     key = "rope_scaling" if fields("rope_scaling", dict, None) else "rope_parameters"
     rope = Fields(fields(key, dict, None) or {}, f"{fields.where}: {key}")
     if "full_attention" in rope.values:

@@ -1,5 +1,4 @@
-"""Text to ids and back. A thin face over the `tokenizers` library: ids in, ids out, and the ids
-that have a meaning by name."""
+"""Text to ids and back: a thin layer over the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -8,36 +7,39 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from minirl.lm.digests import verify
+from minirl.lm.files import read_json
+from minirl.lm.tokenizer_config import (
+    REPLACED,
+    TEMPLATE,
+    TEMPLATES,
+    TokenizerError,
+    chat_templates,
+    special_token,
+    special_tokens,
+    stop_ids,
+)
 from minirl.lm.tokenizer_rules import apply_class, in_front, is_qwen2, puts_in_front
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-TEMPLATE, TEMPLATES = "chat_template.jinja", "chat_templates"
-
-
-class TokenizerError(ValueError):
-    """A tokenizer that cannot be read, or that lacks what was asked of it."""
 
 
 class Tokenizer:
     """A `tokenizers.Tokenizer` with its PAD, BOS and EOS.
 
-    `bos_id` is what stands in front of every text; None where nothing does, even if a
-    configuration names a BOS (Qwen, SmolLM2). `pad_id` may equal `eos_id` (many published
-    checkpoints have no padding token): nothing in the library reads meaning from a padding id.
-    `stop_ids` holds every id that ends a completion. `config` holds the fields of
-    tokenizer_config.json, and `templates` the chat templates that stand beside it (file name ->
-    text): save() writes both back.
+    `bos_id` stands in front of every text. It is None where nothing does, even if a configuration
+    names a BOS (Qwen, SmolLM2). `pad_id` may equal `eos_id`, as many published checkpoints have no
+    padding token: nothing in the library gives a meaning to a padding id. `stop_ids` are all ids
+    that end a completion. `config` holds the fields of tokenizer_config.json, and `templates` the
+    chat templates beside it (file name -> text): save() writes both back.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, pad: str | None, bos: str | None, eos: str,
                  stops: Iterable[int] = (), config: dict | None = None,
-                 templates: dict[str, str] | None = None):
+                 templates: dict[str, str] | None = None) -> None:
         self.backend = backend
         self.eos_id = self._id(eos, "EOS")
         self.pad_id = self.eos_id if pad is None else self._id(pad, "PAD")
@@ -54,14 +56,14 @@ class Tokenizer:
         return self.backend.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """Text -> ids, with nothing added at either end."""
+        """Return the ids of a text, with nothing added at either end."""
         try:
             return self.backend.encode(text, add_special_tokens=False).ids
         except TypeError as error:
             raise TokenizerError(_not_unicode([text])) from error
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """encode() of many texts, several times faster than one by one."""
+        """Encode many texts, several times faster than one by one."""
         texts = list(texts)
         try:
             encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
@@ -70,16 +72,16 @@ class Tokenizer:
         return [encoding.ids for encoding in encodings]
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Text -> ids with BOS in front, where the model knows a BOS and the text has none yet.
+        """Return the ids of a text, with BOS in front if there is one and the text has none yet.
 
-        These are the ids that transformers' tokenizer gives. There are two exceptions: it puts a
-        second BOS before a text that starts with one (as chat templates do), and, where the file
-        says so, an EOS behind, after which there is nothing to continue.
+        transformers' tokenizer gives the same ids, with two exceptions: it puts a second BOS in
+        front of a text that starts with one, as chat templates do, and where the file says so an
+        EOS behind, after which there is nothing to continue.
         """
         return self._with_bos(self.encode(text))
 
     def encode_prompts(self, texts: Iterable[str]) -> list[list[int]]:
-        """encode_prompt() of many texts."""
+        """Encode many prompts."""
         return [self._with_bos(ids) for ids in self.encode_batch(texts)]
 
     def _with_bos(self, ids: list[int]) -> list[int]:
@@ -87,23 +89,23 @@ class Tokenizer:
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]
                      ) -> tuple[list[list[int]], list[list[int]]]:
-        """(prompt, completion) texts -> the ids of the prompts and those of the completions.
+        """Return the ids of the prompts and those of the completions, of pairs of texts.
 
-        The two are one text: alone, a completion may get a space in front (Llama 2). The prompt's
-        ids are encode_prompt's, as when a policy is asked, and the completion's are what follows
-        them in the ids of the whole. Where they do not stand there, because a token would reach
-        over the boundary, the completion is encoded by itself: both texts are kept, and the
-        prompt is what the policy sees.
+        A pair is encoded as one text, as a completion alone may get a space in front (Llama 2). The
+        prompt's ids are those of encode_prompt, as when a policy samples, and the completion's are
+        what follows them in the ids of the whole. Where a token would reach over the boundary, the
+        completion is encoded by itself. So both texts are kept, and the prompt is what the policy
+        sees when it samples.
         """
         prompts = self.encode_prompts(pair[0] for pair in pairs)
         wholes = self.encode_prompts(pair[0] + pair[1] for pair in pairs)
         completions = [
             whole[len(prompt):] if whole[:len(prompt)] == prompt else self._continue(pair[1])
-            for pair, prompt, whole in zip(pairs, prompts, wholes)]
+            for pair, prompt, whole in zip(pairs, prompts, wholes, strict=True)]
         return prompts, completions
 
     def _continue(self, text: str) -> list[int]:
-        """The ids of a text that continues another: without the space that some put first."""
+        """Return the ids of a text behind another: without the space that some tokenizers add."""
         for before in ("\n", "="):
             front, ids = self.encode(before), self.encode(before + text)
             if ids[:len(front)] == front and self.decode(ids) == before + text:
@@ -111,27 +113,31 @@ class Tokenizer:
         return self.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids -> text, special tokens written out. With build_tokenizer's tokenizer,
-        decode(encode(text)) == text for any text that UTF-8 can hold."""
+        """Return the text of ids, with the special tokens written out.
+
+        With build_tokenizer's tokenizer, decode(encode(text)) == text for any text in UTF-8.
+        """
         return self.backend.decode(list(ids), skip_special_tokens=False)
 
     def decode_completion(self, ids: Sequence[int]) -> str:
-        """What a completion says: without the stop token at its end, all other tokens (the tags
-        among them) written out."""
+        """Return a completion's text, without the stop token at its end.
+
+        All other special tokens are written out, such as the tags.
+        """
         ids = list(ids)
         return self.decode(ids[:-1] if ids and ids[-1] in self.stop_ids else ids)
 
     def token(self, i: int) -> str:
-        """How one id reads by itself, for tables and traces."""
+        """Return the text of a single id, for tables and traces."""
         text = self.backend.decode([i], skip_special_tokens=False)
         return text or repr(self.backend.id_to_token(i))
 
     def save(self, folder: str | Path, *, model_type: str | None = None) -> list[str]:
-        """Write tokenizer.json, tokenizer_config.json and the chat templates, as Hugging Face lays
-        them out -> the names of the files. What another tokenizer left in the folder goes.
+        """Write tokenizer.json, tokenizer_config.json and the chat templates; return their names.
 
-        transformers' tokenizer then gives the ids that encode_prompt does. It reads the file of a
-        `model_type` "qwen2" as Qwen's own tokenizer, unless the configuration has an `auto_map`.
+        Files of another tokenizer in the folder are deleted. transformers' tokenizer then gives the
+        ids of encode_prompt. It takes the file of a model of type "qwen2" for Qwen's own tokenizer,
+        unless the configuration has an `auto_map`.
         """
         folder = Path(folder)
         for name in ("special_tokens_map.json", "added_tokens.json", TEMPLATE):
@@ -143,7 +149,7 @@ class Tokenizer:
             self.backend.post_processor = puts_in_front(self.backend, self.bos_id)
         try:
             self.backend.save(str(folder / "tokenizer.json"))
-        except Exception as error:                               # the library raises bare Exception
+        except Exception as error:    # the library raises no other class
             raise OSError(f"{folder / 'tokenizer.json'} cannot be written ({error}): "
                           "is there room on the disk?") from error
         finally:
@@ -162,14 +168,15 @@ class Tokenizer:
 
 
 def _id(backend: tokenizers.Tokenizer, token: str, role: str) -> int:
-    found = backend.token_to_id(token)
-    if found is None:
+    number = backend.token_to_id(token)
+    if number is None:
         raise TokenizerError(f"the {role} token {token!r} is not in the vocabulary of "
                              f"{backend.get_vocab_size()} tokens")
-    return found
+    return number
 
 
-def _not_unicode(texts: list) -> str:
+def _not_unicode(texts: Sequence[object]) -> str:
+    """Return why texts cannot be encoded."""
     for text in texts:
         if not isinstance(text, str):
             return f"{text!r:.80} is a {type(text).__name__}: a text is wanted"
@@ -180,12 +187,11 @@ def _not_unicode(texts: list) -> str:
 
 def build_tokenizer(texts: Iterable[str] = (), *, vocab_size: int | None = None,
                     special_tokens: Sequence[str] = TAGS) -> Tokenizer:
-    """A byte-level tokenizer: PAD, BOS, EOS and the tags are one id each, every digit is one id,
-    and any UTF-8 text round-trips.
+    """Return a byte-level tokenizer, which encodes any text in UTF-8.
 
-    With no `texts`, each byte is a token (256 and the special ones). With `texts`, byte pairs are
-    merged (BPE) until there are `vocab_size` tokens; digits are never merged, so that numbers line
-    up in columns.
+    PAD, BOS, EOS and the tags are one id each. Without `texts` each byte is a token, 256 beside the
+    special ones. With `texts`, byte pairs are merged (BPE) until there are `vocab_size` tokens;
+    digits are never merged, so that numbers line up in columns.
     """
     special = [PAD, BOS, EOS, *special_tokens]
     if len(set(special)) < len(special):
@@ -206,7 +212,7 @@ def build_tokenizer(texts: Iterable[str] = (), *, vocab_size: int | None = None,
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size or smallest, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=[AddedToken(s, special=True, normalized=False) for s in special],
+        special_tokens=[special_token(text) for text in special],
         show_progress=False)
     backend.train_from_iterator(texts, trainer)
     return Tokenizer(backend, pad=PAD, bos=BOS, eos=EOS)
@@ -215,12 +221,12 @@ def build_tokenizer(texts: Iterable[str] = (), *, vocab_size: int | None = None,
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read a checkpoint folder's tokenizer.json, and what the configuration files beside it say.
 
-    It gives the ids that transformers 5 gives. BOS is what tokenizer.json itself puts in front of
-    a text: `add_bos_token` is ignored, and a BOS that is only named is not added. Truncation and
-    padding that were left on in the file are off. Some classes stand for splitting rules, which
-    count, and not those in the file: see tokenizer_rules.py. Without a padding token, PAD is EOS.
+    It gives the ids that transformers 5 gives. BOS is what tokenizer.json itself puts in front of a
+    text: `add_bos_token` is ignored, and a BOS that is only named is not added. Truncation and
+    padding that the file has are switched off. Some classes stand for splitting rules that replace
+    those of the file: see tokenizer_rules.py. Without a padding token, PAD is EOS.
 
-    Raises TokenizerError if the file is missing or broken, or no file names an EOS.
+    Raises TokenizerError if the file is missing or broken, or if no file names an EOS.
     """
     folder = Path(path)
     file = folder / "tokenizer.json" if folder.is_dir() else folder
@@ -228,109 +234,50 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if not file.is_file():
         raise TokenizerError(f"no tokenizer at {file}: a folder with a tokenizer.json is wanted, "
                              "as save_pretrained writes it")
-    templates = _chat_templates(folder)
+    templates = chat_templates(folder)
     verify(folder, file.name, "tokenizer_config.json", *templates)
     try:
         backend = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:                                   # the library raises bare Exception
+    except Exception as error:    # the library raises no other class
         raise TokenizerError(f"{file} cannot be read as a tokenizer ({error}): it may be cut "
                              "short; save or download it again") from error
     config = read_json(folder / "tokenizer_config.json")
     model = read_json(folder / "config.json")
     apply_class(backend, config, model, file)
-    names, others = _special_tokens(config, folder)
-    if backend.padding is not None:
-        names.setdefault("pad_token", backend.padding["pad_token"])
-    backend.no_truncation()
-    backend.no_padding()
     backend.encode_special_tokens = config.get("split_special_tokens") is True
-    listed = {token.content for token in backend.get_added_tokens_decoder().values()}
-    backend.add_tokens([token for token in others if token.content not in listed])
-    for role in names.keys() & {"pad_token", "bos_token", "eos_token"}:
-        _id(backend, names[role], role[:3].upper())
-    backend.add_special_tokens([AddedToken(name, special=True, normalized=False)
-                                for name in names.values() if name not in listed])
+    names = _add_special_tokens(backend, config, folder)
+
     generation = folder / "generation_config.json"
-    stops = [*_stop_ids(model, folder / "config.json"),       # some checkpoints end on several ids
-             *_stop_ids(read_json(generation), generation)]
+    stops = [*stop_ids(model, folder / "config.json"),    # some checkpoints end on several ids
+             *stop_ids(read_json(generation), generation)]
     if "eos_token" not in names:
-        if not stops or backend.id_to_token(stops[-1]) is None:
+        eos = backend.id_to_token(stops[-1]) if stops else None
+        if eos is None:
             raise TokenizerError(f"no file beside {file} names the EOS token: add \"eos_token\" to "
                                  "tokenizer_config.json")
-        names["eos_token"] = backend.id_to_token(stops[-1])
+        names["eos_token"] = eos
     front = in_front(backend)
     if len(front) > 1:
         raise TokenizerError(f"{file} puts {len(front)} tokens in front of a text: one, BOS, or "
                              "none is wanted")
     bos = backend.id_to_token(front[0]) if front else None
-    kept = {name: value for name, value in config.items() if name not in REPLACED} | names
+    fields = {name: value for name, value in config.items() if name not in REPLACED} | names
     return Tokenizer(backend, pad=names.get("pad_token"), bos=bos, eos=names["eos_token"],
-                     stops=stops, config=kept, templates=templates)
+                     stops=stops, config=fields, templates=templates)
 
 
-# What save() says anew, or tokenizer.json holds by now.
-REPLACED = {"tokenizer_class", "auto_map", "add_bos_token", "add_eos_token", "added_tokens_decoder",
-            "additional_special_tokens", "extra_special_tokens", "tokenizer_file", "name_or_path"}
-
-
-def _special_tokens(config: dict, folder: Path) -> tuple[dict[str, str], list[AddedToken]]:
-    """What configuration files name: tokens by role, and others that are one id each."""
-    where = folder / "tokenizer_config.json"
-    listed = config.get("added_tokens_decoder")
-    if listed is None:                                           # older files name them here
-        config = {**config, **read_json(folder / "special_tokens_map.json")}
-    names = {role: _token(config[role], f"{where}: {role}").content
-             for role in ROLES if config.get(role) is not None}
-    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    listed = {} if listed is None else listed
-    if not isinstance(listed, dict) or not isinstance(extra, (dict, list)):
-        raise TokenizerError(f"{where}: added_tokens_decoder is an object and extra_special_tokens "
-                             f"a list, not {type(listed).__name__} and {type(extra).__name__}")
-    extra = list(extra.values()) if isinstance(extra, dict) else extra
-    return names, [*(_token(entry, f"{where}: added_tokens_decoder") for entry in listed.values()),
-                   *(_token(entry, f"{where}: extra_special_tokens") for entry in extra)]
-
-
-def _token(entry, where: str) -> AddedToken:
-    if isinstance(entry, str):
-        return AddedToken(entry, special=True, normalized=False)
-    if isinstance(entry, dict) and isinstance(entry.get("content"), str):
-        flags = {name: flag for name, flag in entry.items() if name in FLAGS}
-        if all(isinstance(flag, bool) for flag in flags.values()):
-            return AddedToken(entry["content"], **flags)
-    raise TokenizerError(f"{where} is {entry!r:.80}: a token's text, or an object with its "
-                         "\"content\", is wanted")
-
-
-def _stop_ids(config: dict, file: Path) -> list[int]:
-    ids = config.get("eos_token_id")
-    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
-    if not all(type(i) is int and 0 <= i < 2 ** 32 for i in ids):
-        raise TokenizerError(f"{file}: eos_token_id is {config['eos_token_id']!r:.80}: an id, a "
-                             "list of ids or null is wanted")
-    return ids
-
-
-def _chat_templates(folder: Path) -> dict[str, str]:
-    files = [folder / TEMPLATE, *sorted((folder / TEMPLATES).glob("*.jinja"))]
-    try:
-        return {str(file.relative_to(folder)): file.read_bytes().decode()
-                for file in files if file.is_file()}
-    except UnicodeDecodeError as error:
-        raise TokenizerError(f"a chat template in {folder} is not UTF-8 text ({error}): save or "
-                             "download it again") from error
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from a file; {} where there is none. Raises ValueError, naming the file, where
-    it is broken, nested too deeply, or holds a number too long to read."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:             # of the decoder, of UTF-8, of int()
-        raise ValueError(f"{path} is not valid JSON ({error}): it may be cut short; restore "
-                         "it") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}: a JSON object is wanted")
-    return content
+def _add_special_tokens(backend: tokenizers.Tokenizer, config: dict, folder: Path
+                        ) -> dict[str, str]:
+    """Add the tokens that tokenizer_config.json names; return those that have a role, by role."""
+    names, others = special_tokens(config, folder)
+    if backend.padding is not None:
+        names.setdefault("pad_token", backend.padding["pad_token"])
+    backend.no_truncation()
+    backend.no_padding()
+    listed = {token.content for token in backend.get_added_tokens_decoder().values()}
+    backend.add_tokens([token for token in others if token.content not in listed])
+    for role in names.keys() & {"pad_token", "bos_token", "eos_token"}:
+        _id(backend, names[role], role[:3].upper())
+    backend.add_special_tokens([special_token(name) for name in names.values()
+                                if name not in listed])
+    return names
