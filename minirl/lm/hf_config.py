@@ -49,9 +49,9 @@ class Fields:
         if value is None and default is None:
             return None
         number = kind in (int, float)
-        if type(value) is kind or kind is float and type(value) is int:
-            if not number or low <= value <= high and abs(value) <= sys.float_info.max:
-                return kind(value)
+        fits = type(value) is kind or kind is float and type(value) is int
+        if fits and (not number or low <= value <= high and abs(value) <= sys.float_info.max):
+            return kind(value)
         limits = [f"{word} {limit}" for word, limit in (("from", low), ("to", high))
                   if number and math.isfinite(limit)]
         raise CheckpointError(f"{self.where}: {name} is {json.dumps(value):.60}: "
