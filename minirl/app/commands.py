@@ -205,11 +205,11 @@ def open_checkpoint(args: argparse.Namespace) -> tuple[Path | str, Transformer, 
 def trained_on(path: Path | str, task: str | None = None, digits: int | None = None) -> Task:
     """Return the task of a checkpoint's run, or what the flags make of it."""
     fields = read_json(Path(path).parent / "config.json").get("task")
-    chosen = make_task(with_changes(fields or DEFAULT, task, digits))
+    choice = make_task(with_changes(fields or DEFAULT, task, digits))
     if fields is None and task is None:
-        warn(f"which task {path} was trained on is not written down: {chosen.name} is taken; "
+        warn(f"which task {path} was trained on is not written down: {choice.name} is taken; "
              "minirl eval --task names another")
-    return chosen
+    return choice
 
 
 def check_looking(args: argparse.Namespace, **counts: int) -> None:

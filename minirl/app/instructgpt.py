@@ -259,17 +259,17 @@ def epochs_table(epochs: Sequence[Mapping[str, Any]]) -> str:
 
 # before a run has a folder
 
-def check_instructions(configs: Mapping[str, Any], given: Collection[str], start: Start) -> None:
+def check_instructions(configs: Mapping[str, Any], flags: Collection[str], start: Start) -> None:
     """Raise ValueError for what would stop `minirl rm`, `minirl ppo` or `minirl dpo` later."""
     settings: InstructSettings = configs["settings"]
     if settings.rankings is not None:
-        refuse(given, ("ranked_prompts", "labeller_noise"),
+        refuse(flags, ("ranked_prompts", "labeller_noise"),
                "--rankings names rankings, and no labeller is asked")
         if settings.init is not None:
-            refuse(given, ("demonstrations", "right_share"),
+            refuse(flags, ("demonstrations", "right_share"),
                    "with --init and --rankings nobody writes demonstrations")
     if "rm" in configs:
-        refuse(given, ["best_of"], "minirl rm trains no policy to compare it with")
+        refuse(flags, ["best_of"], "minirl rm trains no policy to compare it with")
         if settings.reward_model is not None:
             raise ValueError("--reward-model is given to minirl rm, which trains one: leave it out,"
                              " or use minirl ppo or minirl dpo")

@@ -115,13 +115,13 @@ class Agreement(Look):
     """How often a reward model decides held-out comparisons as the labeller did, and how sure.
 
     Where the epochs of SFT were kept, the reward model chooses one of them.
-    written   held-out demonstrations, for the epochs' validation loss
+    validation   held-out demonstrations, for the epochs' validation loss
     """
 
     def __init__(self, stages: Stages, rankings: Sequence[Ranking], held_out: Sequence[Ranking],
-                 written: Pairs) -> None:
+                 validation: Pairs) -> None:
         self.stages, self.rankings, self.held_out = stages, rankings, held_out
-        self.written = written
+        self.validation = validation
 
     def after(self, run: RunDir, model: ScalarModel, steps: int) -> dict[str, Any]:
         margins = held_out_margins(model, self.stages.tokenizer, self.held_out)
@@ -146,7 +146,7 @@ class Agreement(Look):
         """
         settings, tokenizer = self.stages.settings, self.stages.tokenizer
         task = scored_by(reward_model, tokenizer, TASK)
-        validation = encode_pairs(tokenizer, self.written, reward_model.config.max_seq_len)
+        texts = encode_pairs(tokenizer, self.validation, reward_model.config.max_seq_len)
         epochs = []
         with Progress("choosing the SFT epoch", len(folders), unit="epoch") as progress:
             for folder in folders:
@@ -155,7 +155,7 @@ class Agreement(Look):
                                   max_new_tokens=MAX_NEW_TOKENS,
                                   seed=derive_seed(settings.seed, "instruct", "epochs"))
                 epochs.append({"epoch": int(folder.name[-2:]),
-                               "validation_loss": text_loss(model, tokenizer, validation),
+                               "validation_loss": text_loss(model, tokenizer, texts),
                                "score": result.mean("reward_model"),
                                "true_reward": result.mean("true_reward"), "chosen": False})
                 progress.update()
@@ -166,9 +166,9 @@ class Agreement(Look):
 def held_out_margins(model: ScalarModel, tokenizer: Tokenizer,
                      rankings: Sequence[Ranking]) -> Tensor:
     """Return r(better) - r(worse) of every comparison: positive where the model agrees. (N,)"""
-    compared = pairs(rankings)
-    prompts = [prompt for prompt, _, _ in compared]
-    better, worse = (score_texts(model, tokenizer, prompts, [pair[i] for pair in compared])
+    comparisons = pairs(rankings)
+    prompts = [prompt for prompt, _, _ in comparisons]
+    better, worse = (score_texts(model, tokenizer, prompts, [pair[i] for pair in comparisons])
                      for i in (1, 2))
     return better - worse
 

@@ -47,11 +47,11 @@ def cut_metrics(file: Path, last: int) -> None:
     steps = [metrics["step"] for _, metrics in lines if metrics is not None]
     while lines and lines[-1][1] is None and (not last or last in steps):
         lines.pop()                                        # the beginning of a later step's line
-    broken = [number for number, (_, metrics) in enumerate(lines, 1) if metrics is None]
+    unreadable = [number for number, (_, metrics) in enumerate(lines, 1) if metrics is None]
     missing = sorted(set(range(1, last + 1)) - set(steps))
     faults = []
-    if broken:
-        faults.append(f"line {first(broken)} cannot be read")
+    if unreadable:
+        faults.append(f"line {first(unreadable)} cannot be read")
     if missing:
         faults.append(f"step {first(missing)} is missing")
     if steps != sorted(set(steps)):

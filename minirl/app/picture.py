@@ -146,10 +146,10 @@ def logprob_lines(tokenizer: Tokenizer, ids: Sequence[int], logp: Sequence[float
     unsure = [i for i, x in enumerate(logp) if x < math.log(UNSURE)]
     if not unsure:
         return filled([head])
-    listed = sorted(sorted(unsure, key=lambda i: logp[i])[:MOST_UNSURE])
+    least_sure = sorted(sorted(unsure, key=lambda i: logp[i])[:MOST_UNSURE])
     words = [f"{head}; {len(unsure)} unsure:"]
-    words += [f'"{tokens[i]}" {math.exp(logp[i]):.2g},' for i in listed]
-    words[-1] = words[-1] + " ..." if len(unsure) > len(listed) else words[-1].removesuffix(",")
+    words += [f'"{tokens[i]}" {math.exp(logp[i]):.2g},' for i in least_sure]
+    words[-1] = words[-1] + " ..." if len(unsure) > len(least_sure) else words[-1].removesuffix(",")
     return filled(words)
 
 

@@ -219,15 +219,15 @@ def plot_calibration(margins: Sequence[float], out: Path, bins: int = 8) -> None
 
     `margins`: r(better) - r(worse).
     """
-    judged = [(1 / (1 + math.exp(-abs(m))), m > 0) for m in margins if not math.isnan(m)]
-    judged.sort(key=lambda pair: pair[0])                      # equally sure ones stay as they come
+    comparisons = [(1 / (1 + math.exp(-abs(m))), m > 0) for m in margins if not math.isnan(m)]
+    comparisons.sort(key=lambda pair: pair[0])         # equally sure ones keep their order
     figure, (axis,) = new_figure(1, 1, (4.6, 4.2))
     axis.plot([0.5, 1], [0.5, 1], color="#9ca3af", linewidth=1, linestyle="--",
               label="as sure as it is right")
-    size = max(1, -(-len(judged) // bins))
-    label = f"{len(judged)} held-out comparisons, in parts of {size} (95 %)"
-    for start in range(0, len(judged), size):
-        part = judged[start:start + size]
+    size = max(1, -(-len(comparisons) // bins))
+    label = f"{len(comparisons)} held-out comparisons, in parts of {size} (95 %)"
+    for start in range(0, len(comparisons), size):
+        part = comparisons[start:start + size]
         p, right = (sum(column) / len(part) for column in zip(*part, strict=True))
         low, high = wilson_interval(right, len(part))
         axis.errorbar([p], [right], yerr=[[right - low], [high - right]], fmt="o",
@@ -242,13 +242,13 @@ def plot_calibration(margins: Sequence[float], out: Path, bins: int = 8) -> None
 def plot_epochs(epochs: Sequence[Mapping[str, Any]], out: Path) -> None:
     """Draw SFT's checkpoints by epoch, with the one that was chosen."""
     figure, axes = new_figure(1, 3, (10.4, 2.9))
-    chosen = next(e for e in epochs if e["chosen"])
+    best = next(epoch for epoch in epochs if epoch["chosen"])
     titles = {"validation_loss": "Validation loss", "score": "Reward model's score",
               "true_reward": "True reward"}
     for axis, (key, title) in zip(axes, titles.items(), strict=True):
         axis.plot([e["epoch"] for e in epochs], [e[key] for e in epochs], color=COLOURS[0],
                   linewidth=2, marker="o", markersize=3)
-        axis.plot([chosen["epoch"]], [chosen[key]], "o", color=COLOURS[1], markersize=8,
+        axis.plot([best["epoch"]], [best[key]], "o", color=COLOURS[1], markersize=8,
                   markerfacecolor="none", markeredgewidth=2, label="best score: chosen")
         whole_steps(axis)
         tidy(axis, title, x="epochs of demonstrations")

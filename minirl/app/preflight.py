@@ -47,10 +47,10 @@ def starting_point(settings: Settings, sizes: TinySizes, words: tuple[str, ...])
     return Start(config, tokenizer, device)
 
 
-def refuse(given: Collection[str], fields: Collection[str], why: str) -> None:
+def refuse(flags: Collection[str], fields: Collection[str], why: str) -> None:
     """Raise ValueError for a flag that a run would not read."""
     for field in fields:
-        if field in given:
+        if field in flags:
             raise ValueError(f"{flag(field)} is given, but {why}: leave it out")
 
 

@@ -188,10 +188,10 @@ def overdo(stages: Stages[R1Settings], stage: Stage, config: R1Config) -> None:
     reward_model, _ = load_reward_model(run.path / "rm-1" / "final", device=stages.device)
     start, _ = load_pretrained(run.path / "rl-2" / "final", device=stages.device)
     start.compiled = worth_compiling(settings.compile, start, 0)
-    spoken = Judged(task, task.rewards, {**RULES, LANGUAGE: config.language_weight})
-    judged = Mixture(spoken, TASK, as_reward(reward_model, tokenizer), config.general_share)
+    by_rules = Judged(task, task.rewards, {**RULES, LANGUAGE: config.language_weight})
+    mixture = Mixture(by_rules, TASK, as_reward(reward_model, tokenizer), config.general_share)
     stage("too-long", numbers, start, partial(
-        train_grpo, tokenizer=tokenizer, task=judged, config=numbers,
+        train_grpo, tokenizer=tokenizer, task=mixture, config=numbers,
         seed=derive_seed(settings.seed, "too-long")))
     rounds = [RunDir(run.path / f"prefer-{n + 1}") for n in range(config.rounds)]
     with run.replacing("hacking.png") as partial_file:
@@ -211,7 +211,7 @@ def small_model(stages: Stages[R1Settings], base: Transformer) -> Transformer:
 
 # before a run has a folder
 
-def check_r1(configs: Mapping[str, Any], given: Collection[str], start: Start) -> None:
+def check_r1(configs: Mapping[str, Any], flags: Collection[str], start: Start) -> None:
     """Raise ValueError where prompts and completions do not fit the context, reasoning at length
     does not fit a completion, or the cold start has nothing to learn from."""
     settings, limit = configs["settings"], configs["r1"].max_new_tokens
@@ -224,8 +224,8 @@ def check_r1(configs: Mapping[str, Any], given: Collection[str], start: Start) -
         return max(map(len, start.tokenizer.encode_batch(texts))) + 1
 
     problems = [problem for task in (settings.hard, TASK) for problem in task.sample(200, rng)]
-    worked = [completion for _, completion in demonstrations(settings.hard, 200, rng)]
-    prompt, answer = longest([problem.prompt for problem in problems]), longest(worked)
+    solutions = [completion for _, completion in demonstrations(settings.hard, 200, rng)]
+    prompt, answer = longest([problem.prompt for problem in problems]), longest(solutions)
     context = start.config.max_seq_len
     if answer > limit:
         raise ValueError(f"sums of {settings.number_length} digits are worked out in up to "

@@ -293,8 +293,8 @@ class RunDir:
                 self._put_aside("final", error, "makes it again from the last checkpoint")
 
     def _put_aside(self, name: str, error: Exception, then: str) -> None:
-        broken = self.path / f"{name}.broken"
-        files.remove(broken)
-        os.replace(self.path / name, broken)
-        warn(f"{self.path / name} is damaged ({error}): it is now {broken.name}, and the run "
+        aside = self.path / f"{name}.broken"
+        files.remove(aside)
+        os.replace(self.path / name, aside)
+        warn(f"{self.path / name} is damaged ({error}): it is now {aside.name}, and the run "
              f"{then}")

@@ -71,8 +71,8 @@ class RunLog:
                      "a second one stops at once")
 
     def _stopped(self, number: int) -> Stopped:
-        kept = f"step {self._saved} is saved" if self._saved else "nothing is saved yet"
-        return Stopped(f"stopped by {signal.Signals(number).name}; {kept}: go on with "
+        progress = f"step {self._saved} is saved" if self._saved else "nothing is saved yet"
+        return Stopped(f"stopped by {signal.Signals(number).name}; {progress}: go on with "
                        f"{self.run.resume_command}", number)
 
     def __enter__(self) -> RunLog:

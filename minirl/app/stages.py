@@ -82,15 +82,14 @@ def check_compile(choice: str) -> None:
         raise ValueError(f"compile is {choice!r}: one of auto, on, off is wanted")
 
 
-def worth_compiling(choice: str, model: nn.Module, tokens: int) -> bool:
+def worth_compiling(choice: str, model: Transformer, tokens: int) -> bool:
     """Return whether to compile a model that learns from so many tokens.
 
     The answer depends on the run's numbers alone, so that a resumed run gets the same.
     """
     check_compile(choice)
-    parameters = sum(p.numel() for p in model.parameters())
-    on_cuda = next(model.parameters()).device.type == "cuda"
-    pays = on_cuda or 6 * parameters * tokens / CPU_FLOPS > PAYS_FROM
+    seconds = 6 * model.num_parameters() * tokens / CPU_FLOPS
+    pays = model.device.type == "cuda" or seconds > PAYS_FROM
     return choice == "on" or choice == "auto" and pays
 
 

@@ -161,14 +161,14 @@ def accuracy(result: Evaluation) -> str:
 
 # before a run has a folder
 
-def check_sums(configs: Mapping[str, Any], given: Collection[str], start: Start) -> None:
+def check_sums(configs: Mapping[str, Any], flags: Collection[str], start: Start) -> None:
     """Raise ValueError for what would stop `minirl sft` or `minirl grpo` later."""
     settings, base, config = configs["settings"], configs["base"], configs.get("grpo")
     task = Arithmetic(settings.task, settings.digits)
     if config is None and settings.init is not None:
-        refuse(given, SIZES, "--init names a model, which has its sizes")
+        refuse(flags, SIZES, "--init names a model, which has its sizes")
     if config is None and base.data is not None:
-        refuse(given, MADE, "--data names what is learnt from, and no sums are made")
+        refuse(flags, MADE, "--data names what is learnt from, and no sums are made")
         encode_pairs(start.tokenizer, load_demonstrations(base.data), start.config.max_seq_len)
     elif config is None or settings.init is None:                      # sums are read first
         pairs = demonstrations(task, LOOKED_AT, random.Random(0),
