@@ -19,19 +19,22 @@ def test_parameters_are_those_of_the_matrices(tied):
 
 
 def test_sampling_holds_keys_values_logits_and_draws():
-    """Per row: 2 layers x 2 (keys, values) x 16 numbers and 6 of bookkeeping a token; 3 times 10 logits."""
+    """Per row: for each token 2 layers x 2 (keys, values) x 16 numbers, and 6 more; 3 times 10
+    logits."""
     config = ModelConfig(10, hidden_size=16, num_layers=2, num_heads=2)
     assert sampling_bytes(config, rows=5, length=7) == 4 * 5 * (7 * (2 * 2 * 16 + 6) + 3 * 10)
 
 
-def test_more_than_the_machine_has_is_refused_and_said():
+def test_more_than_the_machine_has_is_refused():
     check_room(1e6, CPU, "a small thing")
-    with pytest.raises(ValueError, match=r"training 9 weights would take 9,095 GiB, and the machine has \d+: take fewer"):
+    message = r"training 9 weights would take 9,095 GiB, and the machine has \d+: take fewer"
+    with pytest.raises(ValueError, match=message):
         check_room(9095 * 2 ** 30, CPU, "training 9 weights")
 
 
 def test_a_million_million_completions_are_not_begun():
     """They once ended in a traceback of the allocator's, or took the machine with them."""
     model = Transformer(ModelConfig(10, hidden_size=16, num_layers=1, num_heads=2))
-    with pytest.raises(ValueError, match="sampling 1,000,000,000,000 completions at once would take"):
+    message = "sampling 1,000,000,000,000 completions at once would take"
+    with pytest.raises(ValueError, match=message):
         sample(model, [[1]], group=10 ** 12, max_new_tokens=4, eos_id=0, pad_id=0)

@@ -1,4 +1,4 @@
-"""What the sampler hands over: shapes, masks by length, and the cutting into micro-batches."""
+"""minirl/lm/rollouts.py: shapes, masks by length, and the cutting into micro-batches."""
 
 import math
 
@@ -9,19 +9,30 @@ from minirl.lm.rollouts import Rollouts, micro_batches, right_pad, span_mask
 from minirl.lm.tokenizer import build_tokenizer
 
 EOS = 9
+TOKENS = [[1, 2, EOS, EOS, EOS, EOS, EOS],
+          [3, 4, 5, 6, EOS, EOS, EOS],
+          [EOS, 1, 2, 3, 4, EOS, EOS]]
 
 
 def rollouts(**changes):
     """Prompts of 2, 1 and 4 tokens; completions of 1, 3 and 2; padding and EOS are both 9."""
-    parts = {"tokens": torch.tensor([[1, 2, EOS, EOS, EOS, EOS, EOS], [3, 4, 5, 6, EOS, EOS, EOS], [EOS, 1, 2, 3, 4, EOS, EOS]]),
-             "prompt_lengths": torch.tensor([2, 1, 4]), "truncated": torch.tensor([False, True, False])}
-    parts["mask"] = span_mask(parts["prompt_lengths"], torch.tensor([3, 4, 6]), 7)
-    parts["behavior_logp"] = -torch.arange(21.0).view(3, 7) * parts["mask"]
+    starts, ends = torch.tensor([2, 1, 4]), torch.tensor([3, 4, 6])
+    mask = span_mask(starts, ends, 7)
+    parts = {"tokens": torch.tensor(TOKENS), "mask": mask, "prompt_lengths": starts,
+             "behavior_logp": -torch.arange(21.0).view(3, 7) * mask,
+             "truncated": torch.tensor([False, True, False])}
     return Rollouts(**{**parts, **changes})
 
 
-@pytest.mark.parametrize("name, shape", [("mask", (3, 6)), ("mask", (7, 3)), ("behavior_logp", (3,)), ("behavior_logp", (1, 7)),
-                                         ("prompt_lengths", (3, 1)), ("prompt_lengths", (7,)), ("truncated", (1,))], ids=str)
+@pytest.mark.parametrize("name, shape", [
+    ("mask", (3, 6)),
+    ("mask", (7, 3)),
+    ("behavior_logp", (3,)),
+    ("behavior_logp", (1, 7)),
+    ("prompt_lengths", (3, 1)),
+    ("prompt_lengths", (7,)),
+    ("truncated", (1,)),
+], ids=str)
 def test_wrong_shapes_raise(name, shape):
     """(B,) beside (B, T) broadcasts silently where B == T."""
     with pytest.raises(ValueError, match=rf"Rollouts\.{name} is \({shape[0]},"):
@@ -35,15 +46,18 @@ def test_lengths_and_ids_come_from_positions_and_not_from_values():
 
 
 def test_completion_ids_are_what_was_sampled_even_where_the_text_encodes_otherwise():
-    """Decoding and encoding again merges 'a', 'b' into 'ab': the log-probs would then be of tokens that nobody sampled."""
+    """Decoding and encoding again merges 'a', 'b' into 'ab': the log-probs would then be of tokens
+    that nobody sampled."""
     tokenizer = build_tokenizer(["ab ab ab"] * 9, vocab_size=264)
     a, b = (tokenizer.backend.token_to_id(c) for c in "ab")
     assert tokenizer.encode(tokenizer.decode([a, b])) != [a, b]
-    r = Rollouts(torch.tensor([[0, a, b]]), torch.tensor([[False, True, True]]), torch.tensor([1]), torch.zeros(1, 3), torch.tensor([True]))
+    r = Rollouts(torch.tensor([[0, a, b]]), torch.tensor([[False, True, True]]), torch.tensor([1]),
+                 torch.zeros(1, 3), torch.tensor([True]))
     assert r.completion_ids() == [[a, b]]
 
 
-@pytest.mark.parametrize("index, width", [([0], 3), ([1, 0], 4), ([2, 1, 0], 6), ([1, 1], 4), ([], 0)], ids=str)
+@pytest.mark.parametrize("index, width",
+                         [([0], 3), ([1, 0], 4), ([2, 1, 0], 6), ([1, 1], 4), ([], 0)], ids=str)
 def test_rows_cut_the_width_and_keep_the_contents(index, width):
     r = rollouts()
     part = r.rows(torch.tensor(index, dtype=torch.long))
@@ -53,24 +67,26 @@ def test_rows_cut_the_width_and_keep_the_contents(index, width):
         assert torch.equal(getattr(part, name), getattr(r, name)[index, :width])
     for name in ("prompt_lengths", "truncated"):
         assert torch.equal(getattr(part, name), getattr(r, name)[index])
-    assert r.tokens.shape == (3, 7)                                        # the whole is as it was
+    assert r.tokens.shape == (3, 7)    # the whole is as it was
 
 
 def test_rows_keep_every_sampled_token_behind_tool_output():
-    """The mask is 0 on tool output, so it may have gaps: counting it does not tell where a row ends."""
+    """The mask is 0 on tool output, so it may have gaps: counting it does not tell where a row
+    ends."""
     r = rollouts()
     mask = torch.zeros(3, 7, dtype=torch.bool)
-    mask[0, [2, 5]] = True                                                 # sampled, two tokens of a tool, sampled
+    mask[0, [2, 5]] = True    # sampled, two tokens of a tool, sampled
     part = rollouts(mask=mask, behavior_logp=-mask.float()).rows(torch.tensor([0]))
     assert part.mask.sum() == 2 and part.tokens.tolist()[0][:6] == r.tokens.tolist()[0][:6]
 
 
 def test_to_moves_every_part():
-    moved = rollouts().to("meta")
-    assert {x.device.type for x in (moved.tokens, moved.mask, moved.prompt_lengths, moved.behavior_logp, moved.truncated)} == {"meta"}
+    r = rollouts().to("meta")
+    parts = (r.tokens, r.mask, r.prompt_lengths, r.behavior_logp, r.truncated)
+    assert {x.device.type for x in parts} == {"meta"}
 
 
-# ---------------------------------------------------------------- micro-batches
+# micro-batches
 
 @pytest.mark.parametrize("token_budget", [1, 40, 100, 10_000])
 def test_micro_batches_cover_all_rows_once_within_the_budget(token_budget):
@@ -81,31 +97,35 @@ def test_micro_batches_cover_all_rows_once_within_the_budget(token_budget):
         assert len(rows) == 1 or int(lengths[rows].sum()) <= token_budget
     longest = [int(lengths[rows].max()) for rows in batches]
     assert longest == sorted(longest, reverse=True)
-    # none is smaller than it must be: the next row would break the budget, or what is left comes in even parts
-    for i, (rows, after) in enumerate(zip(batches, batches[1:])):
+    # none is smaller than it must be: the next row would break the budget, or the rest comes in
+    # even parts
+    for i, (rows, after) in enumerate(zip(batches, batches[1:], strict=False)):
         rest = int(lengths[torch.cat(batches[i:])].sum())
         tokens = int(lengths[rows].sum())
-        assert tokens + int(lengths[after[0]]) > token_budget or tokens >= rest / math.ceil(rest / token_budget)
+        full = tokens + int(lengths[after[0]]) > token_budget
+        assert full or tokens >= rest / math.ceil(rest / token_budget)
 
 
-@pytest.mark.parametrize("lengths, budget, want", [
+@pytest.mark.parametrize("lengths, budget, expected", [
     ([4, 4, 4, 4], 8, [[0, 1], [2, 3]]),
     ([4, 4, 4, 4], 7, [[0], [1], [2], [3]]),
     ([2, 10, 9, 3], 100, [[1, 2, 3, 0]]),
     ([2, 10, 9, 3], 20, [[1, 2], [3, 0]]),
-    ([50, 30, 2], 32, [[0], [1, 2]]),                                      # tokens are counted, and not the padding to the longest
-    ([4] * 10, 32, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]),                    # two even parts, and not 32 and 8
+    # tokens are counted, and not the padding to the longest
+    ([50, 30, 2], 32, [[0], [1, 2]]),
+    # two even parts, and not 32 and 8
+    ([4] * 10, 32, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]),
     ([1] * 10, 4, [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]),
-    ([50, 1], 20, [[0], [1]]),                                             # a single row may exceed the budget
+    # a single row may exceed the budget
+    ([50, 1], 20, [[0], [1]]),
     ([], 20, []),
 ], ids=str)
-def test_micro_batches_by_hand(lengths, budget, want):
-    assert [rows.tolist() for rows in micro_batches(torch.tensor(lengths, dtype=torch.long), budget)] == want
+def test_micro_batches_by_hand(lengths, budget, expected):
+    batches = micro_batches(torch.tensor(lengths, dtype=torch.long), budget)
+    assert [rows.tolist() for rows in batches] == expected
 
 
-# ---------------------------------------------------------------- packing
-
-# ---------------------------------------------------------------- padding and masks
+# padding and masks
 
 def test_right_pad():
     rows = [[1, 2, 3], [], [4]]
@@ -116,7 +136,8 @@ def test_right_pad():
 
 def test_right_pad_of_no_rows():
     tokens, lengths = right_pad([], 7)
-    assert tokens.shape == (0, 0) and lengths.shape == (0,) and tokens.dtype == lengths.dtype == torch.int64
+    assert tokens.shape == (0, 0) and lengths.shape == (0,)
+    assert tokens.dtype == lengths.dtype == torch.int64
 
 
 def test_span_mask():
