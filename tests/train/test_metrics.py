@@ -7,7 +7,8 @@ from minirl.train.metrics import NonFiniteError, Sums, check_finite, check_judge
 
 
 def test_means_are_those_of_all_values_and_not_of_the_parts():
-    """Means of micro-batch means weigh a micro-batch of one token like one of a thousand: 100 tokens of 2.0 and 900 of 0.5 are 0.65, not 1.25."""
+    """A mean of micro-batch means gives one token the weight of a thousand: 100 tokens of 2.0 and
+    900 of 0.5 have the mean 0.65, not 1.25."""
     sums = Sums()
     sums.add("loss", torch.full((10, 10), 2.0))
     sums.add("loss", torch.full((2, 900), 0.5), torch.tensor([[1] * 900, [0] * 900]))
@@ -29,7 +30,8 @@ def test_numbers_are_values_of_their_own():
 
 def test_a_loss_that_is_not_finite_shows_its_first_row():
     check_finite(torch.tensor(1.0), 1, [0], ["a"])
-    with pytest.raises(NonFiniteError, match=r"step 7: the loss is nan .*\[2, 1\]; the first is 'c'"):
+    says = r"step 7: the loss is nan .*\[2, 1\]; the first is 'c'"
+    with pytest.raises(NonFiniteError, match=says):
         check_finite(torch.tensor(float("nan")), 7, torch.tensor([2, 1]), ["a", "b", "c"])
 
 
