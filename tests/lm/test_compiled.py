@@ -1,4 +1,4 @@
-"""compiled: the same numbers with a compiler and without one."""
+"""minirl/lm/compiled.py: the same numbers with a compiler and without one."""
 
 import warnings
 
@@ -15,24 +15,27 @@ def work(x, y, scale):
 
 
 @pytest.fixture(autouse=True)
-def whole(monkeypatch):
+def unbroken(monkeypatch):
     monkeypatch.setattr(module, "_broken", False)
 
 
-def breaking(monkeypatch):
+@pytest.fixture
+def no_compiler(monkeypatch):
     """torch.compile as it behaves where there is no C++ compiler: it fails at the first call."""
     def compile(function, **options):
         def run(*args):
             raise RuntimeError("no working C++ compiler found\nand much more")
         return run
+
     monkeypatch.setattr(torch, "compile", compile)
 
 
-def test_without_a_compiler_the_function_runs_as_it_is_with_one_warning(monkeypatch):
-    breaking(monkeypatch)
+def test_without_a_compiler_the_function_runs_as_it_is_with_one_warning(no_compiler):
     one, other = compiled(work), compiled(work)
     x, y = torch.randn(5, 7), torch.randn(5, 7)
-    with pytest.warns(RuntimeWarning, match="torch.compile does not work here .*no working C.. compiler found\\); going on uncompiled"):
+    message = ("torch.compile does not work here .*no working C.. compiler found\\); "
+               "going on uncompiled")
+    with pytest.warns(RuntimeWarning, match=message):
         got = one(x, y, 0.5)
     assert torch.equal(got, work(x, y, 0.5))
     with warnings.catch_warnings():
@@ -40,24 +43,30 @@ def test_without_a_compiler_the_function_runs_as_it_is_with_one_warning(monkeypa
         assert torch.equal(one(x, y, 0.5), got) and torch.equal(other(x, y, 0.5), got)
 
 
-def test_an_error_of_the_function_is_raised_as_it_is(monkeypatch):
-    breaking(monkeypatch)
+def test_an_error_of_the_function_is_raised_as_it_is(no_compiler):
     with pytest.raises(ZeroDivisionError):
         compiled(lambda x: 1 / 0)(torch.ones(2))
-    assert not module._broken                                              # and nothing is held against the compiler
+    assert not module._broken    # and nothing is held against the compiler
 
 
 def test_the_number_of_rows_may_change_and_a_width_is_compiled_for_itself(monkeypatch):
-    """One compilation for all rows, which differ from batch to batch; one more for another model's width, as code for unknown widths is slow."""
+    """One compilation for all rows, which differ from batch to batch; one more for another model's
+    width, as code for unknown widths is slow."""
     count = torch._dynamo.testing.CompileCounterWithBackend("inductor")
     plain = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **options: plain(function, backend=count, **options))
+    monkeypatch.setattr(torch, "compile", lambda function, **options:
+                        plain(function, backend=count, **options))
     fast = compiled(work)
     for width in (6, 7):
         for rows in (3, 5, 8, 13):
             x, y = torch.randn(rows, width), torch.randn(rows, width)
             torch.testing.assert_close(fast(x, y, 0.5), work(x, y, 0.5))
     assert count.frame_count == 2
-    for graph, width in zip(count.graphs, (6, 7)):
-        shapes = [node.meta["example_value"].shape for node in graph.graph.nodes if node.op == "placeholder" and isinstance(node.meta["example_value"], torch.Tensor)]
-        assert len(shapes) == 2 and all(isinstance(rows, torch.SymInt) and type(features) is int and features == width for rows, features in shapes)
+    for graph, width in zip(count.graphs, (6, 7), strict=True):
+        inputs = [node.meta["example_value"] for node in graph.graph.nodes
+                  if node.op == "placeholder"]
+        shapes = [x.shape for x in inputs if isinstance(x, torch.Tensor)]
+        assert len(shapes) == 2
+        for rows, features in shapes:
+            assert isinstance(rows, torch.SymInt)
+            assert type(features) is int and features == width

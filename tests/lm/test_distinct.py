@@ -1,4 +1,4 @@
-"""minirl/lm/distinct.py: shared prompts and any mixture of lengths, against rows that stand alone."""
+"""minirl/lm/distinct.py: shared prompts and rows of any lengths, against rows that stand alone."""
 
 import pytest
 import torch
@@ -12,15 +12,22 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def test_similar_lengths_by_hand():
-    """Two rows of 10 and two of 2: together 4 * 100, apart 2 * 100 + 2 * 4. Rows of almost one length stay together."""
-    assert [rows.tolist() for rows in similar(torch.tensor([2, 10, 2, 10]))] == [[1, 3], [0, 2]]
-    assert [rows.tolist() for rows in similar(torch.tensor([9, 10, 9, 10]))] == [[0, 1, 2, 3]]
-    assert [rows.tolist() for rows in similar(torch.tensor([5]))] == [[0]]
+def gradients(model, logp, weight):
+    return torch.autograd.grad((weight * logp).sum(), list(model.parameters()))
+
+
+@pytest.mark.parametrize("lengths, pieces", [
+    ([2, 10, 2, 10], [[1, 3], [0, 2]]),    # together 4 * 100, apart 2 * 100 + 2 * 4
+    ([9, 10, 9, 10], [[0, 1, 2, 3]]),      # rows of almost one length stay together
+    ([5], [[0]]),
+], ids=str)
+def test_similar_lengths_by_hand(lengths, pieces):
+    assert [rows.tolist() for rows in similar(torch.tensor(lengths))] == pieces
 
 
 def test_a_shared_prompt_is_computed_once_and_gets_every_gradient(make_model):
-    """Rows 0, 1 and 3 begin alike, row 2 does not; each of 3 + 2 + 4 + 1 completions. As if every row stood alone, in values and gradients."""
+    """Rows 0, 1 and 3 begin alike, row 2 does not; completions of 3, 2, 4 and 1 tokens. Values and
+    gradients are as if every row stood alone."""
     model, T = make_model(), 9
     tokens = torch.randint(23, (4, T), generator=generator())
     tokens[1, :4] = tokens[3, :4] = tokens[0, :4]
@@ -29,54 +36,67 @@ def test_a_shared_prompt_is_computed_once_and_gets_every_gradient(make_model):
     computed = []
     model.register_forward_pre_hook(lambda module, args: computed.append(len(args[0])))
     weight = torch.randn(4, T, generator=generator(1))
-    got = token_logprobs(model, tokens, mask=mask)
-    assert computed == [2 * 4 + 2 + 1 + 3 + 0]                             # two prompts of 4, and each completion but its last token
-    grads = torch.autograd.grad((weight * got).sum(), list(model.parameters()))
-    alone = [token_logprobs(model, tokens[i:i + 1], mask=mask[i:i + 1]) for i in range(4)]
-    torch.testing.assert_close(got, torch.cat(alone), atol=1e-5, rtol=1e-5)
-    for a, b in zip(grads, torch.autograd.grad((weight * torch.cat(alone)).sum(), list(model.parameters()))):
+    together = token_logprobs(model, tokens, mask=mask)
+    # two prompts of 4, and each completion but its last token
+    assert computed == [2 * 4 + 2 + 1 + 3 + 0]
+    grads = gradients(model, together, weight)
+    alone = torch.cat([token_logprobs(model, tokens[i:i + 1], mask=mask[i:i + 1])
+                       for i in range(4)])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    for a, b in zip(grads, gradients(model, alone, weight), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("short", [0, 12, 64])
 def test_any_batch_reads_as_if_every_row_stood_alone(make_model, monkeypatch, seed, short):
-    """Prompts shared by 1 to 5 rows, completions of 0 to 20 tokens, some rows asked for nothing; attention by plain products, fused, or both."""
+    """Prompts shared by 1 to 5 rows, completions of 0 to 20 tokens, some rows with nothing under
+    the mask; attention by plain products, fused, or both."""
     monkeypatch.setattr(attention, "SHORT", short)
     g = generator(seed)
     model = make_model("qwen3").double()
-    prompts = [torch.randint(23, (int(n),), generator=g) for n in torch.randint(1, 9, (4,), generator=g)]
+    prompts = [torch.randint(23, (int(n),), generator=g)
+               for n in torch.randint(1, 9, (4,), generator=g)]
     which, T = torch.randint(4, (12,), generator=g), 30
-    tokens, mask = torch.randint(23, (12, T), generator=g), torch.zeros(12, T, dtype=torch.bool)
+    tokens = torch.randint(23, (12, T), generator=g)
+    mask = torch.zeros(12, T, dtype=torch.bool)
     for b, p in enumerate(which.tolist()):
-        tokens[b, :len(prompts[p])] = prompts[p]
-        mask[b, len(prompts[p]):len(prompts[p]) + int(torch.randint(21, (), generator=g))] = True
-    mask &= torch.rand(12, T, generator=g) < 0.9                           # gaps, as tool output leaves them
+        start = len(prompts[p])
+        tokens[b, :start] = prompts[p]
+        mask[b, start:start + int(torch.randint(21, (), generator=g))] = True
+    mask &= torch.rand(12, T, generator=g) < 0.9    # gaps, as tool output leaves them
     weight = torch.randn(12, T, generator=g).double()
-    got = token_logprobs(model, tokens, mask=mask)
-    want = torch.cat([token_logprobs(model, tokens[b:b + 1], mask=mask[b:b + 1]) for b in range(12)])
-    torch.testing.assert_close(got, want)
-    for a, b in zip(*(torch.autograd.grad((weight * x).sum(), list(model.parameters())) for x in (got, want))):
+    together = token_logprobs(model, tokens, mask=mask)
+    alone = torch.cat([token_logprobs(model, tokens[b:b + 1], mask=mask[b:b + 1])
+                       for b in range(12)])
+    torch.testing.assert_close(together, alone)
+    both = (gradients(model, logp, weight) for logp in (together, alone))
+    for a, b in zip(*both, strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
 
 
 # taking rows
 
-@pytest.mark.parametrize("there", [[], [0, 1, 2], [2, 2, 2, 0], [1], [3, 3, 0, 3, 1, 1]])
+@pytest.mark.parametrize("there", [[], [0, 1, 2], [2, 2, 2, 0], [1], [3, 3, 0, 3, 1, 1]], ids=str)
 def test_taken_rows_and_their_gradient_are_those_of_indexing(there):
     there = torch.tensor(there, dtype=torch.long)
-    x, weight = torch.randn(4, 3, dtype=torch.double, requires_grad=True), torch.randn(len(there), 3, dtype=torch.double)
+    x = torch.randn(4, 3, dtype=torch.double, requires_grad=True)
+    weight = torch.randn(len(there), 3, dtype=torch.double)
     assert torch.equal(take(x, there), x[there])
-    ours, theirs = (torch.autograd.grad((rows * weight).sum(), x)[0] for rows in (take(x, there), x[there]))
+    ours, theirs = (torch.autograd.grad((rows * weight).sum(), x)[0]
+                    for rows in (take(x, there), x[there]))
     torch.testing.assert_close(ours, theirs)
 
 
 def test_a_row_that_is_taken_often_has_the_same_gradient_every_time():
-    """The state before a completion's first token belongs to every row with that prompt. Indexing adds their gradients up as threads come, and two runs of
-    one seed drifted apart from the first step in which a prompt was shared by three rows (two additions commute)."""
+    """The state before a completion's first token belongs to every row with that prompt. Indexing
+    adds their gradients up as threads come, and two runs of one seed drifted apart from the first
+    step in which three rows shared a prompt (two additions commute)."""
     g = torch.Generator().manual_seed(0)
-    x, there = torch.randn(64, 96, generator=g).requires_grad_(), torch.randint(8, (20_000,), generator=g)
+    x = torch.randn(64, 96, generator=g).requires_grad_()
+    there = torch.randint(8, (20_000,), generator=g)
     weight = torch.randn(20_000, 96, generator=g)
     first = torch.autograd.grad((take(x, there) * weight).sum(), x)[0]
     for _ in range(10):
-        assert torch.equal(torch.autograd.grad((take(x, there) * weight).sum(), x)[0], first)
+        again = torch.autograd.grad((take(x, there) * weight).sum(), x)[0]
+        assert torch.equal(again, first)
