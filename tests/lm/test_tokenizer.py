@@ -1,25 +1,39 @@
-"""Text to ids and back, and the ids that end, pad and begin."""
+"""minirl/lm/tokenizer.py: text to ids and back, and the ids that end, pad and begin."""
 
 import json
 import random
 import unicodedata
 
 import pytest
-
 from tokenizers import processors
 
-from minirl.lm.tokenizer import (BOS, EOS, PAD, TAGS, Tokenizer, TokenizerError, build_tokenizer,
-                                 load_tokenizer)
+from minirl.lm.tokenizer import (
+    BOS,
+    EOS,
+    PAD,
+    TAGS,
+    Tokenizer,
+    TokenizerError,
+    build_tokenizer,
+    load_tokenizer,
+)
 
-DIGITS = [f"{a} + {b} = {a + b} and so the answer is {a + b}." for a in range(100, 160) for b in (0, 11, 222, 1000)]
-TEXTS = ["", " ", "  two  spaces ", "\n\r\n\t", "plain words", "12 + 345 = 357", "안녕하세요, 세계", unicodedata.normalize("NFD", "한글 é ñ"),
-         "e\u0301 o\u0308\u0323", "😀👩‍👩‍👧‍👦🇰🇷", "a\x00b\x00", "\ufeffbom \u200b\u2028", "\U0010ffff\u0378", "<think>2</think><answer>4</answer>",
-         "<pad><bos><eos>", "</think", "<think>" * 3, "x<answer> 12 </answer>y", "Ġ Ċ ÿ", "٣٤ ²½ Ⅷ", "it's 'n' I'LL"]
+DIGITS = [f"{a} + {b} = {a + b} and so the answer is {a + b}."
+          for a in range(100, 160) for b in (0, 11, 222, 1000)]
+TEXTS = [
+    "", " ", "  two  spaces ", "\n\r\n\t", "plain words", "12 + 345 = 357", "안녕하세요, 세계",
+    unicodedata.normalize("NFD", "한글 é ñ"), "e\u0301 o\u0308\u0323", "😀👩‍👩‍👧‍👦🇰🇷",
+    "a\x00b\x00", "\ufeffbom \u200b\u2028", "\U0010ffff\u0378",
+    "<think>2</think><answer>4</answer>", "<pad><bos><eos>", "</think", "<think>" * 3, "x<answer> 12 </answer>y", "Ġ Ċ ÿ", "٣٤ ²½ Ⅷ",
+    "it's 'n' I'LL",
+]
 
 
 @pytest.fixture(scope="module", params=["bytes", "trained"])
 def tokenizer(request):
-    return build_tokenizer() if request.param == "bytes" else build_tokenizer([*DIGITS, *TEXTS], vocab_size=400)
+    if request.param == "bytes":
+        return build_tokenizer()
+    return build_tokenizer([*DIGITS, *TEXTS], vocab_size=400)
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=ascii)
@@ -29,36 +43,48 @@ def test_any_text_round_trips(tokenizer, text):
 
 def test_random_texts_round_trip(tokenizer):
     rng = random.Random(0)
-    spans = [(0, 128), (0x80, 0x800), (0x800, 0xd800), (0xe000, 0x10000), (0x10000, 0x110000)]        # all but the surrogates
-    texts = ["".join(chr(rng.randrange(*rng.choice(spans))) for _ in range(rng.randrange(40))) for _ in range(300)]
-    assert [tokenizer.decode(i) for i in tokenizer.encode_batch(texts)] == texts
+    # all but the surrogates
+    spans = [(0, 128), (0x80, 0x800), (0x800, 0xd800), (0xe000, 0x10000), (0x10000, 0x110000)]
+
+    def character():
+        return chr(rng.randrange(*rng.choice(spans)))
+
+    texts = ["".join(character() for _ in range(rng.randrange(40))) for _ in range(300)]
+    assert [tokenizer.decode(ids) for ids in tokenizer.encode_batch(texts)] == texts
 
 
 @pytest.mark.parametrize("tag", ["<생각>", "<a b>", "<|end|>"])
 def test_special_tokens_in_any_script_round_trip(tag):
     tokenizer = build_tokenizer(special_tokens=[tag])
-    ids = tokenizer.encode(f"x{tag}é")
-    assert len(ids) == 1 + 1 + 2 and tokenizer.decode(ids) == f"x{tag}é" and tokenizer.decode_completion(ids) == f"x{tag}é"
+    text = f"x{tag}é"
+    ids = tokenizer.encode(text)
+    assert len(ids) == 1 + 1 + 2
+    assert tokenizer.decode(ids) == tokenizer.decode_completion(ids) == text
 
 
 def test_a_special_token_that_would_not_round_trip_is_refused():
-    """The byte-level decoder takes the letter é for the byte 0xE9, and gives back a replacement character."""
+    """The byte-level decoder takes the letter é for the byte 0xE9, and returns a replacement
+    character."""
     with pytest.raises(ValueError, match="réponse.*ASCII"):
         build_tokenizer(special_tokens=["<réponse>"])
 
 
 def test_every_digit_is_one_id(tokenizer):
-    """Merged digits (123 as one token, 124 as two) hide place value: sums become a table to be learnt by heart."""
+    """Merged digits (123 as one token, 124 as two) hide place value: sums become a table to be
+    learnt by heart."""
     digit = {d: tokenizer.backend.token_to_id(d) for d in "0123456789"}
     for text in ("1234567890", "100 + 11", "a1b22c", "<answer>357</answer>", "3.14", "-77"):
         ids = tokenizer.encode(text)
         assert [i for i in ids if i in digit.values()] == [digit[c] for c in text if c.isdigit()]
-    assert all(sum(c.isdigit() for c in tokenizer.token(i)) <= 1 for i in range(tokenizer.vocab_size))
+    for i in range(tokenizer.vocab_size):
+        assert sum(c.isdigit() for c in tokenizer.token(i)) <= 1
 
 
 def test_training_merges_what_is_frequent_and_no_more():
-    tokenizer = build_tokenizer([" answer"] * 3, vocab_size=263 + 6)        # 7 bytes are one token after 6 merges
-    assert tokenizer.vocab_size == 269 and len(tokenizer.encode(" answer")) == 1 and len(build_tokenizer().encode(" answer")) == 7
+    # 7 bytes are one token after 6 merges
+    tokenizer = build_tokenizer([" answer"] * 3, vocab_size=263 + 6)
+    assert tokenizer.vocab_size == 269 and len(tokenizer.encode(" answer")) == 1
+    assert len(build_tokenizer().encode(" answer")) == 7
     assert build_tokenizer().vocab_size == 256 + 3 + len(TAGS)
     assert build_tokenizer(special_tokens=()).vocab_size == 259
     a, b = (build_tokenizer(DIGITS, vocab_size=275).encode_batch(DIGITS) for _ in range(2))
@@ -66,7 +92,8 @@ def test_training_merges_what_is_frequent_and_no_more():
 
 
 def test_special_ids_are_distinct_and_one_id_each(tokenizer):
-    ids = [tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, *(tokenizer.backend.token_to_id(tag) for tag in TAGS)]
+    tags = [tokenizer.backend.token_to_id(tag) for tag in TAGS]
+    ids = [tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, *tags]
     assert len(set(ids)) == 7 and tokenizer.stop_ids == [tokenizer.eos_id]
     assert [tokenizer.encode(text) for text in (PAD, BOS, EOS, *TAGS)] == [[i] for i in ids]
     assert [tokenizer.token(i) for i in ids] == [PAD, BOS, EOS, *TAGS]
@@ -74,7 +101,9 @@ def test_special_ids_are_distinct_and_one_id_each(tokenizer):
 
 def test_encode_batch_equals_encode(tokenizer):
     assert tokenizer.encode_batch(TEXTS) == [tokenizer.encode(text) for text in TEXTS]
-    assert tokenizer.encode_batch([]) == [] and tokenizer.encode_batch(iter(["a", "b"])) == [tokenizer.encode("a"), tokenizer.encode("b")]
+    assert tokenizer.encode_batch([]) == []
+    letters = [tokenizer.encode("a"), tokenizer.encode("b")]
+    assert tokenizer.encode_batch(iter(["a", "b"])) == letters
 
 
 def test_encode_adds_nothing_and_encode_prompt_adds_bos(tokenizer):
@@ -83,12 +112,13 @@ def test_encode_adds_nothing_and_encode_prompt_adds_bos(tokenizer):
 
 
 def test_decode_completion_strips_one_stop_token_at_the_end(tokenizer):
-    ids, eos = tokenizer.encode("<answer>4</answer>"), tokenizer.eos_id
-    assert tokenizer.decode_completion([*ids, eos]) == tokenizer.decode_completion(ids) == "<answer>4</answer>"
-    assert tokenizer.decode_completion([*ids, eos, eos]) == "<answer>4</answer><eos>"
-    assert tokenizer.decode_completion([eos, *ids]) == "<eos><answer>4</answer>"
-    assert tokenizer.decode_completion([*ids, tokenizer.pad_id]) == "<answer>4</answer><pad>"
-    assert tokenizer.decode_completion([eos]) == tokenizer.decode_completion([]) == ""
+    text, eos, decode = "<answer>4</answer>", tokenizer.eos_id, tokenizer.decode_completion
+    ids = tokenizer.encode(text)
+    assert decode([*ids, eos]) == decode(ids) == text
+    assert decode([*ids, eos, eos]) == f"{text}<eos>"
+    assert decode([eos, *ids]) == f"<eos>{text}"
+    assert decode([*ids, tokenizer.pad_id]) == f"{text}<pad>"
+    assert decode([eos]) == decode([]) == ""
 
 
 def test_half_a_character_reads_as_something(tokenizer):
@@ -96,7 +126,7 @@ def test_half_a_character_reads_as_something(tokenizer):
     assert tokenizer.token(byte) and isinstance(tokenizer.decode([byte]), str)
 
 
-# ---------------------------------------------------------------- building
+# building
 
 @pytest.mark.parametrize("size", [0, 1, 262])
 def test_a_vocabulary_too_small_raises(size):
@@ -110,14 +140,15 @@ def test_special_tokens_given_twice_raise(special):
         build_tokenizer(special_tokens=special)
 
 
-# ---------------------------------------------------------------- saving and loading
+# saving and loading
 
 def save(folder, *, drop=(), tokenizer_config=None, **files):
-    """Save a byte tokenizer; change its tokenizer_config.json; write further JSON files beside it."""
+    """Save a byte tokenizer, change its tokenizer_config.json, and write JSON files beside it."""
     tokenizer = build_tokenizer()
     tokenizer.save(folder)
     file = folder / "tokenizer_config.json"
-    content = {k: v for k, v in json.loads(file.read_text()).items() if k not in drop}
+    fields = json.loads(file.read_text())
+    content = {name: value for name, value in fields.items() if name not in drop}
     file.write_text(json.dumps({**content, **(tokenizer_config or {})}))
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
@@ -149,19 +180,24 @@ def test_a_model_without_bos_gets_none(tmp_path):
     tokenizer.bos_id = None
     (tmp_path / "a").mkdir()
     tokenizer.save(tmp_path / "a")
-    assert '"<bos>"' not in (tmp_path / "a" / "tokenizer_config.json").read_text()
+    file = tmp_path / "a" / "tokenizer_config.json"
+    assert '"<bos>"' not in file.read_text()
     for options in ({}, {"bos_token": BOS}, {"bos_token": BOS, "add_bos_token": True}):
-        config = json.loads((tmp_path / "a" / "tokenizer_config.json").read_text())
-        (tmp_path / "a" / "tokenizer_config.json").write_text(json.dumps({**config, **options}))
+        config = json.loads(file.read_text())
+        file.write_text(json.dumps({**config, **options}))
         loaded = load_tokenizer(tmp_path / "a")
         assert loaded.bos_id is None and loaded.encode_prompt("ab") == loaded.encode("ab")
         loaded.save(tmp_path)
         assert load_tokenizer(tmp_path).bos_id is None
-        assert loaded.config.get("bos_token") == options.get("bos_token")    # for chat templates
+        # for chat templates
+        assert loaded.config.get("bos_token") == options.get("bos_token")
 
 
-@pytest.mark.parametrize("options", [{"drop": ["bos_token"]}, {"tokenizer_config": {"bos_token": None}},
-                                     {"tokenizer_config": {"add_bos_token": False}}], ids=str)
+@pytest.mark.parametrize("options", [
+    {"drop": ["bos_token"]},
+    {"tokenizer_config": {"bos_token": None}},
+    {"tokenizer_config": {"add_bos_token": False}},
+], ids=str)
 def test_bos_stays_where_the_file_adds_it(tmp_path, options):
     """transformers 5 reads `add_bos_token` no more where there is a tokenizer.json."""
     tokenizer = save(tmp_path, **options)
@@ -172,14 +208,20 @@ def test_bos_stays_where_the_file_adds_it(tmp_path, options):
 
 
 def test_tokens_may_be_written_as_objects(tmp_path):
-    tokenizer = save(tmp_path, tokenizer_config={"eos_token": {"content": "</answer>", "lstrip": False}, "pad_token": {"content": PAD}})
+    objects = {"eos_token": {"content": "</answer>", "lstrip": False},
+               "pad_token": {"content": PAD}}
+    tokenizer = save(tmp_path, tokenizer_config=objects)
     loaded = load_tokenizer(tmp_path)
-    assert loaded.eos_id == tokenizer.backend.token_to_id("</answer>") and loaded.pad_id == tokenizer.pad_id
+    assert loaded.eos_id == tokenizer.backend.token_to_id("</answer>")
+    assert loaded.pad_id == tokenizer.pad_id
 
 
-@pytest.mark.parametrize("files, extra", [({"generation_config": {"eos_token_id": [2, 5]}}, [5]), ({"config": {"eos_token_id": 2}}, []),
-                                          ({"config": {"eos_token_id": 6}, "generation_config": {"eos_token_id": [2, 4]}}, [4, 6]),
-                                          ({"config": {"eos_token_id": None}, "generation_config": {}}, [])], ids=str)
+@pytest.mark.parametrize("files, extra", [
+    ({"generation_config": {"eos_token_id": [2, 5]}}, [5]),
+    ({"config": {"eos_token_id": 2}}, []),
+    ({"config": {"eos_token_id": 6}, "generation_config": {"eos_token_id": [2, 4]}}, [4, 6]),
+    ({"config": {"eos_token_id": None}, "generation_config": {}}, []),
+], ids=str)
 def test_all_stop_ids_are_found(tmp_path, files, extra):
     tokenizer = save(tmp_path, **files)
     loaded = load_tokenizer(tmp_path)
@@ -223,16 +265,19 @@ def test_a_truncated_tokenizer_raises(tmp_path, keep):
         load_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("content, says", [(b'{"eos_token": "<e', "not valid JSON"), (b"[]", "holds a list"),
-                                           (b"\xff\xfe", "not valid JSON")], ids=str)
-def test_a_broken_configuration_raises_and_names_the_file(tmp_path, content, says):
+@pytest.mark.parametrize("content, message", [
+    (b'{"eos_token": "<e', "not valid JSON"),
+    (b"[]", "holds a list"),
+    (b"\xff\xfe", "not valid JSON"),
+], ids=str)
+def test_a_broken_configuration_raises_and_names_the_file(tmp_path, content, message):
     save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_bytes(content)
-    with pytest.raises(ValueError, match=f"tokenizer_config.json .*{says}|tokenizer_config.json {says}"):
+    with pytest.raises(ValueError, match=f"tokenizer_config.json .*{message}"):
         load_tokenizer(tmp_path)
 
 
-# ---------------------------------------------------------------- what is not doubled, cut or lost
+# nothing is doubled, cut or lost
 
 def test_a_prompt_that_starts_with_bos_gets_no_second_one(tokenizer):
     """The text of a chat template starts with BOS, and got another in front."""
@@ -292,7 +337,7 @@ def test_other_fields_and_chat_templates_survive(tmp_path):
 
 @pytest.mark.parametrize("text", ["\udcff\udcfe", "a\ud800"], ids=ascii)
 def test_text_that_is_not_unicode_is_refused(tokenizer, text):
-    """Bytes of the command line that are no UTF-8 come as such characters."""
+    """Bytes of the command line that are not UTF-8 become such characters."""
     for encode in (tokenizer.encode, tokenizer.encode_prompt,
                    lambda x: tokenizer.encode_batch(["ok", x])):
         with pytest.raises(TokenizerError, match="half a surrogate pair"):
