@@ -24,7 +24,8 @@ TEXTS = [
     "", " ", "  two  spaces ", "\n\r\n\t", "plain words", "12 + 345 = 357", "안녕하세요, 세계",
     unicodedata.normalize("NFD", "한글 é ñ"), "e\u0301 o\u0308\u0323", "😀👩‍👩‍👧‍👦🇰🇷",
     "a\x00b\x00", "\ufeffbom \u200b\u2028", "\U0010ffff\u0378",
-    "<think>2</think><answer>4</answer>", "<pad><bos><eos>", "</think", "<think>" * 3, "x<answer> 12 </answer>y", "Ġ Ċ ÿ", "٣٤ ²½ Ⅷ",
+    "<think>2</think><answer>4</answer>", "<pad><bos><eos>", "</think", "<think>" * 3,
+    "x<answer> 12 </answer>y", "Ġ Ċ ÿ", "٣٤ ²½ Ⅷ",
     "it's 'n' I'LL",
 ]
 
