@@ -10,7 +10,7 @@ import torch
 
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.hf_config import CheckpointError
-from tests.lm.checkpoints import edit, shard
+from tests.lm.checkpoints import INDEX, edit, shard
 
 
 @pytest.mark.parametrize("changes, dtype", [
