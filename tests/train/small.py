@@ -3,6 +3,7 @@ what a page reports, computes and saves."""
 
 import random
 from itertools import cycle
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,6 +15,7 @@ from minirl.tasks.problem import Problem
 
 TOKENIZER = build_tokenizer()
 PAIRS = demonstrations(Arithmetic("addition", 2), 24, random.Random(0), worked_share=0.5)
+STANDSTILL = 1e-30     # a learning rate that changes no weight
 RANKINGS = [
     Ranking("7=", ("7", "77", "777", "7777")),
     Ranking("12+3=", ("15", "153")),
@@ -92,6 +94,27 @@ def save_step(step):
             kept.update(copy_of(state.state_dict()))
 
     return save, kept
+
+
+class Call(NamedTuple):
+    """One call of a function: its arguments by position and by name, and what it returned."""
+
+    args: tuple
+    options: dict
+    result: Any
+
+
+def record_calls(monkeypatch, module, name):
+    """Return a list that gets every call of a module's function."""
+    function, calls = getattr(module, name), []
+
+    def wrapper(*args, **options):
+        result = function(*args, **options)
+        calls.append(Call(args, options, result))
+        return result
+
+    monkeypatch.setattr(module, name, wrapper)
+    return calls
 
 
 def record_gradients(monkeypatch):

@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+import minirl.train.grpo as page
+from minirl.inference.collect import collect
 from minirl.lm.logprobs import token_logprobs
 from minirl.lm.sampling import sample
 from minirl.lm.seeds import derive_seed
@@ -14,6 +16,7 @@ from minirl.tasks.arithmetic import Arithmetic
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.metrics import NonFiniteError
 from tests.train.small import (
+    STANDSTILL,
     TOKENIZER,
     Digits,
     Log,
@@ -21,6 +24,7 @@ from tests.train.small import (
     flat,
     in_turn,
     length,
+    record_calls,
     record_gradients,
     save_step,
     tiny,
@@ -68,6 +72,26 @@ def test_a_micro_batch_split_changes_no_gradient(how, monkeypatch):
     assert whole.abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("how", ["sequence_mean", "sequence_sum", "constant"])
+def test_the_mean_gradient_of_two_minibatches_is_that_of_the_batch(how, monkeypatch):
+    """Each minibatch divides by its own total, and the two have six rows each."""
+    gradients = record_gradients(monkeypatch)
+    weights_after(steps=1, aggregate=how, minibatches=2, lr=STANDSTILL)
+    first, second = map(flat, gradients)
+    whole = first_gradient(monkeypatch, aggregate=how)
+    torch.testing.assert_close((first + second) / 2, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_every_pass_shuffles_all_rows_anew(monkeypatch):
+    """12 rows in two minibatches, which are micro-batches here: 3 steps of 2 passes."""
+    calls = record_calls(monkeypatch, page, "check_finite")
+    weights_after(iterations=2, minibatches=2)
+    rows = [call.args[2].tolist() for call in calls]
+    passes = [tuple(a + b) for a, b in zip(rows[::2], rows[1::2], strict=True)]
+    assert len(set(passes)) == len(passes) == 6
+    assert all(sorted(each) == list(range(12)) for each in passes)
+
+
 @pytest.mark.parametrize("changes", [
     {},
     dict(iterations=2, minibatches=3, ref_sync_steps=2),
@@ -92,6 +116,37 @@ def test_sampler_and_learner_agree_in_every_first_pass(temperature):
         assert metrics["sampling/sampling_logp_difference/mean"] < 1e-5
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_all_log_probs_are_of_one_temperature(temperature):
+    """While no weight moves, the ratio is 1 in every pass, and the KL is 0."""
+    log = log_of(temperature=temperature, iterations=2, lr=STANDSTILL, clip_low=1e-4,
+                 clip_high=1e-4)
+    for metrics in log:
+        assert metrics["clip_ratio/low_mean"] == metrics["clip_ratio/high_mean"] == 0
+        assert metrics["kl"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_samplers_log_probs_are_not_learnt_from(monkeypatch):
+    """They are compared with the learner's, and no more."""
+    expected = weights_after(iterations=2)
+
+    def collect_with_others(*args, **options):
+        answers = collect(*args, **options)
+        answers.rollouts.behavior_logp.sub_(0.5)
+        return answers
+
+    monkeypatch.setattr(page, "collect", collect_with_others)
+    assert torch.equal(weights_after(iterations=2), expected)
+    difference = log_of(steps=1)[0]["sampling/sampling_logp_difference/mean"]
+    assert difference == pytest.approx(0.5, abs=1e-4)
+
+
+def test_each_clip_has_its_bound(monkeypatch):
+    calls = record_calls(monkeypatch, page, "clipped_surrogate")
+    weights_after(steps=1, clip_low=0.1, clip_high=0.3)
+    assert [call.options for call in calls] == [{"clip_low": 0.1, "clip_high": 0.3}]
+
+
 def test_nothing_is_clipped_in_a_single_pass():
     for metrics in log_of():
         assert metrics["clip_ratio/low_mean"] == metrics["clip_ratio/high_mean"] == 0
@@ -109,6 +164,12 @@ def test_equal_rewards_teach_nothing():
     an advantage of 0.8."""
     after = weights_after(rule=lambda completion: 0.7, kl_coef=0.0)
     assert torch.equal(after, weights(tiny()))
+
+
+def test_advantages_have_the_configurations_scale_and_ddof(monkeypatch):
+    calls = record_calls(monkeypatch, page, "group_advantages")
+    weights_after(steps=1, scale="batch", ddof=0)
+    assert [call.options for call in calls] == [{"scale": "batch", "ddof": 0}]
 
 
 def test_completions_that_are_equally_wrong_teach_nothing_however_long_they_are():

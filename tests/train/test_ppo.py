@@ -1,8 +1,6 @@
 """minirl/train/ppo.py"""
 
-from collections import defaultdict
 from dataclasses import replace
-from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -18,12 +16,14 @@ from minirl.train.ppo import PPOConfig, train_ppo
 from minirl.train.presets import PPO_PRESETS
 from tests.train import small
 from tests.train.small import (
+    STANDSTILL,
     TOKENIZER,
     Digits,
     Log,
     flat,
     in_turn,
     length,
+    record_calls,
     record_gradients,
     save_step,
     weights,
@@ -58,41 +58,28 @@ def run(rule=length, seed=0, model=None, value_model=None, pretraining=(), kl_co
     return weights(model), log
 
 
-class Call(NamedTuple):
-    """One call of a function: its arguments by position and by name, and what it returned."""
-
-    args: tuple
-    options: dict
-    result: Any
-
-
 @pytest.fixture
 def calls(monkeypatch):
     """The calls of the functions that the page uses, by name."""
-    recorded = defaultdict(list)
+    names = ("kl_shaped_rewards", "gae", "rollout_values", "rollout_logprobs", "masked_whiten",
+             "clipped_surrogate", "check_finite")
+    by_name = {name: record_calls(monkeypatch, page, name) for name in names}
+    return {**by_name, "sample": record_calls(monkeypatch, collect, "sample")}
 
-    def record(module, name):
-        function = getattr(module, name)
 
-        def wrapper(*args, **options):
-            result = function(*args, **options)
-            recorded[name].append(Call(args, options, result))
-            return result
-
-        monkeypatch.setattr(module, name, wrapper)
-
-    record(collect, "sample")
-    for name in ("kl_shaped_rewards", "gae", "rollout_values", "rollout_logprobs", "masked_whiten"):
-        record(page, name)
-    return recorded
+def all_gradients(monkeypatch, **changes):
+    """Return the gradients of policy and value function in each update of the first step, before
+    clipping."""
+    models = record_gradients(monkeypatch)
+    run(steps=1, **changes)
+    policies, values = models[::2], models[1::2]
+    return [(flat(policy), flat(x for x in value if x is not None))    # its unembedding has none
+            for policy, value in zip(policies, values, strict=True)]
 
 
 def gradients(monkeypatch, **changes):
     """Return the gradients of policy and value function in the first update, before clipping."""
-    models = record_gradients(monkeypatch)
-    run(steps=1, **changes)
-    policy, value = models[:2]
-    return flat(policy), flat(x for x in value if x is not None)   # its unembedding has none
+    return all_gradients(monkeypatch, **changes)[0]
 
 
 def test_three_steps_twice_are_the_same_bit_for_bit():
@@ -111,6 +98,24 @@ def test_a_micro_batch_split_changes_no_gradient(extra, monkeypatch):
     for a, b in zip(whole, split, strict=True):
         torch.testing.assert_close(b, a, atol=1e-5, rtol=1e-5)
         assert a.abs().max() > 1e-3
+
+
+def test_the_mean_gradient_of_two_minibatches_is_that_of_the_batch(monkeypatch):
+    """Each minibatch divides by its own total, and the two have six rows each."""
+    changes = dict(aggregate="sequence_mean", lr=STANDSTILL, value_lr=STANDSTILL)
+    first, second = all_gradients(monkeypatch, minibatch_size=6, **changes)
+    whole = gradients(monkeypatch, minibatch_size=12, **changes)
+    for a, b, c in zip(first, second, whole, strict=True):
+        torch.testing.assert_close((a + b) / 2, c, atol=1e-5, rtol=1e-5)
+
+
+def test_every_epoch_shuffles_all_rows_anew(calls):
+    """12 rows in minibatches of 6, which are micro-batches here: 3 steps of 2 epochs."""
+    run(epochs=2)
+    rows = [call.args[2].tolist() for call in calls["check_finite"]]
+    epochs = [tuple(a + b) for a, b in zip(rows[::2], rows[1::2], strict=True)]
+    assert len(set(epochs)) == len(epochs) == 6
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
 
 
 def adapt(kl_coef, kl, completions):
@@ -140,6 +145,21 @@ def test_resume_continues_bit_for_bit(at, changes, options):
 def test_sampler_and_learner_agree(temperature):
     for metrics in run(temperature=temperature, episodes=6)[1]:
         assert metrics["sampling/sampling_logp_difference/mean"] < 1e-5
+
+
+def test_the_samplers_log_probs_are_not_learnt_from(monkeypatch):
+    """They are compared with the learner's, and no more."""
+    expected, _ = run(epochs=2)
+
+    def collect_with_others(*args, **options):
+        answers = collect.collect(*args, **options)
+        answers.rollouts.behavior_logp.sub_(0.5)
+        return answers
+
+    monkeypatch.setattr(page, "collect", collect_with_others)
+    after, log = run(epochs=2)
+    assert torch.equal(after, expected)
+    assert log[0]["sampling/sampling_logp_difference/mean"] == pytest.approx(0.5, abs=1e-4)
 
 
 # scores, rewards, values
@@ -275,6 +295,15 @@ def test_advantages_are_gaes_whitened_over_the_batch(calls):
     assert float(white[mask].std()) == pytest.approx(1.0, abs=1e-4)
 
 
+def test_advantages_may_stay_as_they_are(calls):
+    run(steps=1, whiten_advantages=False)
+    adv, _ = calls["gae"][0].result
+    rows = calls["check_finite"][0].args[2]
+    minibatch = calls["clipped_surrogate"][0].args[2]
+    assert calls["masked_whiten"] == []
+    assert torch.equal(minibatch, adv[rows, :minibatch.shape[1]])
+
+
 def test_a_row_without_a_verdict_is_left_out():
     _, log = run(rule=in_turn(None, 1.0, float("nan"), 2.0), steps=1)
     assert log[0]["reward"] == 1.5
@@ -296,6 +325,27 @@ def test_nothing_is_clipped_in_a_single_pass():
 def test_something_is_clipped_in_several_passes():
     _, log = run(epochs=4, lr=5e-2)
     assert sum(m["clip_ratio/low_mean"] + m["clip_ratio/high_mean"] for m in log) > 0
+
+
+def test_each_clip_has_its_bound(calls):
+    run(steps=1, clip_low=0.1, clip_high=0.3)
+    for call in calls["clipped_surrogate"]:
+        assert call.options == {"clip_low": 0.1, "clip_high": 0.3}
+
+
+def test_a_value_clip_of_0_is_no_bound():
+    def weights_with(value_clip):
+        return run(epochs=3, value_clip=value_clip)[0]
+
+    assert torch.equal(weights_with(0.0), weights_with(1e9))
+    assert not torch.equal(weights_with(0.0), weights_with(1e-3))
+
+
+def test_value_coef_scales_the_value_functions_gradient_alone(monkeypatch):
+    policy, value = gradients(monkeypatch, value_coef=1.0)
+    same, half = gradients(monkeypatch, value_coef=0.5)
+    assert torch.equal(same, policy)
+    torch.testing.assert_close(half, value / 2, atol=1e-7, rtol=1e-6)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
@@ -327,6 +377,21 @@ def test_learning_rates_warm_up_from_a_tenth_and_then_stay():
     _, log = run(steps=5, warmup_steps=3, episodes=4)
     rates = [metrics["learning_rate"] for metrics in log]
     assert rates == pytest.approx([1e-3, 4e-3, 7e-3, 1e-2, 1e-2])
+
+
+def test_policy_and_value_function_have_their_own_learning_rates():
+    """Both warm up alike: a tenth, four tenths, seven tenths."""
+    rates = []
+
+    def save(state):
+        optimizers = state.optimizer, state.parts["value_optimizer"]
+        rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
+
+    config = replace(CONFIG, warmup_steps=3, lr=1e-2, value_lr=1e-3)
+    train_ppo(tiny(), TOKENIZER, Digits(length), config, value_model=scalar_model(), save=save)
+    policy, value = zip(*rates, strict=True)
+    assert policy == pytest.approx((1e-3, 4e-3, 7e-3))
+    assert value == pytest.approx((1e-4, 4e-4, 7e-4))
 
 
 def test_pretraining_text_adds_its_gradient(monkeypatch):

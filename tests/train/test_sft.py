@@ -13,6 +13,7 @@ from minirl.train.presets import SFT_PRESETS
 from minirl.train.sft import SFTConfig, train_sft
 from tests.train.small import (
     PAIRS,
+    STANDSTILL,
     TOKENIZER,
     Log,
     break_weights,
@@ -107,6 +108,16 @@ def test_eos_is_trained_where_pad_is_eos():
     config = SFTConfig(batch_size=8, epochs=30, lr=1e-2, warmup_steps=0)
     train_sft(model, tokenizer, pairs, config)
     assert before < 0.1 and stop_probability() > 0.5
+
+
+@pytest.mark.parametrize("dropout, different", [(0.0, 1), (0.5, 3)])
+def test_every_step_has_its_own_dropout(dropout, different):
+    """One pair and no movement: the three losses are the same without dropout, and differ with
+    it."""
+    log = Log()
+    config = SFTConfig(epochs=3, lr=STANDSTILL, dropout=dropout)
+    train_sft(tiny(), TOKENIZER, PAIRS[:1], config, log=log)
+    assert len({metrics["loss"] for metrics in log}) == different
 
 
 def test_it_learns_and_leaves_dropout_off():

@@ -35,6 +35,14 @@ def test_clipping_returns_the_norm_before_it():
     torch.testing.assert_close(model.weight.grad, torch.tensor([[0.6, 0.8]]))
 
 
+def test_the_optimizer_has_the_configurations_numbers():
+    config = SFTConfig(lr=0.1, beta1=0.8, beta2=0.95)
+    for group in make_optimizer(torch.nn.Linear(2, 3), config).param_groups:
+        assert group["lr"] == 0.1 and group["betas"] == (0.8, 0.95)
+    for group in make_optimizer(torch.nn.Linear(2, 3), config, lr=0.2).param_groups:
+        assert group["lr"] == 0.2
+
+
 def test_weight_decay_is_on_matrices_alone():
     optimizer = make_optimizer(torch.nn.Linear(2, 3), SFTConfig(lr=0.1, weight_decay=0.1))
     matrices, vectors = optimizer.param_groups
