@@ -1,5 +1,4 @@
-"""minirl/train/presets.py: every name is a complete recipe, states its paper's numbers, and learns.
-"""
+"""minirl/train/presets.py: every preset has its paper's numbers, learns, and says what it reads."""
 
 import copy
 import random
@@ -9,18 +8,15 @@ import pytest
 import torch
 
 from minirl.inference.evaluate import evaluate
-from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.tiny import TinySizes, make_base
-from minirl.lm.tokenizer import build_tokenizer
 from minirl.tasks.arithmetic import Arithmetic, demonstrations
-from minirl.tasks.problem import Problem
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.ppo import PPOConfig, train_ppo
 from minirl.train.presets import GRPO_PRESETS, PPO_PRESETS, UNREAD, check_flags
 from minirl.train.sft import SFTConfig, train_sft
-from tests.train import small
+from tests.train.small import TOKENIZER, Digits, Log, in_turn, length, tiny, weights
 
-STATED = {
+PAPERS = {
     "dr_grpo": dict(scale="none", aggregate="constant", kl_coef=0.0),
     "dapo": dict(clip_low=0.2, clip_high=0.28, aggregate="token_mean", kl_coef=0.0),
     "gspo": dict(clip_low=3e-4, clip_high=4e-4, minibatches=4),
@@ -31,62 +27,57 @@ STATED = {
 }
 
 
-class CountDigits:
-    """Reward: how many of the completion's tokens are digits."""
-
-    name = "digits"
-    rewards = {"digits": lambda prompts, completions, **_: [
-        float(sum(letter.isdigit() for letter in c)) for c in completions]}
-
-    def sample(self, n, rng, *, split="train"):
-        return [Problem(prompt=rng.choice(["7=", "12+3="]), answer="7") for _ in range(n)]
+def number_of_digits(completion):
+    return float(sum(character.isdigit() for character in completion))
 
 
-def learn(name, **changes):
-    """The metrics of a short run of a tiny model."""
-    tokenizer, preset = build_tokenizer(), GRPO_PRESETS[name]
-    torch.manual_seed(0)
-    model = Transformer(ModelConfig(tokenizer.vocab_size, hidden_size=16, num_layers=1, num_heads=2,
-                                    initializer_range=0.1))
+def log_of(name, **changes):
+    """Return the metrics of a short run of a tiny model, which learns to write digits."""
+    preset, log = GRPO_PRESETS[name], Log()
     config = replace(GRPOConfig(**preset.numbers), lr=1e-2, warmup_steps=0, prompts_per_step=4,
                      group_size=8, max_new_tokens=4, overlong_cache=0,
                      minibatches=min(2, preset.numbers.get("minibatches", 1)), **changes)
-    log = []
-    train_grpo(model, tokenizer, CountDigits(), config, **preset.arguments(config),
-               log=lambda step, metrics: log.append(metrics))
+    train_grpo(tiny(), TOKENIZER, Digits(number_of_digits), config, **preset.arguments(config),
+               log=log)
     return log
 
 
 @pytest.mark.parametrize("name", GRPO_PRESETS)
-def test_presets_state_their_papers_numbers(name):
+def test_presets_have_their_papers_numbers(name):
     config = GRPOConfig(**GRPO_PRESETS[name].numbers)
-    stated = STATED.get(name, {})
-    assert {key: getattr(config, key) for key in stated} == stated
+    numbers = PAPERS.get(name, {})
+    assert {field: getattr(config, field) for field in numbers} == numbers
     assert config.iterations == 1 and config.temperature == 1.0
 
 
 @pytest.mark.parametrize("name", GRPO_PRESETS)
 def test_every_preset_learns(name):
-    log = learn(name, steps=60)
-    assert log[0]["reward"] < 0.5 and sum(m["reward"] for m in log[-5:]) / 5 > 2         # of 4
-    assert all(m["sampling/sampling_logp_difference/mean"] < 1e-5 for m in log)
+    log = log_of(name, steps=60)
+    assert log[0]["reward"] < 0.5
+    assert sum(metrics["reward"] for metrics in log[-5:]) / 5 > 2       # of at most 4 tokens
+    assert all(metrics["sampling/sampling_logp_difference/mean"] < 1e-5 for metrics in log)
 
 
 def test_the_sequence_ratio_of_gspo_is_clipped_where_a_token_ratio_is_not():
-    clipped = {name: sum(m["clip_ratio/low_mean"] + m["clip_ratio/high_mean"]
-                         for m in learn(name, steps=6)) for name in ("gspo", "cispo", "sapo")}
-    assert clipped["gspo"] > 0 and clipped["cispo"] == clipped["sapo"] == 0
+    def share_clipped(name):
+        log = log_of(name, steps=6)
+        return sum(m["clip_ratio/low_mean"] + m["clip_ratio/high_mean"] for m in log)
+
+    assert share_clipped("gspo") > 0
+    assert share_clipped("cispo") == share_clipped("sapo") == 0
 
 
-OTHER = {"clip_low": 0.05, "clip_high": 0.07, "scale": "batch", "ddof": 0}     # than any preset's
+# which fields a preset reads
+
+NEW_VALUES = {"clip_low": 0.05, "clip_high": 0.07, "scale": "batch", "ddof": 0}   # no preset's
 
 
-@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize("name", NEW_VALUES)
 @pytest.mark.parametrize("preset", GRPO_PRESETS)
 def test_a_preset_reads_what_it_says_and_nothing_else(preset, name):
-    """--clip-high with sapo, --scale with reinforce, --ddof with rloo: experiments that changed
-    nothing, and said so nowhere. Each field is changed, and the preset's functions are asked at
-    ratios from 0.1 to 10, at either sign, and at uneven rewards."""
+    """--clip-high with sapo, --scale with reinforce, --ddof with rloo: these experiments silently
+    changed nothing. Here each field changes, for ratios from 0.1 to 10, advantages of both signs
+    and uneven rewards."""
     config = GRPOConfig(**GRPO_PRESETS[preset].numbers | {"scale": "group"})
     logp = torch.linspace(-3.3, 1.0, 20).view(4, 5)
     adv, mask = torch.tensor([[1.0], [-1.0], [2.0], [-2.0]]).expand(4, 5), torch.ones(4, 5)
@@ -97,19 +88,29 @@ def test_a_preset_reads_what_it_says_and_nothing_else(preset, name):
         old_logp = logp - torch.linspace(-2.3, 2.3, 20).view(4, 5)
         return variant["objective"](logp, old_logp, adv, mask), variant["advantages"](rewards)
 
-    same = map(torch.equal, results(config), results(replace(config, **{name: OTHER[name]})))
+    changed = replace(config, **{name: NEW_VALUES[name]})
+    same = map(torch.equal, results(config), results(changed))
     assert all(same) == (name not in GRPO_PRESETS[preset].reads)
 
 
-def test_the_presets_of_which_something_is_not_read():
+def test_what_presets_of_grpo_do_not_read():
     """By the papers, and not by our own table: which of these have a clip, and which a scale."""
-    unread = {name: set(OTHER) - preset.reads for name, preset in GRPO_PRESETS.items()}
-    scales, clips = {"scale", "ddof"}, {"clip_low", "clip_high"}
+    unread = {name: set(NEW_VALUES) - preset.reads for name, preset in GRPO_PRESETS.items()}
+    scale, clip = {"scale", "ddof"}, {"clip_low", "clip_high"}
     assert {name: fields for name, fields in unread.items() if fields} == {
-        "cispo": {"clip_low"}, "sapo": clips, "rloo": scales, "reinforce": scales | clips,
-        "maxrl": scales | clips}
+        "cispo": {"clip_low"},
+        "sapo": clip,
+        "rloo": scale,
+        "reinforce": scale | clip,
+        "maxrl": scale | clip,
+    }
+
+
+def test_what_presets_of_ppo_read():
     assert {name: preset.reads for name, preset in PPO_PRESETS.items() if preset.reads} == {
-        "ziegler": {"kl_target", "kl_horizon"}, "adaptive-kl": {"kl_target"}}
+        "ziegler": {"kl_target", "kl_horizon"},
+        "adaptive-kl": {"kl_target"},
+    }
 
 
 @pytest.mark.parametrize("command, preset, field, message", [
@@ -121,50 +122,65 @@ def test_the_presets_of_which_something_is_not_read():
     ("ppo", "ppo", "kl_target",
      r"--kl-target is not read by preset ppo: .*\(ziegler, adaptive-kl\)"),
     ("ppo", "adaptive-kl", "kl_horizon",
-     r"--kl-horizon is not read by preset adaptive-kl: .*\(ziegler\)")])
-def test_a_flag_for_what_a_preset_does_not_read_is_refused_by_name(
-        command, preset, field, message):
+     r"--kl-horizon is not read by preset adaptive-kl: .*\(ziegler\)"),
+])
+def test_a_flag_that_a_preset_does_not_read_is_an_error(command, preset, field, message):
     with pytest.raises(ValueError, match=message):
         check_flags(command, preset, ["lr", field])
 
 
 @pytest.mark.parametrize("command, preset, fields", [
     ("grpo", "grpo", ["clip_low", "clip_high", "scale", "ddof", "lr"]),
-    ("grpo", "cispo", ["clip_high"]), ("ppo", "ziegler", ["kl_target", "kl_horizon", "clip_low"]),
-    ("dpo", "toy", ["lr", "beta"]), ("sft", "instructgpt", ["batch_size", "dropout"]),
-    ("grpo", "reinforce", ["minibatches", "kl_coef"])])
-def test_what_is_read_is_let_through(command, preset, fields):
+    ("grpo", "cispo", ["clip_high"]),
+    ("grpo", "reinforce", ["minibatches", "kl_coef"]),
+    ("ppo", "ziegler", ["kl_target", "kl_horizon", "clip_low"]),
+    ("dpo", "toy", ["lr", "beta"]),
+    ("sft", "instructgpt", ["batch_size", "dropout"]),
+])
+def test_a_flag_that_is_read_is_no_error(command, preset, fields):
     check_flags(command, preset, fields)
 
 
-CASES = {"ref_sync_steps": (1, GRPOConfig(kl_coef=0.0)), "ddof": (0, GRPOConfig(scale="none")),
-              "ptx_batch_size": (3, PPOConfig(ptx_coef=0.0))}
-
-
-@pytest.mark.parametrize("field", UNREAD)
-def test_what_other_numbers_leave_unread_is_refused_and_is_really_unread(field):
-    """With the other number as it is, a run is the same to the bit; with another, it is not, and
-    the flag is let through."""
-    (other, value), (changed, config) = UNREAD[field], CASES[field]
-    reading = replace(config, **{other: {"kl_coef": 0.1, "scale": "group", "ptx_coef": 0.5}[other]})
-    command = "ppo" if isinstance(config, PPOConfig) else "grpo"
-    with pytest.raises(ValueError, match=f"is not read where {other} is {value}: leave it out"):
-        check_flags(command, command, [field], config)
-    check_flags(command, command, [field], reading)
-    assert torch.equal(learnt(config), learnt(replace(config, **{field: changed})))
-    assert not torch.equal(learnt(reading), learnt(replace(reading, **{field: changed})))
-
-
-def learnt(config):
-    """The weights after three steps of a tiny model."""
-    model, task = small.tiny(), small.Digits(small.length)
+def weights_after(config):
+    """Return the weights of a tiny model after three steps."""
+    model, task = tiny(), Digits(length)
     config = replace(config, steps=3, lr=1e-2, warmup_steps=0, max_new_tokens=4)
     if isinstance(config, PPOConfig):
         texts = ["it rains", "we read"]
-        train_ppo(model, small.TOKENIZER, task, replace(config, episodes=4), pretraining=texts)
+        train_ppo(model, TOKENIZER, task, replace(config, episodes=4), pretraining=texts)
     else:
-        train_grpo(model, small.TOKENIZER, task, replace(config, prompts_per_step=2))
-    return small.weights(model)
+        train_grpo(model, TOKENIZER, task, replace(config, prompts_per_step=2))
+    return weights(model)
+
+
+# a field, another value of it, a configuration that leaves it unread, and a number by which another
+# one reads it
+CASES = [
+    ("ref_sync_steps", 1, GRPOConfig(kl_coef=0.0), dict(kl_coef=0.1)),
+    ("ddof", 0, GRPOConfig(scale="none"), dict(scale="group")),
+    ("ptx_batch_size", 3, PPOConfig(ptx_coef=0.0), dict(ptx_coef=0.5)),
+]
+
+
+@pytest.mark.parametrize("field, value, config, change", CASES, ids=[case[0] for case in CASES])
+def test_a_flag_that_other_numbers_leave_unread_is_an_error(field, value, config, change):
+    """Where it is unread, a run with another value is the same to the bit; where it is read, it is
+    not, and the flag is no error."""
+    other, number = UNREAD[field]
+    command = "ppo" if isinstance(config, PPOConfig) else "grpo"
+    with pytest.raises(ValueError, match=f"is not read where {other} is {number}: leave it out"):
+        check_flags(command, command, [field], config)
+    changed = replace(config, **{field: value})
+    assert torch.equal(weights_after(config), weights_after(changed))
+
+    reading = replace(config, **change)
+    check_flags(command, command, [field], reading)
+    changed = replace(reading, **{field: value})
+    assert not torch.equal(weights_after(reading), weights_after(changed))
+
+
+def test_every_unread_field_has_a_case():
+    assert {field for field, *_ in CASES} == set(UNREAD)
 
 
 @pytest.mark.parametrize("preset", ["ziegler", "adaptive-kl"])
@@ -176,8 +192,8 @@ def test_a_controller_has_something_to_multiply(preset):
     assert PPO_PRESETS["ppo"].arguments(PPOConfig(kl_coef=0.0)) == {}
 
 
-def test_a_penalty_is_refused_where_rewards_stand_for_a_chance():
-    """--preset maxrl --overlong-cache 16 trained until the first answer that was too long."""
+def test_a_penalty_is_an_error_where_rewards_are_probabilities():
+    """--preset maxrl --overlong-cache 16 trained until the first completion that was too long."""
     config = GRPOConfig(overlong_cache=16)
     with pytest.raises(ValueError, match="--overlong-cache gives .* preset maxrl cannot take"):
         check_flags("grpo", "maxrl", ["overlong_cache"], config)
@@ -185,33 +201,31 @@ def test_a_penalty_is_refused_where_rewards_stand_for_a_chance():
         check_flags("grpo", preset, ["overlong_cache"], config)
 
 
-def test_a_page_without_functions_is_preset_grpo():
-    """The page's own functions and the table's are written twice, and must be the same."""
+def test_the_pages_own_functions_are_those_of_preset_grpo():
+    """They are written twice, and must be the same."""
     config = GRPOConfig(steps=2, prompts_per_step=2, iterations=3, max_new_tokens=4, lr=1e-1,
                         clip_low=0.1, ddof=0)
-    variant = GRPO_PRESETS["grpo"].arguments(config)
-    weights = []
-    for arguments in ({}, variant):
-        model = small.tiny()
-        train_grpo(model, small.TOKENIZER, small.Digits(small.length), config, **arguments)
-        weights.append(small.weights(model))
-    assert torch.equal(*weights)
+    own = train_grpo(tiny(), TOKENIZER, Digits(length), config)
+    arguments = GRPO_PRESETS["grpo"].arguments(config)
+    presets = train_grpo(tiny(), TOKENIZER, Digits(length), config, **arguments)
+    assert torch.equal(weights(own), weights(presets))
 
 
 def test_reinforce_with_a_missing_verdict_trains():
     """A completion without a verdict had NaN for its advantage, and the run stopped there."""
-    verdicts, preset = iter([None, 1.0, 0.0, 1.0] * 100), GRPO_PRESETS["reinforce"]
+    preset, task = GRPO_PRESETS["reinforce"], Digits(in_turn(None, 1.0, 0.0, 1.0))
     config = GRPOConfig(**preset.numbers, steps=2, prompts_per_step=2, max_new_tokens=4)
-    model = small.tiny()
-    train_grpo(model, small.TOKENIZER, small.Digits(lambda c: next(verdicts)), config,
-               **preset.arguments(config))
-    after = small.weights(model)
-    assert bool(after.isfinite().all()) and not torch.equal(after, small.weights(small.tiny()))
+    after = weights(train_grpo(tiny(), TOKENIZER, task, config, **preset.arguments(config)))
+    assert bool(after.isfinite().all())
+    assert not torch.equal(after, weights(tiny()))
 
+
+# whole runs
 
 @pytest.fixture(scope="module", params=[0, 1, 2])
 def toy_base(request):
-    """The main job's base model, which answers about half of the sums right."""
+    """The main job's base model, which gets about half of the sums right, its tokenizer, and the
+    seed."""
     seed = request.param
     model, tokenizer = make_base(TinySizes(), seed=seed, device="cpu")
     pairs = demonstrations(Arithmetic(), 24_000, random.Random(seed), worked_share=0.5,
@@ -222,15 +236,15 @@ def toy_base(request):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GRPO_PRESETS)
 def test_every_preset_learns_sums(name, toy_base):
-    """30 steps at the toy's learning rate and batch: accuracy on held-out sums up by at least 0.2,
-    on every seed."""
-    (first, tokenizer, seed), preset = toy_base, GRPO_PRESETS[name]
-    model, task = copy.deepcopy(first), Arithmetic()
+    """30 steps at the toy's learning rate and batch size raise the accuracy on held-out sums by
+    more than 0.2, with every seed."""
+    (base, tokenizer, seed), preset = toy_base, GRPO_PRESETS[name]
+    model, task = copy.deepcopy(base), Arithmetic()
     lr = min(4e-4, max(2e-4, preset.numbers.get("lr", 4e-4)))
     config = replace(GRPOConfig(**preset.numbers), steps=30, prompts_per_step=16, group_size=8,
                      warmup_steps=3, lr=lr,
                      minibatches=min(4, preset.numbers.get("minibatches", 1)))
-    before = evaluate(first, tokenizer, task, n=512, seed=seed).accuracy
+    before = evaluate(base, tokenizer, task, n=512, seed=seed).accuracy
     train_grpo(model, tokenizer, task, config, **preset.arguments(config), seed=seed)
     after = evaluate(model, tokenizer, task, n=512, seed=seed).accuracy
     print(f"{name} seed {seed}: {before:.3f} -> {after:.3f}")
