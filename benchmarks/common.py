@@ -171,7 +171,7 @@ def run_minirl(command: str, run_dir: Path, *flags: object, threads: int | None 
     """Run a training command in a process of its own -> its run directory.
 
     A run that is finished is not made again, and one that was cut short goes on. What the command
-    prints is added to <run_dir>.log. Raises CalledProcessError where the command fails.
+    prints is added to <run_dir>.log. Raises RuntimeError, with the end of it, if the command fails.
     """
     run = RunDir(run_dir)
     if run.finished:
@@ -183,8 +183,12 @@ def run_minirl(command: str, run_dir: Path, *flags: object, threads: int | None 
     if threads is not None:
         env["OMP_NUM_THREADS"] = str(threads)
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{run_dir}.log", "a", encoding="utf-8") as log:
-        subprocess.run(argv, check=True, stdout=log, stderr=subprocess.STDOUT, env=env)
+    log = Path(f"{run_dir}.log")
+    with open(log, "a", encoding="utf-8") as file:
+        process = subprocess.run(argv, stdout=file, stderr=subprocess.STDOUT, env=env)
+    if process.returncode:
+        end = log.read_text(encoding="utf-8")[-2000:]
+        raise RuntimeError(f"minirl {command} ended with {process.returncode}; it printed\n{end}")
     return run
 
 
