@@ -70,8 +70,8 @@ class Rows:
         q, k, v = (x.unflatten(0, (self.B, self.T)).transpose(1, 2) for x in (q, k, v))
         if self.cache is not None:
             k, v = self.cache.append(layer, k, v)  # (B, K, S, D)
-        attended = attend(q, k, v, self.bias)  # (B, H, T, D)
-        return attended.transpose(1, 2).reshape(self.B * self.T, -1)
+        out = attend(q, k, v, self.bias)  # (B, H, T, D)
+        return out.transpose(1, 2).reshape(self.B * self.T, -1)
 
 
 def hide(hidden: Tensor) -> Tensor:
@@ -112,10 +112,10 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         q = q.reshape(B, K, H // K, D)
         mask = None if mask is None else mask.expand(-1, 1, H // K, S)
     with sdpa_kernel(FUSED):
-        attended = F.scaled_dot_product_attention(
+        out = F.scaled_dot_product_attention(
             q, k.to(q.dtype), v.to(q.dtype), attn_mask=mask, is_causal=bias is None and T > 1,
             enable_gqa=H != K and T > 1)
-    return attended.reshape(B, H, T, D)
+    return out.reshape(B, H, T, D)
 
 
 def _one_query(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -129,8 +129,8 @@ def _one_query(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     scores = scores if bias is None else scores + bias
     e = (scores - scores.amax(-1, keepdim=True)).exp()
     # The sum divides at the end, where it divides D numbers and not S.
-    attended = (e[..., None] * values).sum(-2) / e.sum(-1, keepdim=True)  # (B, K, H/K, D)
-    return attended.view(B, H, T, D).to(q.dtype)
+    out = (e[..., None] * values).sum(-2) / e.sum(-1, keepdim=True)  # (B, K, H/K, D)
+    return out.view(B, H, T, D).to(q.dtype)
 
 
 def _two_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:

@@ -121,16 +121,16 @@ class Decoder:
             last = hidden[:, -1].repeat_interleave(group, dim=0)  # (B, d)
             return choose(last, weight, self.uniform[0], self.choice)
 
-        drawn = with_head(model, prompts, head, cache=cache, starts=padding)
+        first = with_head(model, prompts, head, cache=cache, starts=padding)
         self.cache.take(cache, self.row // group)
         self.cache.take_weights(cache)
-        return drawn
+        return first
 
-    def step(self, model: Transformer, n: int, filled: int) -> None:
-        """Draw one more token for the first n rows; then `filled` slots of the cache are filled."""
-        end = filled
+    def step(self, model: Transformer, n: int, slots: int) -> None:
+        """Draw one more token for the first n rows. Afterwards `slots` of the cache are filled."""
+        end = slots
         if self.recording:
-            end = min(whole(filled, REACH), self.width + self.max_new_tokens)
+            end = min(whole(slots, REACH), self.width + self.max_new_tokens)
         if (n, end) in self.graphs:
             self.graphs[n, end].replay()
             return
@@ -170,31 +170,31 @@ class Decoder:
         self.ended[:n] |= (ids[:, None] == self.stops).any(1)
         self.t.add_(1)
 
-    def leave(self, n: int, filled: int) -> int:
-        """Let ended rows leave, where enough of them have ended; return how many rows stay.
+    def leave(self, n: int, slots: int) -> int:
+        """Let ended rows leave, where enough of the first n have ended; return how many stay.
 
-        Recorded steps halve the number of rows, so that there are few recordings. Two rows are
-        kept at least, as a single row would be compiled anew.
+        `slots` of the cache are filled. Recorded steps halve the number of rows, so that there are
+        few recordings. Two rows stay at least, as a single row would be compiled anew.
         """
-        going = n - int(self.ended[:n].sum())
-        kept = going
-        if self.recording and going:
-            kept = n
-            while kept // 2 >= max(2, going):
-                kept //= 2
-        elif self.compiled and going:
-            kept = min(n, max(2, going))
-        if n - kept < WORTH_LEAVING * n or kept == 0:
-            return n if kept else 0
+        running = n - int(self.ended[:n].sum())
+        stay = running
+        if self.recording and running:
+            stay = n
+            while stay // 2 >= max(2, running):
+                stay //= 2
+        elif self.compiled and running:
+            stay = min(n, max(2, running))
+        if n - stay < WORTH_LEAVING * n or stay == 0:
+            return n if stay else 0
         # Unfinished rows among the last ones take the places of ended ones among the first.
-        rows = kept + (~self.ended[kept:n]).nonzero().squeeze(1)
-        places = self.ended[:kept].nonzero().squeeze(1)[:len(rows)]
-        self.cache.length = filled
+        rows = stay + (~self.ended[stay:n]).nonzero().squeeze(1)
+        places = self.ended[:stay].nonzero().squeeze(1)[:len(rows)]
+        self.cache.length = slots
         self.cache.move(rows, places)
         for x in (self.ids, self.row, self.ended, self.starts):
             if x is not None:
                 x[places] = x[rows]
-        return kept
+        return stay
 
 
 def whole(n: int, unit: int) -> int:

@@ -22,9 +22,9 @@ Sharers = tuple[Tensor, Tensor, Tensor]
 class Distinct:
     """The tokens that B rows need, each once: `tokens` (N,) at `positions` (N,).
 
-    tokens (B, T); prompt, used (B,), on the CPU: row b begins with a prompt of prompt[b] tokens,
-    which it shares with all rows that have the same prompt, and it needs its first used[b] tokens,
-    at least its prompt. Slot (b, t) of the rows is token `place[b, t]` of the list.
+    tokens (B, T); prompt, lengths (B,), on the CPU: row b begins with a prompt of prompt[b] tokens,
+    which it shares with all rows that have the same prompt, and it needs its first lengths[b]
+    tokens, at least its prompt. Slot (b, t) of the rows is token `place[b, t]` of the list.
 
     For attention, tokens are laid out in rows with padding on the right, pieces of similar length
     at a time. A row has keys from its start, and queries from its first own token. The queries of
@@ -34,21 +34,21 @@ class Distinct:
     gradient is the sum over the rows in which it stands.
     """
 
-    def __init__(self, tokens: Tensor, prompt: Tensor, used: Tensor) -> None:
+    def __init__(self, tokens: Tensor, prompt: Tensor, lengths: Tensor) -> None:
         (B, T), device = tokens.shape, tokens.device
         rows, t = torch.arange(B), torch.arange(T)
-        source = same_prompt(tokens, prompt, used)  # (B,): the row that computes the prompt
+        source = same_prompt(tokens, prompt, lengths)  # (B,): the row that computes the prompt
         # (B, T): the row that computes each slot
         origin = torch.where(t < prompt[:, None], source[:, None], rows[:, None])
-        own = (t < used[:, None]) & (origin == rows[:, None])  # (B, T)
+        own = (t < lengths[:, None]) & (origin == rows[:, None])  # (B, T)
         place = (own.flatten().cumsum(0) - 1).view(B, T)[origin, t]  # (B, T)
         self.tokens = tokens[own.to(device)]  # (N,)
         self.positions = t.expand(B, T)[own].to(device)  # (N,)
-        self.place, self.longest = place.to(device), int(used.max())
-        queries, keys = self._cut(place, source, prompt, used, device)
+        self.place, self.longest = place.to(device), int(lengths.max())
+        queries, keys = self._cut(place, source, prompt, lengths, device)
         self._index(queries, keys, device)
 
-    def _cut(self, place: Tensor, source: Tensor, prompt: Tensor, used: Tensor,
+    def _cut(self, place: Tensor, source: Tensor, prompt: Tensor, lengths: Tensor,
              device: torch.device) -> tuple[Tensor, Tensor]:
         """Lay the rows out in pieces; return the tokens of all queries and of all keys.
 
@@ -56,15 +56,15 @@ class Distinct:
         """
         B = len(source)
         rows = torch.arange(B)
-        several = (torch.bincount(source[used > 0], minlength=B) > 1)[source]
-        shares = several & (used > 0)  # (B,): the row shares its prompt with others
+        several = (torch.bincount(source[lengths > 0], minlength=B) > 1)[source]
+        shares_prompt = several & (lengths > 0)  # (B,): the row shares its prompt with others
         # (B,): and so leaves the prompt's queries to a row of their own
-        apart = shares if plain(1, device) else torch.zeros_like(shares)
+        apart = shares_prompt if plain(1, device) else torch.zeros_like(shares_prompt)
         prompts = (apart & (source == rows)).nonzero().squeeze(1)
         row = torch.cat([rows, prompts])  # (R,): the rows, then the prompts as rows
         # (R,): a row has the queries [begin, end) and the keys [0, end)
         begin = torch.cat([torch.where(apart, prompt, 0), torch.zeros_like(prompts)])
-        end = torch.cat([used, prompt[prompts]])
+        end = torch.cat([lengths, prompt[prompts]])
 
         self.pieces, queries, keys = [], [], []
         for piece in similar(end):
@@ -94,17 +94,17 @@ class Distinct:
         self.queries, self.home = queries.clamp(min=0).to(device), home.to(device)
         self.answers = answers.to(device)
         self.keys, self.key_home = keys.clamp(min=0).to(device), slots[start].to(device)
-        self.shared = None
+        self.shared_keys = None
         if shared is not None:
-            self.shared = tuple(x.to(device) for x in shared)
+            self.shared_keys = tuple(x.to(device) for x in shared)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (N, H, D), K = q.shape, k.shape[1]
         q, kv = q.reshape(N, H * D), torch.cat([k, v], dim=1).flatten(1)
         if not self.as_they_are:
             q = _Take.apply(q, self.queries, self.home, None, None)
-            kv = _Take.apply(kv, self.keys, self.key_home, None, self.shared)
-        attended = []
+            kv = _Take.apply(kv, self.keys, self.key_home, None, self.shared_keys)
+        parts = []
         queries = q.split([n * width for n, width, _, _ in self.pieces])
         keys = kv.split([n * reach for n, _, reach, _ in self.pieces])
         for (n, width, reach, bias), q, kv in zip(self.pieces, queries, keys, strict=True):
@@ -112,17 +112,17 @@ class Distinct:
             # (n, K, reach, D)
             k, v = kv.view(n, reach, 2 * K, D).transpose(1, 2).split(K, dim=1)
             piece = attend(q, k, v, bias)  # (n, H, width, D)
-            attended.append(piece.transpose(1, 2).reshape(n * width, H * D))
-        out = torch.cat(attended) if len(attended) > 1 else attended[0]
+            parts.append(piece.transpose(1, 2).reshape(n * width, H * D))
+        out = torch.cat(parts) if len(parts) > 1 else parts[0]
         if self.as_they_are:
             return out
         return _Take.apply(out, self.home, self.queries, self.answers, None)
 
 
-def same_prompt(tokens: Tensor, prompt: Tensor, used: Tensor) -> Tensor:
+def same_prompt(tokens: Tensor, prompt: Tensor, lengths: Tensor) -> Tensor:
     """For each row, return the first row with the same prompt, maybe itself. (B,), on the CPU."""
     width = max(1, int(prompt.max()))
-    columns = tokens[:, :width].tolist(), prompt.tolist(), (used > 0).tolist()
+    columns = tokens[:, :width].tolist(), prompt.tolist(), (lengths > 0).tolist()
     first_row: dict[object, int] = {}
     source = []
     for b, (ids, length, some) in enumerate(zip(*columns, strict=True)):
@@ -143,8 +143,8 @@ def similar(lengths: Tensor) -> list[Tensor]:
         cost = sizes[0] * count + sizes[1:] * (n - count)  # (n - 1,): of a cut behind each row
         if depth == 0 or n < 2 or cost.min() > WORTH_A_PIECE * sizes[0] * n:
             return [rows.sort().values]
-        cut = int(cost.argmin()) + 1
-        return split(rows[:cut], depth - 1) + split(rows[cut:], depth - 1)
+        at = int(cost.argmin()) + 1
+        return split(rows[:at], depth - 1) + split(rows[at:], depth - 1)
 
     return split(lengths.argsort(descending=True, stable=True), 2)
 

@@ -78,7 +78,7 @@ def replacing_folder(path: Path, then: str = TRY_AGAIN) -> Iterator[Path]:
     A folder cannot be renamed over another one. So the old one is renamed to *.replaced, the new
     one takes its name, and the old one is deleted. `settle` repairs what a kill in between leaves.
     """
-    partial, replaced = partial_of(path), replaced_of(path)
+    partial, old = partial_of(path), replaced_of(path)
     with room(path.parent, then):
         settle(path)
         partial.mkdir()
@@ -88,22 +88,22 @@ def replacing_folder(path: Path, then: str = TRY_AGAIN) -> Iterator[Path]:
                 sync(file)
             sync(partial)
             if os.path.lexists(path):
-                os.replace(path, replaced)
+                os.replace(path, old)
             os.replace(partial, path)
         except Exception:
             settle(path)
             raise
         sync(path.parent)
-        remove(replaced)
+        remove(old)
 
 
 def settle(path: Path) -> None:
     """Finish or undo the writing of the file or folder `path` that a kill interrupted."""
-    partial, replaced = partial_of(path), replaced_of(path)
-    if os.path.lexists(replaced) and not os.path.lexists(path):  # both are complete
-        os.replace(partial if os.path.lexists(partial) else replaced, path)
+    partial, old = partial_of(path), replaced_of(path)
+    if os.path.lexists(old) and not os.path.lexists(path):  # both are complete
+        os.replace(partial if os.path.lexists(partial) else old, path)
     remove(partial)
-    remove(replaced)
+    remove(old)
 
 
 def settle_all(folder: Path) -> None:
@@ -138,9 +138,9 @@ def room(folder: Path, then: str = TRY_AGAIN) -> Iterator[None]:
     except Exception as error:
         if disk_is_full(error):
             raise NoSpace(f"no space left in {folder}: make room, and {then}") from error
-        failed = [e for e in chain(error) if isinstance(e, OSError)]
-        if failed and not isinstance(error, (OSError, ValueError)):
-            raise OSError(f"{folder} cannot be written to: {failed[0]}") from error
+        os_errors = [e for e in chain(error) if isinstance(e, OSError)]
+        if os_errors and not isinstance(error, (OSError, ValueError)):
+            raise OSError(f"{folder} cannot be written to: {os_errors[0]}") from error
         raise
 
 

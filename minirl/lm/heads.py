@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from minirl.lm.config import ModelConfig
 from minirl.lm.distinct import take
-from minirl.lm.logprobs import check_mask, fill_slots, last_wanted, state_before, states
+from minirl.lm.logprobs import check_mask, fill_slots, last_slot, state_before, states
 from minirl.lm.model import Transformer, hidden_alone, with_head
 from minirl.lm.rollouts import TOKEN_BUDGET, Rollouts, completion_batch, micro_batches
 from minirl.lm.seeds import seeded
@@ -98,7 +98,7 @@ class ScalarModel(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):  # a bfloat16 reward has two digits
             v = linear(hidden.to(linear.weight.dtype)).squeeze(-1)  # (N,)
         before = place[state_before(mask)]
-        last = last_wanted(mask).to(place.device)
+        last = last_slot(mask).to(place.device)
         end = place[torch.arange(len(tokens), device=place.device), last]
         return fill_slots(take(v[:, None], before).squeeze(1), mask), v[end]
 

@@ -217,14 +217,14 @@ def token_logprobs(model: Transformer, tokens: Tensor, *, mask: Tensor | None = 
     padded on the right. A model may also be any module with `hidden(tokens)` and `lm_head`.
     """
     if mask is None:
-        wanted = torch.ones_like(tokens, dtype=torch.bool)
-        wanted[:, 0] = False
+        slots = torch.ones_like(tokens, dtype=torch.bool)
+        slots[:, 0] = False
     else:
-        wanted = mask.bool()
-        check_mask(tokens, wanted)
-    targets = tokens[wanted]
-    ids, options, place = states(model, tokens, wanted)
-    before = place[state_before(wanted)]
+        slots = mask.bool()
+        check_mask(tokens, slots)
+    targets = tokens[slots]
+    ids, options, place = states(model, tokens, slots)
+    before = place[state_before(slots)]
 
     def head(hidden: Tensor, weight: Tensor) -> Any:
         return linear_logprobs(take(hidden.flatten(0, -2), before), weight, targets,
@@ -232,9 +232,9 @@ def token_logprobs(model: Transformer, tokens: Tensor, *, mask: Tensor | None = 
 
     results = with_head(model, ids, head, **options)
     if not return_entropy:
-        return fill_slots(results, wanted)
+        return fill_slots(results, slots)
     logp, entropy = results
-    return fill_slots(logp, wanted), fill_slots(entropy, wanted)
+    return fill_slots(logp, slots), fill_slots(entropy, slots)
 
 
 def check_mask(tokens: Tensor, mask: Tensor) -> None:
@@ -247,48 +247,49 @@ def check_mask(tokens: Tensor, mask: Tensor) -> None:
                          "start rows with a BOS or a prompt")
 
 
-def state_before(wanted: Tensor) -> Tensor:
-    """(B, T) -> (B, T): true at the slot before each wanted one. Slot 0 is not wanted."""
-    return wanted.roll(-1, 1)
+def state_before(slots: Tensor) -> Tensor:
+    """Return the slots before these: bool (B, T) -> (B, T). Slot 0 is none of them."""
+    return slots.roll(-1, 1)
 
 
-def fill_slots(values: Tensor, wanted: Tensor) -> Tensor:
-    """Put one value at each wanted slot, and 0 elsewhere: (slots,) -> (B, T)."""
-    return values.new_zeros(wanted.shape).masked_scatter(wanted, values)
+def fill_slots(values: Tensor, slots: Tensor) -> Tensor:
+    """Put one value at each slot that is true, and 0 elsewhere: (n,) -> (B, T)."""
+    return values.new_zeros(slots.shape).masked_scatter(slots, values)
 
 
-def states(model: Transformer, tokens: Tensor, wanted: Tensor, *, ends: bool = False
+def states(model: Transformer, tokens: Tensor, slots: Tensor, *, ends: bool = False
            ) -> tuple[Tensor, dict, Tensor]:
-    """Choose the states to compute, so that each wanted slot can be predicted.
+    """Choose the states to compute, so that the token at each slot that is true can be predicted.
 
-    Shapes     tokens, wanted (B, T) -> ids, options, place (B, T)
+    Shapes     tokens, slots (B, T) -> ids, options, place (B, T)
 
     with_head(model, ids, head, **options) computes a state for each id, and place[b, t] is the
-    state of slot (b, t). These are the states before a row's last wanted slot, with `ends` that of
-    this slot too. A prompt, the tokens before the first wanted slot, is computed once for all rows
-    that begin with it. A model without a context, such as a table of logits, computes every slot.
+    state of slot (b, t). These are the states before the last of a row's slots, with `ends` that of
+    the last one too. A prompt, the tokens before the first of the slots, is computed once for all
+    rows that begin with it. A model that takes no context, such as a table of logits, computes
+    every slot.
     """
     if not isinstance(model, Transformer):
         return tokens, {}, torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
-    wanted = wanted.cpu()
-    prompt, last = first_wanted(wanted), last_wanted(wanted)
-    if not wanted.any():
+    slots = slots.cpu()
+    prompt, last = first_slot(slots), last_slot(slots)
+    if not slots.any():
         last[:1] = 1    # one token, so that results have the right shape
     context = Distinct(tokens, prompt, last + 1 if ends else last)
     return context.tokens, {"context": context}, context.place
 
 
-def first_wanted(wanted: Tensor) -> Tensor:
-    """Return each row's first wanted slot, 0 where there is none: (B, T) -> (B,), on the CPU."""
-    wanted = wanted.cpu()
-    return torch.where(wanted.any(1), wanted.int().argmax(1), 0)
+def first_slot(slots: Tensor) -> Tensor:
+    """Return the first true slot of each row, 0 where there is none: (B, T) -> (B,), on the CPU."""
+    slots = slots.cpu()
+    return torch.where(slots.any(1), slots.int().argmax(1), 0)
 
 
-def last_wanted(wanted: Tensor) -> Tensor:
-    """Return each row's last wanted slot, 0 where there is none: (B, T) -> (B,), on the CPU."""
-    wanted = wanted.cpu()
-    last = wanted.shape[1] - 1 - wanted.flip(1).int().argmax(1)
-    return torch.where(wanted.any(1), last, 0)
+def last_slot(slots: Tensor) -> Tensor:
+    """Return the last true slot of each row, 0 where there is none: (B, T) -> (B,), on the CPU."""
+    slots = slots.cpu()
+    last = slots.shape[1] - 1 - slots.flip(1).int().argmax(1)
+    return torch.where(slots.any(1), last, 0)
 
 
 @torch.no_grad()

@@ -169,9 +169,9 @@ def before_attention(x: Tensor, cos: Tensor, sin: Tensor, w: Weights, H: int, K:
     return qk[:, :H], qk[:, H:], v
 
 
-def after_attention(x: Tensor, attended: Tensor, w: Weights, eps: float, dropout: float) -> Tensor:
+def after_attention(x: Tensor, heads: Tensor, w: Weights, eps: float, dropout: float) -> Tensor:
     """Tokens x (N, d), what they read in attention (N, H D) -> tokens after both residual steps."""
-    x = x + F.dropout(F.linear(attended, w.output, w.output_bias), dropout, training=dropout > 0)
+    x = x + F.dropout(F.linear(heads, w.output, w.output_bias), dropout, training=dropout > 0)
     gate, up = F.linear(rms_norm(x, w.second_norm, eps), w.gate_up).chunk(2, dim=-1)
     return x + F.dropout(F.linear(F.silu(gate) * up, w.down), dropout, training=dropout > 0)
 

@@ -88,8 +88,8 @@ def right_pad(rows: Sequence[Sequence[int]], pad_id: int, *,
     """Rows of ids -> tokens (B, T), filled up with pad_id on the right, and lengths (B,)."""
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
     width = int(lengths.max()) if len(rows) else 0
-    padded = [[*row, *[pad_id] * (width - len(row))] for row in rows]
-    tokens = torch.tensor(padded, dtype=torch.long).view(len(rows), width)
+    table = [[*row, *[pad_id] * (width - len(row))] for row in rows]
+    tokens = torch.tensor(table, dtype=torch.long).view(len(rows), width)
     return tokens.to(device), lengths.to(device)
 
 

@@ -68,8 +68,8 @@ def scale_frequencies(frequencies: Tensor, scaling: dict | None) -> Tensor:
         return frequencies
     if kind != "llama3":
         raise ValueError(f"rope_scaling type {kind!r} is not supported: 'default' and 'llama3' are")
-    required = {"original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "factor"}
-    if lacking := required - scaling.keys():
+    names = {"original_max_position_embeddings", "low_freq_factor", "high_freq_factor", "factor"}
+    if lacking := names - scaling.keys():
         raise ValueError(f"rope_scaling of type 'llama3' lacks {', '.join(sorted(lacking))}: "
                          "complete it in config.json")
     # full turns within the context of the first training
@@ -81,5 +81,5 @@ def scale_frequencies(frequencies: Tensor, scaling: dict | None) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the feature pairs of x (..., H, D). The minus sign is already in `sin`."""
-    swapped = torch.roll(x, x.shape[-1] // 2, dims=-1)    # the halves
-    return torch.addcmul(x * cos, swapped, sin)
+    other_half = torch.roll(x, x.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x * cos, other_half, sin)

@@ -92,8 +92,8 @@ def _sample(model: Transformer, prompts: list[list[int]], group: int, max_new_to
     width = int(lengths.max())
     if device.type == "cuda":
         width = min(whole(width, WIDTH), model.config.max_seq_len - max_new_tokens)
-    padded = [[pad_id] * (width - len(prompt)) + prompt for prompt in prompts]
-    tokens = torch.tensor(padded, device=device)  # (P, width)
+    table = [[pad_id] * (width - len(prompt)) + prompt for prompt in prompts]
+    tokens = torch.tensor(table, device=device)  # (P, width)
     padding = None
     if not bool((lengths == width).all()):
         padding = (width - lengths).to(device)  # (P,)
@@ -121,18 +121,18 @@ def _lay_out(prompts: list[list[int]], group: int, new_tokens: Tensor, new_logp:
     truncated = ~is_stop.any(1)  # (B,)
     lengths = torch.where(truncated, max_new_tokens, is_stop.int().argmax(1) + 1)  # (B,)
 
-    repeated = [prompt for prompt in prompts for _ in range(group)]
-    prompt_lengths = torch.tensor([len(prompt) for prompt in repeated], device=device)  # (B,)
+    row_prompts = [prompt for prompt in prompts for _ in range(group)]
+    prompt_lengths = torch.tensor([len(prompt) for prompt in row_prompts], device=device)  # (B,)
     start, ends = torch.zeros_like(prompt_lengths), prompt_lengths + lengths
     B, T = len(ends), int(ends.max())
     mask = span_mask(prompt_lengths, ends, T)  # (B, T)
-    sampled = span_mask(start, lengths, max_new_tokens)  # (B, max_new_tokens)
+    new_mask = span_mask(start, lengths, max_new_tokens)  # (B, max_new_tokens)
     tokens = torch.full((B, T), pad_id, device=device)
-    prompt_ids = torch.tensor([i for prompt in repeated for i in prompt], device=device)
+    prompt_ids = torch.tensor([i for prompt in row_prompts for i in prompt], device=device)
     tokens[span_mask(start, prompt_lengths, T)] = prompt_ids
-    tokens[mask] = new_tokens[sampled]
+    tokens[mask] = new_tokens[new_mask]
     behavior_logp = torch.zeros(B, T, device=device)
-    behavior_logp[mask] = new_logp[sampled]
+    behavior_logp[mask] = new_logp[new_mask]
     return Rollouts(tokens, mask, prompt_lengths, behavior_logp, truncated)
 
 
@@ -156,8 +156,8 @@ def check_sampling(config: ModelConfig, prompts: Sequence[Sequence[int]], *, gro
             raise ValueError(f"prompt {i} is empty: expected at least one id, for instance the "
                              "tokenizer's BOS")
         check_context(f"prompt {i}", len(prompt), max_new_tokens, config.max_seq_len)
-    named = [(f"prompt {i}", prompt) for i, prompt in enumerate(prompts)]
-    for name, row in [*named, *ids.items()]:
+    pairs = [(f"prompt {i}", prompt) for i, prompt in enumerate(prompts)]
+    for name, row in [*pairs, *ids.items()]:
         for id in row:
             if not isinstance(id, int) or not 0 <= id < config.vocab_size:
                 raise ValueError(f"{name} holds the id {id!r}, unknown to the model: expected "

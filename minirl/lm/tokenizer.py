@@ -274,10 +274,10 @@ def _add_special_tokens(backend: tokenizers.Tokenizer, config: dict, folder: Pat
         names.setdefault("pad_token", backend.padding["pad_token"])
     backend.no_truncation()
     backend.no_padding()
-    listed = {token.content for token in backend.get_added_tokens_decoder().values()}
-    backend.add_tokens([token for token in others if token.content not in listed])
+    own = {token.content for token in backend.get_added_tokens_decoder().values()}
+    backend.add_tokens([token for token in others if token.content not in own])
     for role in names.keys() & {"pad_token", "bos_token", "eos_token"}:
         _id(backend, names[role], role[:3].upper())
     backend.add_special_tokens([special_token(name) for name in names.values()
-                                if name not in listed])
+                                if name not in own])
     return names

@@ -28,18 +28,18 @@ def special_token(text: str) -> AddedToken:
 def special_tokens(config: dict, folder: Path) -> tuple[dict[str, str], list[AddedToken]]:
     """Return the tokens that tokenizer_config.json names: by role, and others of one id each."""
     where = folder / "tokenizer_config.json"
-    listed = config.get("added_tokens_decoder")
-    if listed is None:    # older checkpoints name them in a file of their own
+    tokens = config.get("added_tokens_decoder")
+    if tokens is None:    # older checkpoints name them in a file of their own
         config = {**config, **read_json(folder / "special_tokens_map.json")}
     names = {role: _token(config[role], f"{where}: {role}").content
              for role in ROLES if config.get(role) is not None}
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    listed = {} if listed is None else listed
-    if not isinstance(listed, dict) or not isinstance(extra, (dict, list)):
+    tokens = {} if tokens is None else tokens
+    if not isinstance(tokens, dict) or not isinstance(extra, (dict, list)):
         raise TokenizerError(f"{where}: added_tokens_decoder is an object and extra_special_tokens "
-                             f"a list, not {type(listed).__name__} and {type(extra).__name__}")
+                             f"a list, not {type(tokens).__name__} and {type(extra).__name__}")
     extra = list(extra.values()) if isinstance(extra, dict) else extra
-    return names, [*(_token(entry, f"{where}: added_tokens_decoder") for entry in listed.values()),
+    return names, [*(_token(entry, f"{where}: added_tokens_decoder") for entry in tokens.values()),
                    *(_token(entry, f"{where}: extra_special_tokens") for entry in extra)]
 
 

@@ -15,8 +15,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 def in_front(backend: tokenizers.Tokenizer) -> list[int]:
     """Return the ids that the tokenizer's post-processor puts in front of a text."""
     probe = backend.encode("a")
-    marked = zip(probe.ids, probe.special_tokens_mask, strict=True)
-    return [i for i, _ in takewhile(lambda pair: pair[1], marked)]
+    pairs = zip(probe.ids, probe.special_tokens_mask, strict=True)
+    return [i for i, _ in takewhile(lambda pair: pair[1], pairs)]
 
 
 def puts_in_front(backend: tokenizers.Tokenizer,

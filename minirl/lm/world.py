@@ -34,9 +34,9 @@ def total(x: Number) -> Number:
     if size() == 1:
         return x
     if isinstance(x, Tensor):
-        summed = x.detach().clone()
-        dist.all_reduce(summed)
-        return summed
+        result = x.detach().clone()
+        dist.all_reduce(result)
+        return result
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     number = torch.tensor(x, dtype=torch.float64 if isinstance(x, float) else torch.int64,
                           device=device)
