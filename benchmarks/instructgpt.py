@@ -30,10 +30,11 @@ from common import commit, heading, run_minirl
 from instructgpt_report import BETA_0, BETA_02, CHOSEN, EPISODES, FEW, PTX, SFT, Seed
 from minirl.inference.evaluate import Evaluation, best_of, evaluate
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
+from minirl.lm.files import read_json
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
 from minirl.lm.seeds import derive_seed
-from minirl.lm.tokenizer import Tokenizer, read_json
+from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.instructions import Instructions, answer_to
 from minirl.tasks.preferences import Ranking, load_rankings, pairs
 from minirl.tasks.problem import Task

@@ -26,7 +26,7 @@ from pathlib import Path
 import r1_report as report
 from common import commit, heading, run_minirl
 from minirl.app.rundir import RunDir
-from minirl.lm.tokenizer import read_json
+from minirl.lm.files import read_json
 
 WHOLE = "prompt"                       # the run with all stages: reasoning in the prompt's language
 VARIANTS: dict[str, tuple[object, ...]] = {

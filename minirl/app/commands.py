@@ -31,10 +31,11 @@ from minirl.app.text import table
 from minirl.inference.evaluate import Evaluation
 from minirl.inference.intervals import wilson_interval
 from minirl.lm.checkpoint import load_pretrained
+from minirl.lm.files import read_json
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in, pick_device, slowdown
 from minirl.lm.sampling import check_choices
-from minirl.lm.tokenizer import Tokenizer, read_json
+from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.instructions import WORDS
 from minirl.tasks.problem import Task
 from minirl.train.dpo import DPOConfig

@@ -31,10 +31,11 @@ from minirl.app.text import hanging, table
 from minirl.inference.evaluate import Evaluation, best_of
 from minirl.inference.intervals import mean_interval
 from minirl.lm.checkpoint import load_reward_model
+from minirl.lm.files import read_json
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
-from minirl.lm.tokenizer import Tokenizer, read_json
+from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.preferences import Ranking, load_rankings, save_rankings
 from minirl.train import instructgpt as pipeline
 from minirl.train.dpo import DPOConfig

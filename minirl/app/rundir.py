@@ -31,9 +31,10 @@ from minirl.lm import files
 from minirl.lm.checkpoint import CheckpointError, load_pretrained, save_pretrained
 from minirl.lm.digests import SUMS, DigestError, seal, verify
 from minirl.lm.digests import read as read_sums
+from minirl.lm.files import read_json
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
-from minirl.lm.tokenizer import Tokenizer, read_json
+from minirl.lm.tokenizer import Tokenizer
 from minirl.train.state import TrainState, check_weights
 from minirl.train.training_state import load_training_state, save_training_state
 

@@ -15,10 +15,10 @@ from minirl.app.stages import Stages
 from minirl.app.text import columns_of, hanging, padded, table
 from minirl.inference.evaluate import evaluate
 from minirl.inference.intervals import wilson_interval
+from minirl.lm.files import read_json
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
 from minirl.lm.seeds import derive_seed
-from minirl.lm.tokenizer import read_json
 from minirl.train.r1 import LANGUAGE, R1Config
 from minirl.train.stage import Page
 

@@ -21,8 +21,9 @@ from tokenizers import (
 )
 
 from minirl.lm.checkpoint import load_pretrained, save_pretrained
+from minirl.lm.files import read_json
 from minirl.lm.model import ModelConfig, Transformer
-from minirl.lm.tokenizer import build_tokenizer, load_tokenizer, read_json
+from minirl.lm.tokenizer import build_tokenizer, load_tokenizer
 
 transformers = pytest.importorskip("transformers")
 
