@@ -9,11 +9,27 @@ from tokenizers import decoders, models, normalizers, processors
 
 from minirl.lm.tokenizer import EOS, Tokenizer, build_tokenizer, load_tokenizer
 from minirl.tasks.preferences import Demonstration, Ranking
-from minirl.train.encoding import encode_pairs, encode_rankings, encode_texts
+from minirl.train.encoding import encode_pairs, encode_rankings, encode_texts, epoch_batch
 
 OURS = build_tokenizer()
 BOS_ID, EOS_ID, HI = OURS.bos_id, OURS.eos_id, OURS.encode("hi")
 COMPOSED, DECOMPOSED = "사과", unicodedata.normalize("NFD", "사과")
+
+
+def test_an_epoch_has_every_text_once_and_the_next_one_is_shuffled_anew():
+    """Ten texts in batches of four, four and two."""
+    batches = [epoch_batch(10, 4, step, seed=0, page="sft") for step in range(6)]
+    assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2]
+    first, second = sum(batches[:3], []), sum(batches[3:], [])
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+
+
+def test_the_shuffle_depends_on_seed_and_page():
+    batch = epoch_batch(10, 10, 0, seed=0, page="sft")
+    assert epoch_batch(10, 10, 0, seed=0, page="sft") == batch
+    assert epoch_batch(10, 10, 0, seed=1, page="sft") != batch
+    assert epoch_batch(10, 10, 0, seed=0, page="rm") != batch
 
 
 def spaced(tmp_path, merges=()):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import minirl.train.grpo as page
+from minirl.equations.advantages import group_advantages
 from minirl.inference.collect import collect
 from minirl.lm.logprobs import token_logprobs
 from minirl.lm.sampling import sample
@@ -86,10 +87,11 @@ def test_every_pass_shuffles_all_rows_anew(monkeypatch):
     """12 rows in two minibatches, which are micro-batches here: 3 steps of 2 passes."""
     calls = record_calls(monkeypatch, page, "check_finite")
     weights_after(iterations=2, minibatches=2)
-    rows = [call.args[2].tolist() for call in calls]
-    passes = [tuple(a + b) for a, b in zip(rows[::2], rows[1::2], strict=True)]
-    assert len(set(passes)) == len(passes) == 6
-    assert all(sorted(each) == list(range(12)) for each in passes)
+    minibatches = [frozenset(call.args[2].tolist()) for call in calls]
+    firsts, seconds = minibatches[::2], minibatches[1::2]
+    assert len(set(firsts)) == len(firsts) == 6
+    for first, second in zip(firsts, seconds, strict=True):
+        assert first | second == set(range(12))
 
 
 @pytest.mark.parametrize("changes", [
@@ -170,6 +172,18 @@ def test_advantages_have_the_configurations_scale_and_ddof(monkeypatch):
     calls = record_calls(monkeypatch, page, "group_advantages")
     weights_after(steps=1, scale="batch", ddof=0)
     assert [call.options for call in calls] == [{"scale": "batch", "ddof": 0}]
+
+
+def test_dynamic_sampling_leaves_out_groups_that_do_not_differ(monkeypatch):
+    """The second of three groups: each of its completions has the same reward. All tokens that
+    were sampled are counted."""
+    calls = record_calls(monkeypatch, page, "spread")
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0] * 4, [0.0, 1.0, 1.0, 1.0]])
+    rule = in_turn(*rewards.flatten().tolist())
+    kept = log_of(rule, steps=1, dynamic_sampling=True)[0]
+    adv = group_advantages(rewards)[[0, 2]].flatten()
+    assert torch.equal(calls[0].args[0], adv)
+    assert kept["num_tokens"] == log_of(rule, steps=1)[0]["num_tokens"]
 
 
 def test_completions_that_are_equally_wrong_teach_nothing_however_long_they_are():
