@@ -20,6 +20,7 @@ FLOORS = {
 # In train, pages stand alone: they import these modules, and no other page.
 HELPERS = {
     "adamw",
+    "checkpoints",
     "checks",
     "encoding",
     "metrics",
@@ -28,7 +29,6 @@ HELPERS = {
     "profiling",
     "stage",
     "state",
-    "training_state",
 }
 PIPELINES = {"r1", "instructgpt"}       # pages whose lines are pages
 NAMES_PAGES = {"presets", "__init__"}   # the table of the pages' numbers, and what the room offers

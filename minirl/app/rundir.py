@@ -29,18 +29,22 @@ from minirl.app.metrics import cut_metrics, read_lines
 from minirl.app.survival import GO_ON, warn
 from minirl.lm import files
 from minirl.lm.checkpoint import CheckpointError, load_pretrained, save_pretrained
-from minirl.lm.digests import SUMS, DigestError, seal, verify
+from minirl.lm.digests import SUMS, DigestError, verify
 from minirl.lm.digests import read as read_sums
 from minirl.lm.files import read_json
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
 from minirl.lm.tokenizer import Tokenizer
+from minirl.train.checkpoints import (
+    CHECKPOINT,
+    checkpoint_steps,
+    load_checkpoint,
+    put_aside,
+    save_checkpoint,
+)
 from minirl.train.state import TrainState, check_weights
-from minirl.train.training_state import load_training_state, save_training_state
 
-CHECKPOINT = re.compile(r"checkpoint-(0|[1-9]\d*)")
 SECTION = re.compile(r"## step (\d+)")
-KEEP_CHECKPOINTS = 2
 C = TypeVar("C")
 
 
@@ -203,47 +207,26 @@ class RunDir:
     # checkpoints
 
     def save_checkpoint(self, state: TrainState, tokenizer: Tokenizer, seconds: float) -> None:
-        """Save a TrainState, so that load_checkpoint gives it back bit for bit."""
-        model: Any = state.model
-        check_weights(model, state.step)
-        steps = self.checkpoints()
-        before = self.path / f"checkpoint-{steps[-1]}" if steps else None
         with files.room(self.path, GO_ON):
             if (self.path / "metrics.jsonl").is_file():
                 files.sync(self.path / "metrics.jsonl")    # it must hold a checkpoint's steps
-            with self.replacing_folder(f"checkpoint-{state.step}") as folder:
-                save_pretrained(model, tokenizer, folder)
-                content = {"seconds": seconds, **state.state_dict()}
-                seal(folder, *save_training_state(content, folder, before))
-            for step in self.checkpoints()[:-KEEP_CHECKPOINTS]:
-                files.delete_folder(self.path / f"checkpoint-{step}")
+            save_checkpoint(state, tokenizer, self.path, seconds=seconds)
 
     def checkpoints(self) -> list[int]:
-        return sorted(int(match[1]) for path in self.path.iterdir()
-                      if (match := CHECKPOINT.fullmatch(path.name)) and path.is_dir())
+        return checkpoint_steps(self.path)
 
     def load_checkpoint(self, *, device: torch.device, load: Callable[..., Any] =
                         load_pretrained) -> tuple[Any, Tokenizer, dict[str, Any]] | None:
         """Return model, tokenizer and training state of the newest checkpoint, None without one.
 
-        A damaged one is put aside, and the one before it is taken. Metrics and samples are cut to
-        its step.
+        Metrics and samples are cut to its step.
         """
-        content, last, steps = None, 0, self.checkpoints()
-        while steps and content is None:
-            step = steps.pop()
-            folder = self.path / f"checkpoint-{step}"
-            try:
-                model, tokenizer = load(folder, device=device)
-                state = load_training_state(folder, step, model, device)
-                content, last = (model, tokenizer, state), step
-            except (ValueError, OSError) as error:
-                then = f"goes on from checkpoint-{steps[-1]}" if steps else "begins again"
-                self._put_aside(folder.name, error, then)
+        checkpoint = load_checkpoint(self.path, device=device, load=load, warn=warn)
+        last = checkpoint[2]["step"] if checkpoint else 0
         cut_metrics(self.path / "metrics.jsonl", last)
         if (samples := self._sections(last)) != self._sections(sys.maxsize):
             self.write_text("samples.md", samples)
-        return content
+        return checkpoint
 
     def save_final(self, model: Transformer | ScalarModel, tokenizer: Tokenizer) -> None:
         """Save the trained model. With final/ a run is finished."""
@@ -291,11 +274,4 @@ class RunDir:
                 if not self.finished:
                     raise CheckpointError("files are missing")
             except (ValueError, OSError) as error:
-                self._put_aside("final", error, "makes it again from the last checkpoint")
-
-    def _put_aside(self, name: str, error: Exception, then: str) -> None:
-        aside = self.path / f"{name}.broken"
-        files.remove(aside)
-        os.replace(self.path / name, aside)
-        warn(f"{self.path / name} is damaged ({error}): it is now {aside.name}, and the run "
-             f"{then}")
+                warn(put_aside(final, error, "makes it again from the last checkpoint"))

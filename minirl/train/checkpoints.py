@@ -1,4 +1,11 @@
-"""The files of a training state, beside a checkpoint's weights: a run resumes from them exactly.
+"""Checkpoints of a training state, from which a page goes on exactly where it was.
+
+    model, tokenizer, state = load_checkpoint(folder, device=device) or (model, tokenizer, None)
+    train_sft(model, tokenizer, pairs, config, resume=state,
+              save=lambda state: save_checkpoint(state, tokenizer, folder))
+
+A folder holds the newest two, checkpoint-<step>/, each with the weights in Hugging Face layout and
+its training state. Each gets its name when it is complete and on the disk (lm/files.py).
 
 Nothing is written twice. The model's weights are the checkpoint's, and a part that has not changed
 since the last checkpoint, such as a reference, is a hard link to that checkpoint's file.
@@ -7,18 +14,85 @@ since the last checkpoint, such as a reference, is a hard link to that checkpoin
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from minirl.lm.checkpoint import CheckpointError
-from minirl.lm.digests import verify
-from minirl.train.state import check_state
+from minirl.lm import files
+from minirl.lm.checkpoint import CheckpointError, load_pretrained, save_pretrained
+from minirl.lm.digests import seal, verify
+from minirl.lm.tokenizer import Tokenizer
+from minirl.train.state import TrainState, check_state, check_weights
 
+CHECKPOINT = re.compile(r"checkpoint-(0|[1-9]\d*)")
+KEEP = 2                                                   # the newest checkpoints
 STATE = "training_state.pt"
 
+
+def save_checkpoint(state: TrainState, tokenizer: Tokenizer, folder: Path, *,
+                    seconds: float = 0.0) -> None:
+    """Save a TrainState, so that load_checkpoint gives it back bit for bit, and delete all but the
+    newest two checkpoints. `seconds`: what training took so far.
+
+    Raises NonFiniteError where a weight is NaN, infinite or absurdly large.
+    """
+    model: Any = state.model
+    check_weights(model, state.step)
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = checkpoint_steps(folder)
+    before = folder / f"checkpoint-{steps[-1]}" if steps else None
+    with files.replacing_folder(folder / f"checkpoint-{state.step}") as partial:
+        save_pretrained(model, tokenizer, partial)
+        content = {"seconds": seconds, **state.state_dict()}
+        seal(partial, *save_training_state(content, partial, before))
+    for step in checkpoint_steps(folder)[:-KEEP]:
+        files.delete_folder(folder / f"checkpoint-{step}")
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Return the steps of which there are checkpoints, in order."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(match[1]) for path in paths
+                  if (match := CHECKPOINT.fullmatch(path.name)) and path.is_dir())
+
+
+def load_checkpoint(folder: Path, *, device: torch.device,
+                    load: Callable[..., Any] = load_pretrained,
+                    warn: Callable[[str], None] = warnings.warn,
+                    ) -> tuple[Any, Tokenizer, dict[str, Any]] | None:
+    """Return model, tokenizer and training state of the newest checkpoint, None without one.
+
+    A damaged one is put aside, and the one before it is taken; warn(message) says so. `load` loads
+    the model: lm.checkpoint.load_reward_model, where it is one.
+    """
+    steps = checkpoint_steps(folder)
+    while steps:
+        step = steps.pop()
+        path = folder / f"checkpoint-{step}"
+        try:
+            model, tokenizer = load(path, device=device)
+            return model, tokenizer, load_training_state(path, step, model, device)
+        except (ValueError, OSError) as error:
+            then = f"goes on from checkpoint-{steps[-1]}" if steps else "begins again"
+            warn(put_aside(path, error, then))
+    return None
+
+
+def put_aside(path: Path, error: Exception, then: str) -> str:
+    """Rename a damaged folder -> a message about that, and about what the run does `then`."""
+    aside = path.with_name(f"{path.name}.broken")
+    files.remove(aside)
+    os.replace(path, aside)
+    return f"{path} is damaged ({error}): it is now {aside.name}, and the run {then}"
+
+
+# the files of a training state
 
 def part_file(name: str) -> str:
     return f"training_state-{name}.pt"
