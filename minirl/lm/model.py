@@ -243,8 +243,9 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor, *, context: Context | None = None,
                 cache: KVCache | None = None, starts: Tensor | None = None,
                 head: Head | None = None) -> Any:
-        """Return logits, those at slot t about token t + 1; or with `head`, what it makes of
-        head(hidden, output matrix (V, d)), where hidden are the last hidden states, normalised.
+        """Return logits, those at slot t about token t + 1; with `head`, return head(hidden, weight).
+
+        `hidden` are the last hidden states, normalised, and `weight` is the output matrix (V, d).
 
         Shapes     tokens (B, T) -> hidden (B, T, d), logits (B, T, V)
                    with a context: tokens (N,) -> hidden (N, d), logits (N, V)
