@@ -14,6 +14,7 @@ that --init, --rankings or --reward-model names is used, and not made.
 
 from __future__ import annotations
 
+import random
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from minirl.app import people
-from minirl.app.looks import SAMPLES, Agreement, Comparison, KeepEpochs, verdict
-from minirl.app.people import TASK, Pairs
+from minirl.app.looks import SAMPLES, Agreement, Comparison, KeepEpochs, pretraining, rank, verdict
 from minirl.app.preflight import Start, check_prompts, refuse
 from minirl.app.rundir import RunDir
 from minirl.app.stages import Settings, Stages, worth_compiling
@@ -35,18 +34,21 @@ from minirl.lm.files import read_json
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
+from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import Tokenizer
-from minirl.tasks.preferences import Ranking, load_rankings, save_rankings
+from minirl.tasks.instructions import Instructions, answers, base_texts
+from minirl.tasks.preferences import Ranking, load_rankings, save_rankings, split_rankings
 from minirl.train import instructgpt as pipeline
 from minirl.train.dpo import DPOConfig
 from minirl.train.encoding import encode_rankings
-from minirl.train.instructgpt import MAX_NEW_TOKENS, MOST
+from minirl.train.instructgpt import MAX_NEW_TOKENS, MOST, Pair
 from minirl.train.presets import PRESETS
 from minirl.train.reward_model import RewardModelConfig
 from minirl.train.sft import SFTConfig, train_sft
 
 HELD_OUT = 200                 # rankings of held-out prompts
 BASE_SFT = SFTConfig(batch_size=64)
+READ = {"n_answers": 42_000, "n_texts": 6_000}         # what the base model reads
 
 
 @dataclass(frozen=True)
@@ -86,15 +88,17 @@ def first_stage(stages: Stages[InstructSettings], model: Transformer) -> Supervi
     settings = stages.settings
     seed, sft, start = settings.seed, model, model
     if settings.init is None:
+        rng = random.Random(derive_seed(seed, "instruct", "reading"))
         base = stages("base", BASE_SFT, model, lambda m, **hooks: train_sft(
-            m, stages.tokenizer, people.reading(seed), BASE_SFT, seed=seed, **hooks))
+            m, stages.tokenizer, base_texts(Instructions(), rng, **READ), BASE_SFT, seed=seed,
+            **hooks))
         sft, start = pipeline.supervise(base, stages.tokenizer, demonstrations(settings),
-                                        people.pretraining(seed), seed=seed, stage=stages)
+                                        pretraining(seed), seed=seed, stage=stages)
     if settings.rankings is not None:
         return Supervised(sft, start, *given_rankings(settings))
 
     def ranked(name: str, n: int, split: str) -> list[Ranking]:
-        ask = partial(people.rank, sft, stages.tokenizer, n, split=split, seed=seed,
+        ask = partial(rank, sft, stages.tokenizer, n, split=split, seed=seed,
                       noise=settings.labeller_noise)
         return stages.file(name, ask, load_rankings, save_rankings)
 
@@ -115,17 +119,23 @@ def second_stage(stages: Stages[InstructSettings], stage_1: Supervised,
         demonstrations=demonstrations(settings) if settings.rankings is None else [], stage=stages)
 
 
-def demonstrations(settings: InstructSettings, split: str = "train") -> Pairs:
-    return people.demonstrations(settings.demonstrations, settings.seed,
-                                 right_share=settings.right_share, split=split)
+def demonstrations(settings: InstructSettings, split: str = "train") -> list[Pair]:
+    """Return what people wrote for others to learn from."""
+    rng = random.Random(derive_seed(settings.seed, "instruct", "demonstrations", split))
+    return answers(Instructions(), settings.demonstrations, rng, right_share=settings.right_share,
+                   split=split)
 
 
 def given_rankings(settings: InstructSettings) -> tuple[list[Ranking], list[Ranking]]:
     """Return those of the file that --rankings names. A reward model that is there needs none held
     out."""
-    file = str(settings.rankings)
-    return people.split_rankings(file) if settings.reward_model is None else (
-        load_rankings(file), [])
+    rankings = load_rankings(str(settings.rankings))
+    if settings.reward_model is not None:
+        return rankings, []
+    try:
+        return split_rankings(rankings)
+    except ValueError as error:
+        raise ValueError(f"{settings.rankings} has {error}") from error
 
 
 # stage 3
@@ -155,7 +165,7 @@ def rm(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[st
             + f"\n{stages.seconds:.0f} s. {run.path}/ holds calibration.png, curves.png, "
               "summary.json, metrics.jsonl and final/"
             + (", sft-epochs.png and rankings.jsonl.\n" if epochs else ".\n")
-            + f"Next: minirl ppo {same_start(run, settings, run.path / 'final')}")
+            + f"Next: minirl ppo {same_start(run, settings, own=run.path / 'final')}")
 
 
 def ppo(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[str, Any]) -> str:
@@ -168,12 +178,11 @@ def ppo(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[s
     look = stages.looks["ppo"] = Comparison(
         stages, reward_model, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
     variant = PRESETS["ppo"][run.config["preset"]].arguments(config)
-    pipeline.reinforce(stage_1.start, stages.tokenizer, TASK, config, reward_model=reward_model,
-                       pretraining=people.pretraining(settings.seed), seed=settings.seed,
-                       stage=stages, **variant)
+    pipeline.reinforce(stage_1.start, stages.tokenizer, Instructions(), config,
+                       reward_model=reward_model, pretraining=pretraining(settings.seed),
+                       seed=settings.seed, stage=stages, **variant)
     rows = compare(stages, stage_1.start, look, {"DPO": dpo_policy}) | {"PPO": look.last}
-    again = same_start(run, settings, settings.reward_model or run.path / "rm" / "final")
-    return (f"{report(stages, rows)}\nNext, from the same start ({again}):\n"
+    return (f"{report(stages, rows)}\nNext, from the same start ({same_start(run, settings)}):\n"
             "minirl ppo --kl-coef 0  (what happens without the penalty)  |  "
             "minirl ppo --preset ppo-ptx  |  minirl plot")
 
@@ -186,8 +195,8 @@ def dpo(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[s
     reward_model = second_stage(stages, stage_1, RewardModelConfig())
     _, look = train_by_dpo(stages, stage_1, configs["dpo"], reward_model)
     rows = compare(stages, stage_1.start, look, {}) | {"DPO": look.last}
-    again = same_start(run, settings, settings.reward_model or run.path / "rm" / "final")
-    return f"{report(stages, rows)}\nNext, from the same start: minirl ppo {again}"
+    return f"{report(stages, rows)}\nNext, from the same start: minirl ppo " \
+           f"{same_start(run, settings)}"
 
 
 def compiled(settings: InstructSettings, model: Transformer, config: Any) -> bool:
@@ -197,9 +206,13 @@ def compiled(settings: InstructSettings, model: Transformer, config: Any) -> boo
     return worth_compiling(settings.compile, model, tokens)
 
 
-def same_start(run: RunDir, settings: InstructSettings, reward_model: Path | str) -> str:
-    """Return the flags with which another run has the same policy, reward model and rankings."""
-    flags = {"init": settings.init or run.path / "rl-init" / "final", "reward-model": reward_model,
+def same_start(run: RunDir, settings: InstructSettings, own: Path | None = None) -> str:
+    """Return the flags with which another run has the same policy, reward model and rankings.
+
+    `own` is the reward model of minirl rm, which is the run itself.
+    """
+    flags = {"init": settings.init or run.path / "rl-init" / "final",
+             "reward-model": own or settings.reward_model or run.path / "rm" / "final",
              "rankings": settings.rankings or run.path / "rankings.jsonl"}
     return " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in flags.items())
 
@@ -275,7 +288,7 @@ def check_instructions(configs: Mapping[str, Any], flags: Collection[str], start
             raise ValueError("--reward-model is given to minirl rm, which trains one: leave it out,"
                              " or use minirl ppo or minirl dpo")
     longest = max(MAX_NEW_TOKENS, getattr(configs.get("ppo"), "max_new_tokens", 0))
-    check_prompts(start, TASK, longest)
+    check_prompts(start, Instructions(), longest)
     if settings.rankings is not None:
         for rankings in given_rankings(settings):
             if rankings:

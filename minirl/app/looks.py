@@ -3,32 +3,37 @@ also every epoch of SFT, and what a reward model makes of held-out comparisons."
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from minirl.app import people
-from minirl.app.people import TASK, Pairs
 from minirl.app.plots import plot_calibration, plot_epochs
 from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir
 from minirl.app.stages import Look, Stages
 from minirl.app.text import code_span
-from minirl.equations.inference_time import best_of_n
 from minirl.inference.evaluate import Evaluation, evaluate, text_loss
 from minirl.lm.checkpoint import load_pretrained, save_pretrained
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import Tokenizer
+from minirl.tasks.instructions import Instructions, pretraining_text
 from minirl.tasks.preferences import Ranking, pairs
 from minirl.tasks.problem import Task
-from minirl.train.encoding import encode_pairs, encode_texts
-from minirl.train.instructgpt import MAX_NEW_TOKENS, scored_by
-from minirl.train.reward_model import score_texts
+from minirl.train.encoding import encode_texts
+from minirl.train.instructgpt import (
+    MAX_NEW_TOKENS,
+    MOST,
+    Pair,
+    compare_epochs,
+    rank_completions,
+    scored_by,
+)
+from minirl.train.reward_model import preference_margins
 
 SAMPLES = 4              # instructions that samples.md shows
 
@@ -38,6 +43,19 @@ def watched(title: str, model: Transformer, tokenizer: Tokenizer, task: Task, *,
     """Return evaluate(...), and show how far it is."""
     with Progress(title, n * samples, unit="completion") as progress:
         return evaluate(model, tokenizer, task, n=n, samples=samples, progress=progress, **options)
+
+
+def rank(policy: Transformer, tokenizer: Tokenizer, n: int, *, seed: int, noise: float,
+         split: str = "train") -> list[Ranking]:
+    """Return how people rank a policy's completions of n instructions, and show how far it is."""
+    with Progress("answering what is ranked", n * MOST, unit="completion") as progress:
+        return rank_completions(policy, tokenizer, Instructions(), n, split=split, seed=seed,
+                                noise=noise, progress=progress)
+
+
+def pretraining(seed: int, n: int = 2000, split: str = "train") -> list[str]:
+    """Return text that has nothing to do with instructions."""
+    return pretraining_text(n, random.Random(derive_seed(seed, "instruct", "pretraining", split)))
 
 
 class BeforeAndAfter(Look):
@@ -119,12 +137,12 @@ class Agreement(Look):
     """
 
     def __init__(self, stages: Stages, rankings: Sequence[Ranking], held_out: Sequence[Ranking],
-                 validation: Pairs) -> None:
+                 validation: Sequence[Pair]) -> None:
         self.stages, self.rankings, self.held_out = stages, rankings, held_out
         self.validation = validation
 
     def after(self, run: RunDir, model: ScalarModel, steps: int) -> dict[str, Any]:
-        margins = held_out_margins(model, self.stages.tokenizer, self.held_out)
+        margins = preference_margins(model, self.stages.tokenizer, self.held_out)
         with run.replacing("calibration.png") as partial:
             plot_calibration(margins.tolist(), partial)
         if folders := sorted((run.path / "sft").glob("epoch-??")):
@@ -139,38 +157,13 @@ class Agreement(Look):
 
     def compare_epochs(self, folders: Sequence[Path],
                        reward_model: ScalarModel) -> list[dict[str, Any]]:
-        """Return an entry per SFT checkpoint. One of them is "chosen": that with the best
-        reward-model score on held-out prompts.
-
-        Paper      InstructGPT, appendix C.1: and not the one with the least validation loss.
-        """
-        settings, tokenizer = self.stages.settings, self.stages.tokenizer
-        task = scored_by(reward_model, tokenizer, TASK)
-        texts = encode_pairs(tokenizer, self.validation, reward_model.config.max_seq_len)
-        epochs = []
+        settings, device = self.stages.settings, self.stages.device
+        checkpoints = ((int(folder.name[-2:]), load_pretrained(folder, device=device)[0])
+                       for folder in folders)
         with Progress("choosing the SFT epoch", len(folders), unit="epoch") as progress:
-            for folder in folders:
-                model, _ = load_pretrained(folder, device=self.stages.device)
-                result = evaluate(model, tokenizer, task, n=settings.eval_problems,
-                                  max_new_tokens=MAX_NEW_TOKENS,
-                                  seed=derive_seed(settings.seed, "instruct", "epochs"))
-                epochs.append({"epoch": int(folder.name[-2:]),
-                               "validation_loss": text_loss(model, tokenizer, texts),
-                               "score": result.mean("reward_model"),
-                               "true_reward": result.mean("true_reward"), "chosen": False})
-                progress.update()
-        epochs[best_of_n([epoch["score"] for epoch in epochs])]["chosen"] = True
-        return epochs
-
-
-def held_out_margins(model: ScalarModel, tokenizer: Tokenizer,
-                     rankings: Sequence[Ranking]) -> Tensor:
-    """Return r(better) - r(worse) of every comparison: positive where the model agrees. (N,)"""
-    comparisons = pairs(rankings)
-    prompts = [prompt for prompt, _, _ in comparisons]
-    better, worse = (score_texts(model, tokenizer, prompts, [pair[i] for pair in comparisons])
-                     for i in (1, 2))
-    return better - worse
+            return compare_epochs(checkpoints, reward_model, self.stages.tokenizer, Instructions(),
+                                  validation=self.validation, n=settings.eval_problems,
+                                  seed=settings.seed, progress=progress)
 
 
 class Comparison(BeforeAndAfter):
@@ -180,10 +173,11 @@ class Comparison(BeforeAndAfter):
     def __init__(self, stages: Stages, reward_model: ScalarModel, *,
                  max_new_tokens: int = MAX_NEW_TOKENS, temperature: float = 1.0) -> None:
         seed = stages.settings.seed
-        super().__init__(stages, scored_by(reward_model, stages.tokenizer, TASK), samples=SAMPLES,
+        task = scored_by(reward_model, stages.tokenizer, Instructions())
+        super().__init__(stages, task, samples=SAMPLES,
                          verdicts=("true_reward", "reward_model"), max_new_tokens=max_new_tokens,
                          temperature=temperature, seed=derive_seed(seed, "instruct", "evaluate"))
-        self.texts = people.pretraining(seed, 1000, "test")
+        self.texts = pretraining(seed, 1000, "test")
 
     def loss_on_text(self, model: Transformer) -> float:
         texts = encode_texts(self.tokenizer, self.texts, model.config.max_seq_len)

@@ -16,13 +16,11 @@ import random
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import nn
 
-from minirl.app import people
-from minirl.app.people import TASK, Pairs
+from minirl.app.looks import rank
 from minirl.app.plots import plot_hacking
 from minirl.app.preflight import Start
 from minirl.app.rundir import RunDir
@@ -34,12 +32,9 @@ from minirl.lm.seeds import derive_seed
 from minirl.lm.tiny import TinySizes, make_base
 from minirl.tasks.bilingual import LANGUAGES, WORDS, Bilingual, demonstrations, rewrite
 from minirl.tasks.instructions import WORDS as GENERAL_WORDS
-from minirl.tasks.mixture import Mixture
+from minirl.tasks.instructions import Instructions, answers
 from minirl.tasks.preferences import Ranking
-from minirl.tasks.problem import Judged
-from minirl.train.grpo import train_grpo
-from minirl.train.r1 import LANGUAGE, RULES, General, R1Config, distill, preference_config, train_r1
-from minirl.train.reward_model import as_reward
+from minirl.train.r1 import General, Pair, R1Config, distill, over_optimise, train_r1
 from minirl.train.sft import SFTConfig, train_sft
 from minirl.train.stage import Stage
 
@@ -126,7 +121,7 @@ def r1(stages: Stages[R1Settings], model: Transformer, configs: Mapping[str, Any
                      cold_start=clean_reasoning(settings), rewrite=rewrite, seed=settings.seed,
                      stage=worths.stage)
     if settings.too_long:
-        overdo(stages, worths.stage, config)
+        show_hacking(stages, worths.stage, config)
     if settings.small:
         student = read(worths.stage, "small-base", small_model(stages, base), stages)
         distill(final, student, stages.tokenizer, settings.task, config, seed=settings.seed,
@@ -155,13 +150,13 @@ def read(stage: Stage, name: str, model: Transformer, stages: Stages[R1Settings]
         *easier, longest = settings.task.digits
         task = Bilingual((*easier, *[longest] * HARD_ONES))
         texts = demonstrations(task, settings.examples, rng, **READ)
-        texts += people.follow(settings.general_examples, rng, right_share=0.6)
+        texts += answers(Instructions(), settings.general_examples, rng, right_share=0.6)
         return train_sft(model, stages.tokenizer, texts, SFTConfig(), seed=settings.seed, **hooks)
 
     return stage(name, SFTConfig(), model, page)
 
 
-def clean_reasoning(settings: R1Settings) -> Pairs:
+def clean_reasoning(settings: R1Settings) -> list[Pair]:
     """Return long reasonings in one language, for the cold start."""
     rng = random.Random(derive_seed(settings.seed, "r1", "cold-start"))
     return demonstrations(settings.task, settings.cold_start_examples, rng)
@@ -173,26 +168,21 @@ def general(stages: Stages[R1Settings]) -> General:
     rng = random.Random(derive_seed(settings.seed, "r1", "people"))
 
     def compare(policy: Transformer, seed: int) -> list[Ranking]:
-        return people.rank(policy, stages.tokenizer, settings.ranked_prompts, seed=seed,
-                           noise=settings.labeller_noise)
+        return rank(policy, stages.tokenizer, settings.ranked_prompts, seed=seed,
+                    noise=settings.labeller_noise)
 
-    return General(TASK, people.follow(settings.demonstrations, rng, right_share=0.7), compare)
+    written = answers(Instructions(), settings.demonstrations, rng, right_share=0.7)
+    return General(Instructions(), written, compare)
 
 
-def overdo(stages: Stages[R1Settings], stage: Stage, config: R1Config) -> None:
-    """Reward hacking: the last part from where it starts, with the first reward model alone, for
-    `too_long` times as many steps."""
-    settings = stages.settings
-    run, tokenizer, task = stages.run, stages.tokenizer, settings.task
-    numbers = preference_config(config, settings.too_long * config.preference_steps)
+def show_hacking(stages: Stages[R1Settings], stage: Stage, config: R1Config) -> None:
+    """Let the last part go on for too long, and draw that beside the part that stops in time."""
+    settings, run = stages.settings, stages.run
     reward_model, _ = load_reward_model(run.path / "rm-1" / "final", device=stages.device)
     start, _ = load_pretrained(run.path / "rl-2" / "final", device=stages.device)
     start.compiled = worth_compiling(settings.compile, start, 0)
-    by_rules = Judged(task, task.rewards, {**RULES, LANGUAGE: config.language_weight})
-    mixture = Mixture(by_rules, TASK, as_reward(reward_model, tokenizer), config.general_share)
-    stage("too-long", numbers, start, partial(
-        train_grpo, tokenizer=tokenizer, task=mixture, config=numbers,
-        seed=derive_seed(settings.seed, "too-long")))
+    over_optimise(start, reward_model, stages.tokenizer, settings.task, config,
+                  general=Instructions(), factor=settings.too_long, seed=settings.seed, stage=stage)
     rounds = [RunDir(run.path / f"prefer-{n + 1}") for n in range(config.rounds)]
     with run.replacing("hacking.png") as partial_file:
         plot_hacking(RunDir(run.path / "too-long"), rounds, partial_file)
@@ -223,7 +213,8 @@ def check_r1(configs: Mapping[str, Any], flags: Collection[str], start: Start) -
     def longest(texts: Sequence[str]) -> int:
         return max(map(len, start.tokenizer.encode_batch(texts))) + 1
 
-    problems = [problem for task in (settings.hard, TASK) for problem in task.sample(200, rng)]
+    problems = [problem for task in (settings.hard, Instructions())
+                for problem in task.sample(200, rng)]
     solutions = [completion for _, completion in demonstrations(settings.hard, 200, rng)]
     prompt, answer = longest([problem.prompt for problem in problems]), longest(solutions)
     context = start.config.max_seq_len

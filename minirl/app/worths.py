@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from minirl.app.people import TASK
 from minirl.app.plots import plot_stages
 from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir
@@ -19,6 +18,7 @@ from minirl.lm.files import read_json
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
 from minirl.lm.seeds import derive_seed
+from minirl.tasks.instructions import Instructions
 from minirl.train.r1 import LANGUAGE, R1Config
 from minirl.train.stage import Page
 
@@ -69,7 +69,7 @@ def worth(name: str, model: Transformer, stages: Stages, config: R1Config) -> di
     """Measure a policy on held-out problems: easy, hard (both `samples` times) and general ones."""
     settings: Any = stages.settings
     kinds = {"easy": (settings.easy, settings.samples), "hard": (settings.hard, settings.samples),
-             "general": (TASK, 1)}
+             "general": (Instructions(), 1)}
     completions = settings.eval_problems * sum(samples for _, samples in kinds.values())
     with Progress(f"measuring {name}", completions, unit="completion") as progress:
         results = {kind: evaluate(model, stages.tokenizer, task, n=settings.eval_problems,

@@ -132,7 +132,8 @@ def _is_right(completion: str | Sequence[dict[str, Any]], gold: str) -> float:
 # text to learn from
 
 def answers(task: Instructions, n: int, rng: random.Random, *, right_share: float,
-            frame_weights: Sequence[float], split: str = "train") -> list[tuple[str, str]]:
+            frame_weights: Sequence[float] = (1, 1, 1, 1),
+            split: str = "train") -> list[tuple[str, str]]:
     """Draw n (prompt, completion) pairs as people write them.
 
     An answer is right with probability `right_share`, else it is `wrong_answer`'s. It is phrased in
@@ -177,3 +178,12 @@ def pretraining_text(n: int, rng: random.Random) -> list[str]:
         return f"{speakers}: {framed}{rng.choice(PLACES)}."
 
     return [rng.choice((statement, talk))() for _ in range(n)]
+
+
+def base_texts(task: Instructions, rng: random.Random, *, n_answers: int,
+               n_texts: int) -> list[tuple[str, str]]:
+    """Draw what a base model reads: instructions, six of ten of them followed, and sentences."""
+    texts = answers(task, n_answers, rng, right_share=0.6)
+    texts += [("", text) for text in pretraining_text(n_texts, rng)]
+    rng.shuffle(texts)
+    return texts

@@ -5,6 +5,7 @@ from files.
     Demonstration        a prompt and a completion that a person wrote
     draw_ranking         rank completions as a labeller does whose judgement is noisy
     pairs                every comparison in some rankings, as (prompt, chosen, rejected)
+    split_rankings       those to learn from, and those held out
     load_rankings        from JSONL in TRL's preference format, or with all K completions in a line
     load_demonstrations  from JSONL in TRL's prompt-completion format
 """
@@ -94,6 +95,18 @@ def pairs(rankings: Sequence[Ranking]) -> list[tuple[str, str, str]]:
     """Return all C(K, 2) comparisons of each ranking: (prompt, chosen, rejected)."""
     return [(ranking.prompt, chosen, rejected) for ranking in rankings
             for chosen, rejected in combinations(ranking.completions, 2)]
+
+
+def split_rankings(rankings: Sequence[Ranking]) -> tuple[list[Ranking], list[Ranking]]:
+    """Return the rankings to learn from, and those held out: every tenth prompt, with all its
+    rankings. Raises ValueError for fewer than two prompts."""
+    prompts = list(dict.fromkeys(ranking.prompt for ranking in rankings))
+    if len(prompts) < 2:
+        raise ValueError(f"rankings of {len(prompts)} prompt: at least two are wanted, as one in "
+                         "ten is held out")
+    held_out = set(prompts[::10])
+    return ([ranking for ranking in rankings if ranking.prompt not in held_out],
+            [ranking for ranking in rankings if ranking.prompt in held_out])
 
 
 # files

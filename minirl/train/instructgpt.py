@@ -22,13 +22,15 @@ Each stage is one call of a page, on a copy of the model it starts from.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from minirl.equations.inference_time import best_of_n
 from minirl.inference.collect import Counter, collect_in_parts
-from minirl.inference.evaluate import distinct_problems
+from minirl.inference.evaluate import distinct_problems, evaluate, text_loss
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
 from minirl.lm.seeds import derive_seed
@@ -36,6 +38,7 @@ from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.preferences import Ranking, draw_ranking
 from minirl.tasks.problem import Judged, Task
 from minirl.train.dpo import DPOConfig, train_dpo
+from minirl.train.encoding import encode_pairs
 from minirl.train.ppo import KLControl, PPOConfig, train_ppo
 from minirl.train.presets import SFT_PRESETS
 from minirl.train.reward_model import RewardModelConfig, as_reward, train_reward_model
@@ -124,6 +127,29 @@ def scored_by(reward_model: ScalarModel, tokenizer: Tokenizer, task: Task) -> Ta
     """Return the task with the reward model's score as its reward; its own have weight 0."""
     rewards = {"reward_model": as_reward(reward_model, tokenizer), **task.rewards}
     return Judged(task, rewards, {**dict.fromkeys(rewards, 0.0), "reward_model": 1.0})
+
+
+def compare_epochs(checkpoints: Iterable[tuple[int, Transformer]], reward_model: ScalarModel,
+                   tokenizer: Tokenizer, task: Task, *, validation: Sequence[Pair], n: int,
+                   seed: int, progress: Counter | None = None) -> list[dict[str, Any]]:
+    """Return an entry per SFT checkpoint (epoch, policy). One of them is "chosen": that with the
+    best reward-model score on n held-out prompts.
+
+    Paper      InstructGPT, appendix C.1: and not the one with the least validation loss.
+    """
+    judged = scored_by(reward_model, tokenizer, task)
+    texts = encode_pairs(tokenizer, validation, reward_model.config.max_seq_len)
+    entries: list[dict[str, Any]] = []
+    for epoch, policy in checkpoints:
+        result = evaluate(policy, tokenizer, judged, n=n, max_new_tokens=MAX_NEW_TOKENS,
+                          seed=derive_seed(seed, "instruct", "epochs"))
+        entries.append({"epoch": epoch, "validation_loss": text_loss(policy, tokenizer, texts),
+                        "score": result.mean("reward_model"),
+                        "true_reward": result.mean("true_reward"), "chosen": False})
+        if progress is not None:
+            progress.update()
+    entries[best_of_n([entry["score"] for entry in entries])]["chosen"] = True
+    return entries
 
 
 def rank_completions(policy: Transformer, tokenizer: Tokenizer, task: Task, n: int, *, noise: float,

@@ -139,8 +139,7 @@ def train_r1(
     with log(step, metrics). Raises ValueError where there is nothing to learn from.
     """
     stage = stage or in_memory(log)
-    rules = Judged(task, task.rewards, {**RULES, LANGUAGE: 0.0})
-    with_language = Judged(task, task.rewards, {**RULES, LANGUAGE: config.language_weight})
+    rules, with_language = by_rules(task), by_rules(task, config.language_weight)
 
     def reinforce(name: str, start: Transformer, numbers: GRPOConfig, task: Task) -> Transformer:
         return stage(name, numbers, start, lambda m, **hooks: train_grpo(
@@ -181,8 +180,7 @@ def train_r1(
     reward_model = learn_rewards("rm-1", model)
     for n in range(1, config.rounds + 1):
         # algorithm 1, lines 3 to 11: the reference is the policy at the start of the round
-        judged = Mixture(with_language, general.task, as_reward(reward_model, tokenizer),
-                         config.general_share)
+        judged = by_preference(task, general.task, reward_model, tokenizer, config)
         steps = share_of(config.preference_steps, n, config.rounds)
         policy = reinforce(f"prefer-{n}", policy, preference_config(config, steps), judged)
         if n < config.rounds:
@@ -203,7 +201,7 @@ def distill(teacher: Transformer, student: Transformer, tokenizer: Tokenizer, ta
                samples alone, without reinforcement learning.
     """
     stage, numbers = stage or in_memory(log), config.grpo(config.zero_steps)
-    rules = Judged(task, task.rewards, {**RULES, LANGUAGE: 0.0})
+    rules = by_rules(task)
 
     def taught() -> list[Pair]:
         return rejection_sample(teacher, tokenizer, task, config, seed=derive_seed(seed, "taught"))
@@ -213,6 +211,30 @@ def distill(teacher: Transformer, student: Transformer, tokenizer: Tokenizer, ta
     distilled = stage("distilled", SECOND_SFT, student, lambda m, **hooks: train_sft(
         m, tokenizer, taught(), SECOND_SFT, seed=derive_seed(seed, "distilled"), **hooks))
     return alone, distilled
+
+
+def over_optimise(start: Transformer, reward_model: ScalarModel, tokenizer: Tokenizer, task: Task,
+                  config: R1Config, *, general: Task, factor: int, seed: int,
+                  stage: Stage) -> Transformer:
+    """Train rl-2's policy as the last part does, but with the first reward model alone and for
+    `factor` times as many steps: reward hacking."""
+    numbers = preference_config(config, factor * config.preference_steps)
+    judged = by_preference(task, general, reward_model, tokenizer, config)
+    return stage("too-long", numbers, start, partial(
+        train_grpo, tokenizer=tokenizer, task=judged, config=numbers,
+        seed=derive_seed(seed, "too-long")))
+
+
+def by_rules(task: Task, language_weight: float = 0.0) -> Judged:
+    """Return the task, judged by the rules (eq. 4) and by the language of its reasoning (eq. 7)."""
+    return Judged(task, task.rewards, {**RULES, LANGUAGE: language_weight})
+
+
+def by_preference(task: Task, general: Task, reward_model: ScalarModel, tokenizer: Tokenizer,
+                  config: R1Config) -> Mixture:
+    """Return the last part's tasks: reasoning by the rules, general prompts by a reward model."""
+    return Mixture(by_rules(task, config.language_weight), general,
+                   as_reward(reward_model, tokenizer), config.general_share)
 
 
 def preference_config(config: R1Config, steps: int) -> GRPOConfig:

@@ -34,7 +34,7 @@ from minirl.lm.model import Transformer
 from minirl.lm.rollouts import TOKEN_BUDGET, completion_batch, micro_batches
 from minirl.lm.seeds import derive_seed, seeded
 from minirl.lm.tokenizer import Tokenizer
-from minirl.tasks.preferences import Ranking
+from minirl.tasks.preferences import Ranking, pairs
 from minirl.tasks.problem import RewardFunction
 from minirl.tasks.rewards import text
 from minirl.train.checks import check
@@ -145,6 +145,16 @@ def score_texts(model: ScalarModel, tokenizer: Tokenizer, prompts: Sequence[str]
     CPU."""
     prompt_ids, ids = tokenizer.encode_pairs(list(zip(prompts, completions, strict=True)))
     return score_ids(model, prompt_ids, [with_eos(tokenizer, row) for row in ids], tokenizer.pad_id)
+
+
+def preference_margins(model: ScalarModel, tokenizer: Tokenizer,
+                       rankings: Sequence[Ranking]) -> Tensor:
+    """Return r(better) - r(worse) of every comparison: positive where the model agrees. (N,)"""
+    comparisons = pairs(rankings)
+    prompts = [prompt for prompt, _, _ in comparisons]
+    better, worse = (score_texts(model, tokenizer, prompts, [pair[i] for pair in comparisons])
+                     for i in (1, 2))
+    return better - worse
 
 
 def as_reward(model: ScalarModel, tokenizer: Tokenizer) -> RewardFunction:

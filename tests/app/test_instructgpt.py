@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minirl.app import instructgpt, looks, people
+from minirl.app import instructgpt, looks
 from minirl.app.cli import main
 from minirl.app.instructgpt import InstructSettings, comparison, epochs_table, given_rankings
 from minirl.app.plots import plot_runs
@@ -24,7 +24,7 @@ from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import build_tokenizer
 from minirl.tasks import instructions
-from minirl.tasks.instructions import KINDS, split_of
+from minirl.tasks.instructions import KINDS, Instructions, split_of
 from minirl.tasks.preferences import load_rankings, pairs
 from minirl.train import instructgpt as pipeline
 from minirl.train.sft import SFTConfig
@@ -48,7 +48,7 @@ def small():
     epochs = SFTConfig(epochs=3, lr=1e-3, warmup_steps=0, dropout=0.2, min_lr_ratio=0.1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("minirl.app.stages.plot_runs", lambda runs, out: out.touch())
-        patch.setattr(people, "READ", {"answers": 2200, "texts": 220})
+        patch.setattr(instructgpt, "READ", {"n_answers": 2200, "n_texts": 220})
         patch.setattr(instructgpt, "HELD_OUT", 8)
         patch.setattr(pipeline, "DEMONSTRATIONS_SFT", epochs)
         yield
@@ -158,7 +158,7 @@ def test_a_run_without_init_makes_what_it_needs(tmp_path):
     assert not list((run / "sft").glob("epoch-*"))
     model, tokenizer = load_pretrained(run / "rl-init" / "final")
     reward_model, _ = load_reward_model(run / "rm" / "final")
-    task = pipeline.scored_by(reward_model, tokenizer, people.TASK)
+    task = pipeline.scored_by(reward_model, tokenizer, Instructions())
     start = evaluate(model, tokenizer, task, n=16, max_new_tokens=16,
                      seed=derive_seed(0, "instruct", "evaluate"))
     before = json.loads((run / "summary.json").read_text())["score_before"]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from minirl.app.cli import build_parser, main
 from minirl.app.commands import configured
 from minirl.app.plots import plot_runs
-from minirl.app.r1 import R1Settings, overdo, stage_names
+from minirl.app.r1 import R1Settings, show_hacking, stage_names
 from minirl.app.rundir import RunDir
 from minirl.app.runlog import RunLog
 from minirl.app.stages import Stages
@@ -180,7 +180,7 @@ def test_going_on_for_too_long_starts_where_the_last_part_does(whole, tmp_path):
     copy = tmp_path / "r1"
     shutil.copytree(whole, copy)
     stages, calls = stages_of(copy, too_long=3), []
-    overdo(stages, lambda *args: calls.append(args), R1Config(preference_steps=4))
+    show_hacking(stages, lambda *args: calls.append(args), R1Config(preference_steps=4))
     (name, numbers, start, page), = calls
     assert name == "too-long" and numbers.steps == 12 and numbers.temperature == 0.7
     rl_2 = load_pretrained(whole / "rl-2" / "final")[0]

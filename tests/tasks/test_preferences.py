@@ -14,6 +14,7 @@ from minirl.tasks.preferences import (
     load_rankings,
     pairs,
     save_rankings,
+    split_rankings,
 )
 
 
@@ -40,6 +41,16 @@ def test_rankings_that_teach_nothing_are_refused(completions, message):
     in the curve."""
     with pytest.raises(ValueError, match=f"here, line 3: .*{message}|here, line 3: {message}"):
         Ranking("q", completions, "here, line 3")
+
+
+def test_every_tenth_prompt_is_held_out_with_all_its_rankings():
+    """Half of a prompt's comparisons to learn from and half to judge by would measure memory."""
+    twice = [Ranking(f"q{n}", pair) for pair in (("a", "b"), ("c", "d")) for n in range(20)]
+    learnt, held_out = split_rankings(twice)
+    assert [ranking.prompt for ranking in held_out] == ["q0", "q10", "q0", "q10"]
+    assert len(learnt) == 36 and not {r.prompt for r in learnt} & {"q0", "q10"}
+    with pytest.raises(ValueError, match="rankings of 1 prompt: at least two are wanted"):
+        split_rankings(twice[::20])
 
 
 # the labeller

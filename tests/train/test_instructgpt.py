@@ -14,6 +14,8 @@ from minirl.train.dpo import DPOConfig
 from minirl.train.instructgpt import (
     MOST,
     InstructGPTConfig,
+    compare_epochs,
+    learn_rewards,
     prefer,
     rank_completions,
     scored_by,
@@ -119,6 +121,21 @@ def test_a_policy_that_says_one_thing_cannot_be_ranked(base):
         silent.norm.weight.mul_(50.0)               # nearly greedy: nine times the same completion
     with pytest.raises(ValueError, match="to none of 12 prompts did the policy give 4 different"):
         rank(silent)
+
+
+def test_the_reward_model_chooses_the_epoch(base):
+    """It takes the best score, whatever the validation losses are."""
+    lost = copy.deepcopy(base)
+    with torch.no_grad():
+        lost.norm.weight.mul_(0.0)
+    reward_model = learn_rewards(base, TOKENIZER, lambda: rank(base), CONFIG.rm, seed=0,
+                                 stage=in_memory(None))
+    epochs = compare_epochs([(1, lost), (2, base)], reward_model, TOKENIZER, TASK,
+                            validation=DEMONSTRATIONS, n=8, seed=0)
+    assert [entry["epoch"] for entry in epochs] == [1, 2]
+    chosen, = (entry for entry in epochs if entry["chosen"])
+    assert chosen["score"] == max(entry["score"] for entry in epochs)
+    assert epochs[0]["validation_loss"] > epochs[1]["validation_loss"]
 
 
 def test_dpo_stands_in_the_place_of_stages_two_and_three(base):

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from minirl.lm.heads import ScalarModel
 from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.tokenizer import TAGS, build_tokenizer
 from minirl.tasks.bilingual import WORDS, Bilingual, demonstrations, rewrite
 from minirl.tasks.instructions import Instructions, answers
 from minirl.tasks.preferences import Ranking
+from minirl.tasks.problem import weights_of
 from minirl.train import r1
 from minirl.train.grpo import GRPOConfig
 from minirl.train.r1 import (
@@ -20,6 +22,7 @@ from minirl.train.r1 import (
     R1Config,
     cold_start_pairs,
     distill,
+    over_optimise,
     rejection_sample,
     rl_numbers,
     train_r1,
@@ -211,6 +214,22 @@ def test_the_rewards_of_each_stage(base, grpo_tasks):
         (both, mixed),
         (both, mixed),
     ]
+
+
+def test_over_optimising_is_the_last_part_for_longer_with_the_first_reward_model(base, grpo_tasks):
+    calls = []
+
+    def stage(name, config, start, page):
+        calls.append((name, config.steps, config.ref_sync_steps))
+        return page(start, log=None, save=None, resume=None)
+
+    reward_model = ScalarModel(base)
+    policy = over_optimise(base, reward_model, TOKENIZER, TASK, CONFIG, general=PROMPTS, factor=3,
+                           seed=0, stage=stage)
+    assert calls == [("too-long", 3 * CONFIG.preference_steps, 0)] and policy is base
+    judged, = grpo_tasks
+    assert {problem.general for problem in judged.sample(50, random.Random(0))} == {True, False}
+    assert weights_of(judged)["preference"] == 1.0
 
 
 def test_replay_is_a_tenth_of_what_was_ranked_before():

@@ -15,6 +15,7 @@ from minirl.train.presets import RM_PRESETS
 from minirl.train.reward_model import (
     RewardModelConfig,
     as_reward,
+    preference_margins,
     score_texts,
     train_reward_model,
 )
@@ -159,6 +160,13 @@ def test_as_a_reward_it_reads_the_ids_that_were_sampled():
     assert reward(["7="], ["77"], answer=["7"]) == [pytest.approx(whole, abs=1e-6)]
     conversation = [{"role": "assistant", "content": "77"}]
     assert reward(["7="], [conversation]) == [pytest.approx(whole, abs=1e-6)]
+
+
+def test_a_margin_per_comparison_is_positive_where_the_model_agrees():
+    model = train()
+    margins = preference_margins(model, TOKENIZER, [Ranking("q", ("a", "b", "c"))])
+    a, b, c = score_texts(model, TOKENIZER, ["q"] * 3, ["a", "b", "c"])
+    torch.testing.assert_close(margins, torch.stack([a - b, a - c, b - c]))
 
 
 def test_the_end_is_read_by_position_where_pad_is_eos():
