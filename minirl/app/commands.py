@@ -19,7 +19,7 @@ from minirl.app.instructgpt import InstructSettings
 from minirl.app.looks import watched
 from minirl.app.picture import show_samples
 from minirl.app.plots import plot_runs
-from minirl.app.preflight import Start, starting_point
+from minirl.app.preflight import Start, check_flags, starting_point
 from minirl.app.r1 import R1Settings
 from minirl.app.rundir import RunDir
 from minirl.app.runs import RUNS, new_run, newest_checkpoint, newest_run
@@ -41,7 +41,7 @@ from minirl.tasks.problem import Task
 from minirl.train.dpo import DPOConfig
 from minirl.train.grpo import GRPOConfig
 from minirl.train.ppo import PPOConfig
-from minirl.train.presets import PRESETS, check_flags
+from minirl.train.presets import PRESETS
 from minirl.train.r1 import R1Config
 from minirl.train.reward_model import RewardModelConfig
 from minirl.train.sft import SFTConfig
