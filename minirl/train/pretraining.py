@@ -41,19 +41,21 @@ class Pretraining:
                  config: PtxConfig):
         self.model, self.texts, self.config, self.pad_id = model, texts, config, tokenizer.pad_id
         if config.ptx_coef:
-            self.prompts, self.rest = encode_texts(tokenizer, texts, model.config.max_seq_len)
+            encoded = encode_texts(tokenizer, texts, model.config.max_seq_len)
+            self.prompts, self.completions = encoded           # the first token, and all others
 
     def add_gradient(self, generator: Generator, sums: Sums, step: int) -> None:
         """Draw ptx_batch_size texts and add the gradient of -γ * mean log π(x_t) to the model's."""
         if not self.config.ptx_coef:
             return
-        drawn = torch.randint(len(self.rest), (self.config.ptx_batch_size,), generator=generator)
-        lengths = torch.tensor([1 + len(self.rest[i]) for i in drawn.tolist()])
-        total = world.total(int(lengths.sum()) - len(drawn))      # the first token is given
+        size = (self.config.ptx_batch_size,)
+        batch = torch.randint(len(self.completions), size, generator=generator)
+        lengths = torch.tensor([1 + len(self.completions[i]) for i in batch.tolist()])
+        total = world.total(int(lengths.sum()) - len(batch))      # the first token is given
         for part in micro_batches(lengths, self.config.token_budget):
-            rows = drawn[part].tolist()
+            rows = batch[part].tolist()
             tokens, mask = completion_batch([self.prompts[i] for i in rows],
-                                            [self.rest[i] for i in rows],
+                                            [self.completions[i] for i in rows],
                                             self.pad_id, self.model.device)  # (b, T)
             logp = token_logprobs(self.model, tokens, mask=mask)  # (b, T)
             loss = -self.config.ptx_coef * aggregate(logp, mask, "token_mean", total=total)

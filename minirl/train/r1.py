@@ -269,7 +269,7 @@ def rejection_sample(model: Transformer, tokenizer: Tokenizer, task: Task, confi
 
 
 def cold_start_pairs(zero: Transformer, tokenizer: Tokenizer, task: Task, config: R1Config,
-             rewrite: Rewrite | None, *, seed: int, required: bool = True) -> list[Pair]:
+                     rewrite: Rewrite | None, *, seed: int, required: bool = True) -> list[Pair]:
     """Return R1-Zero's own reasoning, made readable: right and in the format, rewritten where it
     mixes languages, and in one language after that.
 
