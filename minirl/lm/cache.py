@@ -1,16 +1,30 @@
-"""What a model keeps from one step of sampling to the next: keys, values, and joined weights."""
+"""What a model keeps from one step of sampling to the next: keys, values, and joined weights.
+
+Shapes: width d, H query heads, K key/value heads, head width D.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from minirl.lm.config import ModelConfig
 
-if TYPE_CHECKING:
-    from minirl.lm.model import Weights
+
+class Weights(NamedTuple):
+    """What one block computes with. Matrices with the same input are joined into one product."""
+
+    norm: Tensor  # (d,)
+    qkv: Tensor  # ((H + 2 K) D, d)
+    qkv_bias: Tensor | None
+    qk_norm: Tensor | None  # (H + K, D)
+    output: Tensor  # (d, H D)
+    output_bias: Tensor | None
+    second_norm: Tensor  # (d,)
+    gate_up: Tensor  # (2 * intermediate, d)
+    down: Tensor  # (d, intermediate)
 
 
 class KVCache:

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minirl.lm.cache import KVCache, cache_dtype
+from minirl.lm.cache import KVCache, Weights, cache_dtype
 from minirl.lm.compiled import compiled
-from minirl.lm.model import Transformer, Weights, with_head
+from minirl.lm.model import Transformer, with_head
 from minirl.lm.precision import compute_dtype
 
 ASK = {"cpu": 1, "cuda": 8}     # steps between two looks at which rows have ended: a GPU must wait

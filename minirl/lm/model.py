@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minirl.lm.attention import Context, Rows
-from minirl.lm.cache import KVCache
+from minirl.lm.cache import KVCache, Weights
 from minirl.lm.compiled import compiled
 from minirl.lm.config import ModelConfig, check_dropout
 from minirl.lm.kernels import rms_norm
@@ -77,20 +77,6 @@ class FeedForward(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-
-class Weights(NamedTuple):
-    """What one block computes with. Matrices with the same input are joined into one product."""
-
-    norm: Tensor  # (d,)
-    qkv: Tensor  # ((H + 2 K) D, d)
-    qkv_bias: Tensor | None
-    qk_norm: Tensor | None  # (H + K, D)
-    output: Tensor  # (d, H D)
-    output_bias: Tensor | None
-    second_norm: Tensor  # (d,)
-    gate_up: Tensor  # (2 * intermediate, d)
-    down: Tensor  # (d, intermediate)
 
 
 class Block(nn.Module):
