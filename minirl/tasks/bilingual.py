@@ -110,7 +110,9 @@ class Bilingual:
     @property
     def name(self) -> str:
         digits = " and ".join(f"{digits}-digit" for digits in self.digits)
-        return f"{digits} addition in {' and '.join(NAMES[lang] for lang in self.languages)}"
+        languages = " and ".join(NAMES[language] for language in self.languages)
+        reasoning = f", reasoning in {NAMES[self.reason_in]}" if self.reason_in else ""
+        return f"{digits} addition in {languages}{reasoning}"
 
     @property
     def rewards(self) -> dict[str, RewardFunction]:

@@ -82,7 +82,8 @@ def test_a_stage_of_r1_draws_language_and_preferences_and_says_which_stage_it_is
     stage = made(tmp_path / "rl-1", "grpo", [{"kl": 0.1}], task=BILINGUAL, stage_of="r1")
     assert "rewards/language_consistency/mean" in metrics_of(stage)
     assert "kl" not in metrics_of(stage) and "kl" in metrics_of(plain)
-    assert heading([stage]) == "minirl r1, rl-1: 3-digit addition in English and Korean, seed 0"
+    assert heading([stage]) == ("minirl r1, rl-1: 3-digit addition in English and Korean, "
+                                "reasoning in Korean, seed 0")
     assert heading([plain]) == "minirl grpo: 3-digit addition, seed 0"
     assert heading([plain, stage]) == "2 runs"
 

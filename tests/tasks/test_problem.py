@@ -80,6 +80,8 @@ def test_names_say_what_is_learnt():
     assert Arithmetic("multiplication", 3).name == "3-digit multiplication"
     assert Bilingual().name == "2-digit and 3-digit addition in English and Korean"
     assert Bilingual((4,), ("ko",)).name == "4-digit addition in Korean"
+    assert Bilingual((3,), reason_in="ko").name == (
+        "3-digit addition in English and Korean, reasoning in Korean")
     mixture = Mixture(Arithmetic("addition", 2), Instructions(), verdicts)
     assert mixture.name == "2-digit addition and instructions"
 
