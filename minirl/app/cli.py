@@ -22,10 +22,9 @@ from typing import NamedTuple
 from minirl.app.flags import fields_of, flag, keys_of
 from minirl.app.survival import Stopped, catching_signals
 from minirl.app.tasks import TASKS
-from minirl.app.text import visible
+from minirl.app.text import WIDTH, visible
 
 KINDS = {"int": int, "float": float, "str": str}
-WIDTH = 80
 
 
 class Parser(argparse.ArgumentParser):

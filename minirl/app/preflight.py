@@ -25,7 +25,7 @@ from minirl.train.presets import PRESETS
 # a field, and the value of another field with which no page reads it
 UNREAD = {"ref_sync_steps": ("kl_coef", 0), "ddof": ("scale", "none"),
           "ptx_batch_size": ("ptx_coef", 0)}
-LOOKED_AT = 200          # problems whose lengths stand for all of a task's
+LOOKED_AT = 200          # problems or demonstrations whose lengths stand for all
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import nn
 
 from minirl.app.looks import rank
 from minirl.app.plots import plot_hacking
-from minirl.app.preflight import Start
+from minirl.app.preflight import LOOKED_AT, Start
 from minirl.app.rundir import RunDir
 from minirl.app.stages import Settings, Stages, worth_compiling
 from minirl.app.worths import Worths, stages_table
@@ -214,8 +214,8 @@ def check_r1(configs: Mapping[str, Any], flags: Collection[str], start: Start) -
         return max(map(len, start.tokenizer.encode_batch(texts))) + 1
 
     problems = [problem for task in (settings.hard, Instructions())
-                for problem in task.sample(200, rng)]
-    solutions = [completion for _, completion in demonstrations(settings.hard, 200, rng)]
+                for problem in task.sample(LOOKED_AT, rng)]
+    solutions = [completion for _, completion in demonstrations(settings.hard, LOOKED_AT, rng)]
     prompt, answer = longest([problem.prompt for problem in problems]), longest(solutions)
     context = start.config.max_seq_len
     if answer > limit:

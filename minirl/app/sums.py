@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minirl.app.looks import BeforeAndAfter, verdict, watched
-from minirl.app.preflight import Start, check_prompts, check_sampling, refuse
+from minirl.app.preflight import LOOKED_AT, Start, check_prompts, check_sampling, refuse
 from minirl.app.rundir import RunDir
 from minirl.app.stages import INTERVALS, Look, Settings, Stages, worth_compiling
 from minirl.app.tasks import make_task
@@ -29,7 +29,6 @@ from minirl.train.presets import PRESETS
 from minirl.train.sft import SFTConfig, train_sft
 
 SAMPLES = 3              # problems that a run shows
-LOOKED_AT = 200          # demonstrations whose lengths stand for all
 MADE = ("examples", "worked_share", "guessed_share", "task", "digits", "eval_problems")
 
 
