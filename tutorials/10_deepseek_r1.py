@@ -29,7 +29,7 @@ from minirl.equations.advantages import group_advantages
 from minirl.inference.evaluate import evaluate
 from minirl.lm.tiny import TinySizes, make_base
 from minirl.tasks.bilingual import WORDS, Bilingual, demonstrations
-from minirl.tasks.problem import Judged
+from minirl.tasks.problem import JudgedTask
 from minirl.tasks.rewards import language_consistency
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.r1 import R1Config, rejection_sample
@@ -99,7 +99,7 @@ policies, curves, accuracy, language = {}, {}, {}, {}
 for name, weights in WEIGHTS.items():
     curves[name] = []
     policies[name] = train_grpo(
-        copy.deepcopy(base), tokenizer, Judged(task, task.rewards, weights), config, seed=0,
+        copy.deepcopy(base), tokenizer, JudgedTask(task, task.rewards, weights), config, seed=0,
         log=lambda step, metrics, name=name: curves[name].append(metrics))
     result = evaluate(policies[name], tokenizer, task, n=256, samples=4, max_new_tokens=32)
     accuracy[name], language[name] = result.accuracy, result.rewards["language_consistency"]

@@ -19,7 +19,7 @@ from minirl.lm.model import Transformer
 from minirl.lm.rollouts import Rollouts, completion_batch, micro_batches
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import Tokenizer
-from minirl.tasks.problem import Judged, Problem, Task
+from minirl.tasks.problem import JudgedTask, Problem, Task
 from minirl.tasks.rewards import answer_of
 
 __all__ = ["Choose", "Evaluation", "best_of", "distinct_problems", "evaluate", "mean_interval",
@@ -166,7 +166,7 @@ def evaluate(model: Transformer, tokenizer: Tokenizer, task: Task, *, n: int, sa
     _check(task, n, samples, temperature, reference)
     problems = distinct_problems(task, n, random.Random(derive_seed(seed, "evaluate", "problems")))
     generator = torch.Generator(model.device).manual_seed(derive_seed(seed, "evaluate", "sample"))
-    watching = Judged(task, task.rewards, dict.fromkeys(task.rewards, 1.0), name="evaluation")
+    watching = JudgedTask(task, task.rewards, dict.fromkeys(task.rewards, 1.0), name="evaluation")
     parts, distances = [], []
     for part in collect_in_parts(model, tokenizer, watching, problems, group=samples, rows=rows,
                                  progress=progress, max_new_tokens=max_new_tokens,

@@ -60,7 +60,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedTask:
     """The problems of a task, judged by other rewards or with other weights."""
 
     task: Task

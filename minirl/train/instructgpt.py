@@ -36,7 +36,7 @@ from minirl.lm.model import Transformer
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.preferences import Ranking, draw_ranking
-from minirl.tasks.problem import Judged, Task
+from minirl.tasks.problem import JudgedTask, Task
 from minirl.train.dpo import DPOConfig, train_dpo
 from minirl.train.encoding import encode_pairs
 from minirl.train.ppo import KLControl, PPOConfig, train_ppo
@@ -126,7 +126,7 @@ def prefer(start: Transformer, tokenizer: Tokenizer, rankings: Rankings, config:
 def scored_by(reward_model: ScalarModel, tokenizer: Tokenizer, task: Task) -> Task:
     """Return the task with the reward model's score as its reward; its own have weight 0."""
     rewards = {"reward_model": as_reward(reward_model, tokenizer), **task.rewards}
-    return Judged(task, rewards, {**dict.fromkeys(rewards, 0.0), "reward_model": 1.0})
+    return JudgedTask(task, rewards, {**dict.fromkeys(rewards, 0.0), "reward_model": 1.0})
 
 
 def compare_epochs(checkpoints: Iterable[tuple[int, Transformer]], reward_model: ScalarModel,
@@ -167,7 +167,7 @@ def rank_completions(policy: Transformer, tokenizer: Tokenizer, task: Task, n: i
     problems = (distinct_problems(task, n, rng) if split == "test"
                 else task.sample(n, rng, split=split))
     generator = torch.Generator(policy.device).manual_seed(derive_seed(sample_seed, "sample"))
-    judged = Judged(task, task.rewards, {"true_reward": 1.0})
+    judged = JudgedTask(task, task.rewards, {"true_reward": 1.0})
     rankings = []
     for part in collect_in_parts(policy, tokenizer, judged, problems, group=MOST,
                                  max_new_tokens=max_new_tokens, generator=generator,

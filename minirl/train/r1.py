@@ -48,7 +48,7 @@ from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.mixture import Mixture
 from minirl.tasks.preferences import Ranking
-from minirl.tasks.problem import Judged, Problem, Task, columns
+from minirl.tasks.problem import JudgedTask, Problem, Task, columns
 from minirl.tasks.rewards import judge
 from minirl.train.checks import check
 from minirl.train.grpo import GRPOConfig, train_grpo
@@ -225,9 +225,9 @@ def over_optimise(start: Transformer, reward_model: ScalarModel, tokenizer: Toke
         seed=derive_seed(seed, "too-long")))
 
 
-def by_rules(task: Task, language_weight: float = 0.0) -> Judged:
+def by_rules(task: Task, language_weight: float = 0.0) -> JudgedTask:
     """Return the task, judged by the rules (eq. 4) and by the language of its reasoning (eq. 7)."""
-    return Judged(task, task.rewards, {**RULES, LANGUAGE: language_weight})
+    return JudgedTask(task, task.rewards, {**RULES, LANGUAGE: language_weight})
 
 
 def by_preference(task: Task, general: Task, reward_model: ScalarModel, tokenizer: Tokenizer,
@@ -303,7 +303,7 @@ def good_completions(model: Transformer, tokenizer: Tokenizer, task: Task, confi
     asked = task.sample(problems, random.Random(derive_seed(seed, "problems")))
     generator = torch.Generator(model.device).manual_seed(derive_seed(seed, "sample"))
     kept: dict[str, tuple[Problem, str]] = {}
-    judged = Judged(task, task.rewards, dict.fromkeys(required, 1.0))
+    judged = JudgedTask(task, task.rewards, dict.fromkeys(required, 1.0))
     for part in collect_in_parts(model, tokenizer, judged, asked, group=config.kept_samples,
                                  rows=PART * config.kept_samples,
                                  max_new_tokens=config.max_new_tokens, generator=generator):

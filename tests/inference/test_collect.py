@@ -13,7 +13,7 @@ from minirl.lm.sampling import sample
 from minirl.tasks.arithmetic import Arithmetic
 from minirl.tasks.bilingual import Bilingual
 from minirl.tasks.instructions import Instructions
-from minirl.tasks.problem import Judged, columns
+from minirl.tasks.problem import JudgedTask, columns
 from minirl.tasks.rewards import judge, weighted_sum
 
 
@@ -136,8 +136,8 @@ def test_rewards_get_the_sampled_ids_and_a_cut_off_answer_has_no_eos(base, say, 
 
 def test_other_rewards_for_the_same_problems(base):
     task = Arithmetic("addition", 1)
-    judged = Judged(task, {"a": constant(1.0, 2.0)}, {"a": 0.5})
-    assert judged.name == "1-digit addition" and Judged(task, {}, {}, "sums").name == "sums"
+    judged = JudgedTask(task, {"a": constant(1.0, 2.0)}, {"a": 0.5})
+    assert judged.name == "1-digit addition" and JudgedTask(task, {}, {}, "sums").name == "sums"
     problems = judged.sample(2, random.Random(3), split="test")
     assert problems == task.sample(2, random.Random(3), split="test")
     assert collect(*base, judged, problems, max_new_tokens=2).rewards.tolist() == [0.5, 1.0]

@@ -21,7 +21,7 @@ from minirl.inference.evaluate import (
 from minirl.lm.logprobs import token_logprobs
 from minirl.lm.seeds import derive_seed
 from minirl.tasks.arithmetic import Arithmetic
-from minirl.tasks.problem import Judged, Problem
+from minirl.tasks.problem import JudgedTask, Problem
 from minirl.tasks.rewards import accuracy
 
 
@@ -355,7 +355,7 @@ def test_no_verdict_counts_neither_as_right_nor_as_wrong(base, listed):
 def test_all_rewards_are_asked_whatever_their_weights(base):
     """What training does not look at is still worth knowing."""
     task = Arithmetic("addition", 2)
-    weighted = Judged(task, task.rewards, {"format_reward": 0.0})
+    weighted = JudgedTask(task, task.rewards, {"format_reward": 0.0})
     result = evaluate(*base, weighted, n=3, max_new_tokens=3)
     assert result == evaluate(*base, task, n=3, max_new_tokens=3)
     assert list(result.rewards) == ["accuracy", "format_reward"]

@@ -8,7 +8,7 @@ from minirl.tasks.arithmetic import Arithmetic
 from minirl.tasks.bilingual import Bilingual, BilingualProblem
 from minirl.tasks.instructions import Instructions
 from minirl.tasks.mixture import Mixture
-from minirl.tasks.problem import Judged, columns, weights_of
+from minirl.tasks.problem import JudgedTask, columns, weights_of
 from minirl.tasks.rewards import judge, weighted_sum
 
 RULES = ("accuracy", "format_reward", "language_consistency")
@@ -61,8 +61,8 @@ def test_any_two_tasks_can_be_mixed_and_get_their_own_columns():
         columns_seen.append(set(by_name))
         return [1.0] * len(prompts)
 
-    general = Judged(Instructions(), {"spy": spy}, {"spy": 1.0})
-    reasoning = Judged(Bilingual(), {"accuracy": spy}, {"accuracy": 1.0})
+    general = JudgedTask(Instructions(), {"spy": spy}, {"spy": 1.0})
+    reasoning = JudgedTask(Bilingual(), {"accuracy": spy}, {"accuracy": 1.0})
     for tasks in ((reasoning, general), (general, reasoning)):
         mixture = Mixture(*tasks, preference=liked)
         problems = mixture.sample(20, random.Random(0))
@@ -81,7 +81,7 @@ def test_weights_are_the_reasoning_tasks_and_1_for_the_preference():
     plain = Mixture(Bilingual(), Instructions(), liked)
     assert weights_of(plain) == {**dict.fromkeys(RULES, 1.0), "preference": 1.0, **general}
     weights = {"accuracy": 1.0, "language_consistency": 0.25}
-    weighted = Mixture(Judged(Bilingual(), Bilingual().rewards, weights), Instructions(), liked)
+    weighted = Mixture(JudgedTask(Bilingual(), Bilingual().rewards, weights), Instructions(), liked)
     assert weights_of(weighted) == {**weights, "format_reward": 0.0, "preference": 1.0, **general}
     assert list(weights_of(weighted)) == list(weighted.rewards)
 

@@ -9,7 +9,7 @@ from minirl.tasks.arithmetic import SYMBOLS, Arithmetic
 from minirl.tasks.bilingual import Bilingual
 from minirl.tasks.instructions import KINDS, Instructions
 from minirl.tasks.mixture import Mixture
-from minirl.tasks.problem import Judged, Problem, columns, draw, weights_of
+from minirl.tasks.problem import JudgedTask, Problem, columns, draw, weights_of
 
 PROBLEMS = [Problem("1+2=", "3", "1+2+0=03"), Problem("2+2=", "4")]
 
@@ -47,7 +47,7 @@ TASKS = [
     Bilingual((1,), ("ko",), "en", 0.0),
     *(Instructions((kind,), 3) for kind in KINDS),
     Mixture(Bilingual(), Instructions(), verdicts),
-    Judged(Arithmetic("addition", 1), {"length": verdicts}, {"length": 0.5}),
+    JudgedTask(Arithmetic("addition", 1), {"length": verdicts}, {"length": 0.5}),
 ]
 
 
@@ -102,13 +102,13 @@ def test_a_task_without_weights_weighs_each_reward_once():
 
 
 def test_weights_are_of_the_tasks_rewards():
-    judged = Judged(Arithmetic(), {"a": verdicts, "b": verdicts}, {"b": 0.0, "a": 2})
+    judged = JudgedTask(Arithmetic(), {"a": verdicts, "b": verdicts}, {"b": 0.0, "a": 2})
     assert list(weights_of(judged).items()) == [("b", 0.0), ("a", 2)]
     weights = weights_of(judged)
     weights["a"] = 5.0
     assert judged.weights["a"] == 2, "what it returns is the caller's own"
     with pytest.raises(ValueError, match="no reward 'c'; the task has a, b"):
-        weights_of(Judged(Arithmetic(), judged.rewards, {"a": 1.0, "c": 1.0}))
+        weights_of(JudgedTask(Arithmetic(), judged.rewards, {"a": 1.0, "c": 1.0}))
 
 
 def test_an_empty_split_is_refused():
