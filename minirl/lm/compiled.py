@@ -51,7 +51,8 @@ def compiled(function: Callable, *, lists: tuple[int, ...] = ()) -> Callable:
         except Exception as error:       # dynamo, inductor and the compiler have a class each
             result = function(*args)     # raises, where the error is the function's own
             _broken = True
-            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            lines = str(error).strip().splitlines()    # none: a bare AssertionError
+            reason = ": ".join([type(error).__name__, *lines[:1]])
             warnings.warn(f"torch.compile does not work here ({reason}); going on uncompiled, "
                           "which is slower and gives the same numbers", RuntimeWarning,
                           stacklevel=2)

@@ -19,15 +19,20 @@ def unbroken(monkeypatch):
     monkeypatch.setattr(module, "_broken", False)
 
 
-@pytest.fixture
-def no_compiler(monkeypatch):
-    """torch.compile as it behaves where there is no C++ compiler: it fails at the first call."""
+def failing(error):
+    """torch.compile as it behaves where it cannot compile: the first call raises."""
     def compile(function, **options):
         def run(*args):
-            raise RuntimeError("no working C++ compiler found\nand much more")
+            raise error
         return run
 
-    monkeypatch.setattr(torch, "compile", compile)
+    return compile
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    error = RuntimeError("no working C++ compiler found\nand much more")
+    monkeypatch.setattr(torch, "compile", failing(error))
 
 
 def test_without_a_compiler_the_function_runs_as_it_is_with_one_warning(no_compiler):
@@ -41,6 +46,14 @@ def test_without_a_compiler_the_function_runs_as_it_is_with_one_warning(no_compi
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(one(x, y, 0.5), got) and torch.equal(other(x, y, 0.5), got)
+
+
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_an_error_of_the_compiler_needs_no_message(monkeypatch, text):
+    monkeypatch.setattr(torch, "compile", failing(AssertionError(text)))
+    x = torch.ones(2, 3)
+    with pytest.warns(RuntimeWarning, match=r"does not work here \(AssertionError\); going on"):
+        assert torch.equal(compiled(work)(x, x, 0.5), work(x, x, 0.5))
 
 
 def test_an_error_of_the_function_is_raised_as_it_is(no_compiler):
