@@ -74,12 +74,13 @@ def policies(seeds: Sequence[Seed]) -> None:
 
 
 def policy_cells(seeds: Sequence[Seed], name: str) -> list[str]:
-    """Return true reward, share right, score and KL of a policy."""
+    """Return true reward, share right, score and KL (of best-of-n its bound) of a policy."""
     results = [s.table[name] for s in seeds]
+    distances = (result.kl_bound if result.kl is None else result.kl for result in results)
     return [over(result.mean("true_reward") for result in results),
             over(result.accuracy for result in results),
             over(result.mean("reward_model") for result in results),
-            over((result.kl or 0.0 for result in results), 2)]
+            over(distances, 2)]
 
 
 def right(evaluation: Evaluation, kind: str) -> float:

@@ -77,6 +77,8 @@ class Evaluation:
     lengths          sampled tokens, EOS included
     cut_off          whether a completion ran out of tokens before an EOS
     kl               distance from the reference in nats per completion, None: not measured
+    kl_bound         where one of n samples was chosen, the most nats per completion that any choice
+                     leads away from the sampled policy; None: nothing was chosen
     """
 
     problems: list[Problem]
@@ -86,6 +88,7 @@ class Evaluation:
     lengths: list[list[int]]
     cut_off: list[list[bool]]
     kl: float | None = None
+    kl_bound: float | None = None
 
     def numbers(self, reward: str) -> list[float]:
         """One number per problem, the mean verdict of a reward; NaN where there is none."""
@@ -159,9 +162,12 @@ def evaluate(model: Transformer, tokenizer: Tokenizer, task: Task, *, n: int, sa
     of them.
 
     choose     which of a problem's samples counts; the evaluation then holds that one alone
-    reference  .kl is the mean over completions of log π(y) - log π_ref(y) at this temperature.
-               Where one of several samples is chosen, .kl is best_of_n_kl(samples), the distance
-               from the policy that is sampled: no choice of one of n samples leads further
+    reference  .kl is the mean over completions of log π(y) - log π_ref(y) at this temperature. It
+               is None where one of several samples is chosen: nothing gives a chosen sample's
+               probability
+
+    .kl_bound of a choice is best_of_n_kl(samples). It bounds the distance from the sampled policy,
+    whatever `reference` is.
     """
     _check(task, n, samples, temperature, reference)
     problems = distinct_problems(task, n, random.Random(derive_seed(seed, "evaluate", "problems")))
@@ -174,9 +180,8 @@ def evaluate(model: Transformer, tokenizer: Tokenizer, task: Task, *, n: int, sa
         parts.append(_table(part, samples, choose))
         if reference is not None and (choose is None or samples == 1):
             distances += _distances(model, reference, part.rollouts, temperature)
-    if distances:
-        return _join(parts, kl=_mean(distances))
-    return _join(parts, kl=None if choose is None else best_of_n_kl(samples))
+    return _join(parts, kl=_mean(distances) if distances else None,
+                 kl_bound=None if choose is None else best_of_n_kl(samples))
 
 
 def distinct_problems(task: Task, n: int, rng: random.Random, *,
@@ -259,7 +264,8 @@ def _table(part: Collected, samples: int, choose: Choose | None) -> Evaluation:
         cut_off=table(part.rollouts.truncated.tolist()))
 
 
-def _join(parts: Sequence[Evaluation], *, kl: float | None) -> Evaluation:
+def _join(parts: Sequence[Evaluation], *, kl: float | None,
+          kl_bound: float | None) -> Evaluation:
     """One evaluation of all parts' problems."""
     return Evaluation(
         problems=_flat(part.problems for part in parts),
@@ -268,7 +274,7 @@ def _join(parts: Sequence[Evaluation], *, kl: float | None) -> Evaluation:
         verdicts={name: _flat(part.verdicts[name] for part in parts) for name in parts[0].verdicts},
         lengths=_flat(part.lengths for part in parts),
         cut_off=_flat(part.cut_off for part in parts),
-        kl=kl)
+        kl=kl, kl_bound=kl_bound)
 
 
 def _majority(completions: Sequence[str], verdicts: Sequence[float | None]) -> float | None:

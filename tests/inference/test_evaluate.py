@@ -153,12 +153,13 @@ def test_best_of_n_holds_the_best_sample_alone(base, scored):
     assert result.lengths[first] == [2] and result.lengths[second] == [3]
     assert result.mean_length == 2.5 and result.truncated == 0.5
     assert [len(row[0]) for row in result.completion_ids] == [row[0] for row in result.lengths]
-    assert result.kl == best_of_n_kl(3)
+    assert result.kl_bound == best_of_n_kl(3) and result.kl is None
 
 
 def test_without_choosing_all_samples_count(base, scored):
     result = evaluate(*base, scored, n=2, samples=3, max_new_tokens=3)
-    assert result.accuracy == 0.5 and result.pass_at(3) == 1.0 and result.kl is None
+    assert result.accuracy == 0.5 and result.pass_at(3) == 1.0
+    assert result.kl is None and result.kl_bound is None
     assert result.mean_length == pytest.approx((2 + 2 + 3 + 3 + 2 + 2) / 6)
     assert result.truncated == pytest.approx(1 / 6)
     assert result.mean("score") == pytest.approx(2.3 / 6)
@@ -173,7 +174,7 @@ def test_voting_on_held_out_problems(base, say, listed):
     voted = evaluate(*base, task, choose=vote, **options)
     assert voted.accuracy == everything.majority == 0.5 == everything.accuracy
     assert sorted(voted.completions) == [answers("0"), answers("2")]
-    assert voted.kl == best_of_n_kl(3)
+    assert voted.kl_bound == best_of_n_kl(3) and voted.kl is None
 
 
 def test_no_choice_of_one_of_n_samples_is_further_away_than_best_of_n():
@@ -229,10 +230,17 @@ def test_one_sample_is_no_choice(base, other):
     options = {"n": 3, "max_new_tokens": 4, "choose": best_of("accuracy")}
     task = Arithmetic("addition", 2)
     chosen = evaluate(*base, task, reference=other, **options)
-    assert chosen == evaluate(*base, task, reference=other, **{**options, "choose": None})
-    assert evaluate(*base, task, **options).kl == 0.0
-    best = evaluate(*base, task, samples=4, reference=other, **options)
-    assert best.kl == best_of_n_kl(4)
+    plain = evaluate(*base, task, reference=other, **{**options, "choose": None})
+    assert chosen == replace(plain, kl_bound=0.0)
+    assert evaluate(*base, task, **options).kl is None
+
+
+def test_the_distance_of_a_choice_is_not_measured(base, other):
+    """The bound is one on the distance from the sampled policy, not from another reference."""
+    options = {"n": 3, "samples": 4, "max_new_tokens": 4, "choose": best_of("accuracy")}
+    for reference in (base[0], other):
+        best = evaluate(*base, Arithmetic("addition", 2), reference=reference, **options)
+        assert best.kl is None and best.kl_bound == best_of_n_kl(4)
 
 
 def test_there_is_no_distance_at_temperature_0(base):
