@@ -93,7 +93,8 @@ def first_stage(stages: Stages[InstructSettings], model: Transformer) -> Supervi
             m, stages.tokenizer, base_texts(Instructions(), rng, **READ), BASE_SFT, seed=seed,
             **hooks))
         sft, start = pipeline.supervise(base, stages.tokenizer, demonstrations(settings),
-                                        pretraining(seed), seed=seed, stage=stages)
+                                        pretraining(seed, n=settings.demonstrations), seed=seed,
+                                        stage=stages)
     if settings.rankings is not None:
         return Supervised(sft, start, *given_rankings(settings))
 

@@ -42,8 +42,8 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str] | Demonst
 
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str],
                  max_seq_len: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Texts without a prompt, as encode_pairs gives pairs. What comes first is given: BOS, or the
-    first token where the tokenizer knows no BOS."""
+    """Texts without a prompt, as encode_pairs returns pairs. The first token is the prompt: BOS, or
+    the text's own where there is no BOS."""
     if not texts:
         raise ValueError("there is nothing to read: at least one text is wanted")
     rows = [with_eos(tokenizer, ids) for ids in tokenizer.encode_prompts(texts)]
@@ -81,7 +81,7 @@ def encode_rankings(tokenizer: Tokenizer, rankings: Sequence[Ranking],
 
 
 def with_eos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
-    """A completion's ids, ended: by EOS, or by the stop token that its text ends in."""
+    """Return a completion's ids with EOS, unless they end in a stop token already."""
     return ids if ids and ids[-1] in tokenizer.stop_ids else [*ids, tokenizer.eos_id]
 
 

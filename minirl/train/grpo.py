@@ -71,12 +71,12 @@ class GRPOConfig:
     aggregate: str = "sequence_mean"   # eq. 3; see reduce.aggregate for the others
     scale: str = "group"               # advantages are divided by the std of: group, batch or none
     ddof: int = 1                      # the std divides by n - ddof
-    dynamic_sampling: bool = False     # DAPO, eq. 11: its filter, without sampling more instead
-    overlong_cache: int = 0            # DAPO, eq. 13: L_cache in tokens, which cost up to 1; 0: off
+    dynamic_sampling: bool = False     # DAPO, eq. 11: drop groups without spread, sample no others
+    overlong_cache: int = 0            # DAPO, eq. 13: L_cache: the last tokens cost up to 1; 0: off
     max_new_tokens: int = 80
     temperature: float = 1.0
     beta1: float = 0.9
-    beta2: float = 0.999               # long memory: late gradients, often near 0, stay small
+    beta2: float = 0.999               # a short memory would scale up late gradients, often near 0
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     token_budget: int = TOKEN_BUDGET   # tokens per micro-batch; changes only memory and time
@@ -143,14 +143,14 @@ def train_grpo(
         kept = torch.ones(P, dtype=torch.bool)  # (P,)
         if config.dynamic_sampling:
             kept = dynamic_sampling(rewards)
-        chosen = kept.repeat_interleave(G).nonzero().squeeze(1).to(model.device)  # (B,)
+        chosen = kept.repeat_interleave(G).nonzero().squeeze(1).to(model.device)  # (B',)
         rollouts = answers.rollouts.rows(chosen)
-        adv = advantages(shaped).flatten().to(model.device)[chosen]  # (B,)
-        adv = spread(adv, rollouts.mask)  # (B, T)
+        adv = advantages(shaped).flatten().to(model.device)[chosen]  # (B',)
+        adv = spread(adv, rollouts.mask)  # (B', T)
 
         # 3. freeze what the update may not touch
-        old_logp = None if on_policy else logprobs(model, rollouts)  # (B, T)
-        ref_logp = None if reference is None else logprobs(reference, rollouts)  # (B, T)
+        old_logp = None if on_policy else logprobs(model, rollouts)  # (B', T)
+        ref_logp = None if reference is None else logprobs(reference, rollouts)  # (B', T)
 
         # 4. update: surrogate and its other terms, aggregate, backward, clip, step
         lr = config.lr * cosine_to_floor(state.step, config.steps, floor=config.min_lr_ratio,
@@ -172,7 +172,7 @@ def train_grpo(
                     surrogate = objective(logp, old, adv[rows, :T], batch.mask)  # (b, T)
                     watch(sums, surrogate, logp, old, batch, adv[rows, :T], entropy)  # metrics
                     if ref_logp is not None:
-                        kl = k3(logp, ref_logp[rows, :T])
+                        kl = k3(logp, ref_logp[rows, :T])  # (b, T)
                         sums.add("kl", kl, batch.mask)
                         surrogate = surrogate - config.kl_coef * kl
                     loss = -aggregate(surrogate, batch.mask, config.aggregate, total=total)

@@ -40,7 +40,6 @@ from minirl.tasks.problem import JudgedTask, Task
 from minirl.train.dpo import DPOConfig, train_dpo
 from minirl.train.encoding import encode_pairs
 from minirl.train.ppo import KLControl, PPOConfig, train_ppo
-from minirl.train.presets import SFT_PRESETS
 from minirl.train.reward_model import RewardModelConfig, as_reward, train_reward_model
 from minirl.train.sft import SFTConfig, train_sft
 from minirl.train.stage import Stage, in_memory
@@ -50,8 +49,10 @@ Pair = tuple[str, str]                   # (prompt, completion)
 Rankings = Callable[[], list[Ranking]]   # called when they are needed: people are asked then
 FEWEST, MOST = 4, 9                      # completions in a ranking: InstructGPT, section 3.5
 MAX_NEW_TOKENS = 16                      # of a completion that is ranked
-DEMONSTRATIONS_SFT = SFTConfig(**SFT_PRESETS["instructgpt"].numbers | {"lr": 1e-3})       # C.1
-RL_INIT_SFT = SFTConfig(epochs=2, lr=1e-3, min_lr_ratio=0.1, warmup_steps=0, beta2=0.95)  # C.3
+# appendix C.1, but for the learning rate; and appendix C.3
+DEMONSTRATIONS_SFT = SFTConfig(epochs=16, batch_size=32, lr=1e-3, min_lr_ratio=0.1, warmup_steps=0,
+                               dropout=0.2, beta1=0.9, beta2=0.95)
+RL_INIT_SFT = SFTConfig(epochs=2, lr=1e-3, min_lr_ratio=0.1, warmup_steps=0, beta2=0.95)
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,14 @@ def supervise(model: Transformer, tokenizer: Tokenizer, demonstrations: Sequence
               stage: Stage) -> tuple[Transformer, Transformer]:
     """Stage 1: fine-tune a base model twice -> (the policy to rank, the policy where RL starts).
 
-    A tenth of what the second one reads is pretraining text.
+    A tenth of what the second one reads is pretraining text: a text for every nine demonstrations.
+    Raises ValueError for fewer texts.
     """
-    texts = [("", text) for text in pretraining[:len(demonstrations) // 9]]     # 1 : 9
-    mixed = [*demonstrations, *texts]
+    n = len(demonstrations) // 9
+    if len(pretraining) < n:
+        raise ValueError(f"pretraining has {len(pretraining)} texts for {len(demonstrations)} "
+                         f"demonstrations: at least {n} are wanted, a tenth of all that is read")
+    mixed = [*demonstrations, *(("", text) for text in pretraining[:n])]
     sft = stage("sft", DEMONSTRATIONS_SFT, model, lambda m, **hooks: train_sft(
         m, tokenizer, demonstrations, DEMONSTRATIONS_SFT, seed=seed, **hooks))
     start = stage("rl-init", RL_INIT_SFT, model, lambda m, **hooks: train_sft(

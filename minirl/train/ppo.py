@@ -63,7 +63,7 @@ class PPOConfig:
     warmup_steps: int = 5
     kl_coef: float = 0.1               # β
     kl_target: float = 1.0             # nats per completion; read by a preset's kl_control alone
-    kl_horizon: int = 1000             # completions; the same
+    kl_horizon: int = 1000             # completions; read by a preset's kl_control alone
     clip_low: float = 0.2              # ε: PPO, arXiv:1707.06347, section 6.1
     clip_high: float = 0.2             # DAPO, arXiv:2503.14476: 0.28
     aggregate: str = "token_mean"      # see reduce.aggregate for the others
@@ -138,18 +138,18 @@ def train_ppo(
 
         # 2. score: the rewards, and which rows to learn from
         rewards = check_judged(answers.rewards).to(model.device)  # (P,), NaN: no verdict
-        chosen = (~rewards.isnan()).nonzero().squeeze(1)  # (B,)
+        chosen = (~rewards.isnan()).nonzero().squeeze(1)  # (B',)
         rollouts = answers.rollouts.rows(chosen)
         scores = torch.where(rollouts.truncated, -config.missing_eos_penalty, rewards[chosen])
 
         # 3. freeze what the update may not touch
-        old_logp = logprobs(model, rollouts)  # (B, T)
-        ref_logp = logprobs(reference, rollouts)  # (B, T)
+        old_logp = logprobs(model, rollouts)  # (B', T)
+        ref_logp = logprobs(reference, rollouts)  # (B', T)
         old_values, v_end = rollout_values(value_model, rollouts, token_budget=config.token_budget)
         kl_coef, mask = state.numbers["kl_coef"], rollouts.mask
-        shaped = kl_shaped_rewards(scores, old_logp, ref_logp, mask, kl_coef)  # (B, T)
+        shaped = kl_shaped_rewards(scores, old_logp, ref_logp, mask, kl_coef)  # (B', T)
         adv, returns = gae(shaped, old_values, mask, gamma=config.gamma, lam=config.lam,
-                           bootstrap=torch.where(rollouts.truncated, v_end, 0))  # (B, T) each
+                           bootstrap=torch.where(rollouts.truncated, v_end, 0))  # (B', T) each
         explained = float(explained_variance(old_values, returns, mask))
         adv = masked_whiten(adv, mask) if config.whiten_advantages else adv
         kl = float(k1(old_logp, ref_logp).sum(1).mean())  # nats per completion; 0 off the mask

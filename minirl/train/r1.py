@@ -90,7 +90,7 @@ def rl_numbers(scale: float) -> dict[str, Any]:
 class R1Config:
     """Defaults: the tiny model on sums in two languages, on a laptop. RL steps are rollouts."""
 
-    scale: float = 32.0                # so many times fewer samples and larger steps than the paper
+    scale: float = 32.0                # divides the samples and multiplies lr; 1: the paper
     zero_steps: int = 60               # rollouts of R1-Zero; the paper: 650
     cold_start_problems: int = 512     # R1-Zero's outputs for them start the second policy; 0: none
     reasoning_steps: int = 60          # rollouts of rl-1
@@ -138,6 +138,9 @@ def train_r1(
     stage runs a stage, and may keep its result; left out, it copies the model and calls the page,
     with log(step, metrics). Raises ValueError where there is nothing to learn from.
     """
+    if config.cold_start_problems == 0 and not cold_start:
+        raise ValueError("cold_start_problems is 0, and cold_start has no pairs: nothing could "
+                         "start the second policy; ask R1-Zero, or give demonstrations")
     stage = stage or in_memory(log)
     rules, with_language = by_rules(task), by_rules(task, config.language_weight)
 
@@ -149,7 +152,7 @@ def train_r1(
         return stage(name, numbers, model, lambda m, **hooks: train_sft(
             m, tokenizer, pairs(), numbers, seed=derive_seed(seed, name), **hooks))
 
-    # An entry per round of the last part: people are asked when their rankings are needed, once
+    # one entry per round of the last part: cache asks people once, when they are first needed
     rankings = [cache(lambda: general.compare(model, derive_seed(seed, "compare", 1)))]
 
     def learn_rewards(name: str, start: Transformer | ScalarModel) -> ScalarModel:
@@ -195,7 +198,7 @@ def distill(teacher: Transformer, student: Transformer, tokenizer: Tokenizer, ta
             config: R1Config, *, seed: int = 0, log: Log | None = None,
             stage: Stage | None = None) -> tuple[Transformer, Transformer]:
     """Train a smaller base model in two ways: by reinforcement learning, as R1-Zero, and by SFT on
-    the teacher's kept completions -> (the one, the other).
+    the teacher's kept completions -> (policy of RL, policy of SFT).
 
     Paper      DeepSeek-R1, arXiv:2501.12948v2: distilled models are fine-tuned on a teacher's
                samples alone, without reinforcement learning.
@@ -203,13 +206,13 @@ def distill(teacher: Transformer, student: Transformer, tokenizer: Tokenizer, ta
     stage, numbers = stage or in_memory(log), config.grpo(config.zero_steps)
     rules = by_rules(task)
 
-    def taught() -> list[Pair]:
+    def teacher_pairs() -> list[Pair]:
         return rejection_sample(teacher, tokenizer, task, config, seed=derive_seed(seed, "taught"))
 
     alone = stage("small-rl", numbers, student, lambda m, **hooks: train_grpo(
         m, tokenizer, rules, numbers, seed=derive_seed(seed, "small-rl"), **hooks))
     distilled = stage("distilled", SECOND_SFT, student, lambda m, **hooks: train_sft(
-        m, tokenizer, taught(), SECOND_SFT, seed=derive_seed(seed, "distilled"), **hooks))
+        m, tokenizer, teacher_pairs(), SECOND_SFT, seed=derive_seed(seed, "distilled"), **hooks))
     return alone, distilled
 
 
@@ -300,11 +303,11 @@ def good_completions(model: Transformer, tokenizer: Tokenizer, task: Task, confi
                      seed: int) -> list[tuple[Problem, str]]:
     """Sample `kept_samples` completions of each problem -> for each prompt the first that has its
     EOS and a verdict of 1 by all required rewards."""
-    asked = task.sample(problems, random.Random(derive_seed(seed, "problems")))
+    questions = task.sample(problems, random.Random(derive_seed(seed, "problems")))
     generator = torch.Generator(model.device).manual_seed(derive_seed(seed, "sample"))
     kept: dict[str, tuple[Problem, str]] = {}
     judged = JudgedTask(task, task.rewards, dict.fromkeys(required, 1.0))
-    for part in collect_in_parts(model, tokenizer, judged, asked, group=config.kept_samples,
+    for part in collect_in_parts(model, tokenizer, judged, questions, group=config.kept_samples,
                                  rows=PART * config.kept_samples,
                                  max_new_tokens=config.max_new_tokens, generator=generator):
         whole = (~part.rollouts.truncated).tolist()

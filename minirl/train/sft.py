@@ -8,9 +8,9 @@ Same as the paper  the loss. Preset "instructgpt": a cosine to 10 % of the learn
 Different          the default is for a model of 0.3 million parameters: one epoch over many short
                    sums, no dropout, a high learning rate, a warm-up and a cosine to 2 %; the
                    gradient norm is clipped.
-Why                a model trained from scratch needs many examples once rather than few often.
+Why                from scratch, many examples seen once teach more than few seen often.
 
-The loss is on the completion alone, its EOS included: the mask is made from lengths.
+The loss is on the completion alone, its EOS included.
 """
 
 from __future__ import annotations

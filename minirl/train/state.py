@@ -37,7 +37,8 @@ class TrainState:
                 "numbers": dict(self.numbers)}
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from what state_dict() returned. Raise ValueError if it is another model's."""
+        """Continue from what state_dict() returned. Raise ValueError if it is another model's: some
+        parts may have been loaded by then."""
         check_state(state)
         for name in ("parts", "numbers"):
             came, wanted = state[name].keys(), getattr(self, name).keys()

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from minirl.lm.tokenizer import build_tokenizer
 from minirl.tasks.instructions import WORDS, Instructions, answers, pretraining_text, true_reward
 from minirl.train.dpo import DPOConfig
 from minirl.train.instructgpt import (
+    DEMONSTRATIONS_SFT,
     MOST,
     InstructGPTConfig,
     compare_epochs,
@@ -23,6 +25,7 @@ from minirl.train.instructgpt import (
     train_instructgpt,
 )
 from minirl.train.ppo import PPOConfig
+from minirl.train.presets import SFT_PRESETS
 from minirl.train.reward_model import train_reward_model
 from minirl.train.sft import SFTConfig, train_sft
 from minirl.train.stage import in_memory
@@ -92,6 +95,17 @@ def test_a_tenth_of_what_rl_init_reads_is_pretraining_text(base, monkeypatch):
                         lambda m, tokenizer, pairs, *_, **__: read.append(list(pairs)) or m)
     supervise(base, TOKENIZER, DEMONSTRATIONS, TEXTS, seed=0, stage=in_memory(None))
     assert read == [DEMONSTRATIONS, DEMONSTRATIONS + [("", text) for text in TEXTS[:3]]]
+
+
+def test_too_little_pretraining_text_is_an_error(base):
+    """The mixture had silently less than a tenth of it."""
+    with pytest.raises(ValueError, match="pretraining has 2 texts for 27 demonstrations: at least 3"):
+        supervise(base, TOKENIZER, DEMONSTRATIONS, TEXTS[:2], seed=0, stage=in_memory(None))
+
+
+def test_the_first_fine_tuning_has_the_papers_numbers_but_for_the_learning_rate():
+    paper = SFTConfig(**SFT_PRESETS["instructgpt"].numbers)
+    assert replace(DEMONSTRATIONS_SFT, lr=paper.lr) == paper
 
 
 def test_ppo_is_paid_by_the_reward_model_alone(base):

@@ -367,5 +367,5 @@ def test_demonstrations_alone_can_be_the_cold_start(base, sft_data):
 
 def test_a_cold_start_from_nothing_is_an_error(base):
     config = replace(CONFIG, cold_start_problems=0)
-    with pytest.raises(ValueError, match="of R1-Zero's 0 outputs none was right"):
+    with pytest.raises(ValueError, match="cold_start_problems is 0, and cold_start has no pairs"):
         train_r1(base, TOKENIZER, TASK, config, general=general())
