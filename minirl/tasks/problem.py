@@ -114,12 +114,18 @@ def draw(n: int, split: str, one: Callable[[], tuple[Problem, str]]) -> list[Pro
 
 
 def columns(problems: Sequence[Problem], *, repeat: int = 1) -> dict[str, list[Any]]:
-    """The problems' fields by name, each entry `repeat` times in a row.
+    """Return the problems' fields by name, each entry `repeat` times in a row.
 
-    This is what reward functions get for groups of `repeat` completions. All problems of one call
-    must be of one class.
+    This is what reward functions get for groups of `repeat` completions.
+
+    Raises ValueError for problems of different classes: their fields may differ.
     """
-    kind = problems[0] if problems else Problem
-    names = [field.name for field in fields(kind) if field.name != "prompt"]
+    classes = list(dict.fromkeys(map(type, problems))) or [Problem]
+    if len(classes) > 1:
+        names = " and ".join(problem_class.__name__ for problem_class in classes)
+        raise ValueError(f"these problems are of the classes {names}; they must be of one class, "
+                         "as their fields may differ: use a Mixture of two tasks, or one subclass "
+                         "of Problem for all")
+    field_names = [field.name for field in fields(classes[0]) if field.name != "prompt"]
     return {name: [getattr(problem, name) for problem in problems for _ in range(repeat)]
-            for name in names}
+            for name in field_names}

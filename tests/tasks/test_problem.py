@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from minirl.tasks.arithmetic import SYMBOLS, Arithmetic
-from minirl.tasks.bilingual import Bilingual
+from minirl.tasks.bilingual import Bilingual, BilingualProblem
 from minirl.tasks.instructions import KINDS, Instructions
 from minirl.tasks.mixture import Mixture
 from minirl.tasks.problem import JudgedTask, Problem, columns, draw, weights_of
@@ -28,6 +28,15 @@ def test_columns_of_groups():
     would be scored on its neighbours' answers."""
     assert columns(PROBLEMS, repeat=3)["answer"] == ["3", "3", "3", "4", "4", "4"]
     assert columns([], repeat=3) == {"answer": [], "worked": [], "written": []}
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["plain first", "plain last"])
+def test_columns_of_different_classes_are_refused(order):
+    """Only the first problem's fields were looked at: the others' were lost."""
+    problems = [PROBLEMS[0], BilingualProblem("a", "1", language="ko")][::order]
+    with pytest.raises(ValueError, match="BilingualProblem.*; they must be of one class"):
+        columns(problems)
+    assert columns(problems[:1])["answer"] and columns(problems[1:])["answer"]
 
 
 def test_problem_is_frozen():
