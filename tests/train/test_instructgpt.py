@@ -99,7 +99,8 @@ def test_a_tenth_of_what_rl_init_reads_is_pretraining_text(base, monkeypatch):
 
 def test_too_little_pretraining_text_is_an_error(base):
     """The mixture had silently less than a tenth of it."""
-    with pytest.raises(ValueError, match="pretraining has 2 texts for 27 demonstrations: at least 3"):
+    says = "pretraining has 2 texts for 27 demonstrations: at least 3"
+    with pytest.raises(ValueError, match=says):
         supervise(base, TOKENIZER, DEMONSTRATIONS, TEXTS[:2], seed=0, stage=in_memory(None))
 
 
