@@ -24,7 +24,7 @@ from minirl.app.text import table
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
-from minirl.lm.tiny import SIZES, TinySizes, make_base
+from minirl.lm.tiny import SIZE_NAMES, TinySizes, make_base
 from minirl.lm.tokenizer import Tokenizer
 from minirl.train.checks import POSITIVE, SHARE, SIDE_BY_SIDE, check
 from minirl.train.dpo import DPOConfig, train_dpo
@@ -41,7 +41,7 @@ PAYS_FROM = 300          # seconds of matrix products: compiling takes up to a m
                          # tenth to a third of a step
 TEXTS = "[1, 16777216]"  # texts to learn from: all are made and encoded before the first step
 INTERVALS = {            # of the fields of all commands' settings
-    **dict.fromkeys((*SIZES, "eval_problems", "checkpoint_every", "best_of", "samples"),
+    **dict.fromkeys((*SIZE_NAMES, "eval_problems", "checkpoint_every", "best_of", "samples"),
                     SIDE_BY_SIDE),
     **dict.fromkeys(("examples", "demonstrations", "ranked_prompts", "general_examples"), TEXTS),
     **dict.fromkeys(("worked_share", "guessed_share", "right_share"), SHARE),

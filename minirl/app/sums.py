@@ -18,7 +18,7 @@ from minirl.inference.evaluate import Evaluation
 from minirl.inference.intervals import wilson_interval
 from minirl.lm.model import Transformer
 from minirl.lm.seeds import derive_seed
-from minirl.lm.tiny import SIZES, TinySizes
+from minirl.lm.tiny import SIZE_NAMES, TinySizes
 from minirl.tasks.arithmetic import Arithmetic, demonstrations
 from minirl.tasks.preferences import load_demonstrations
 from minirl.tasks.problem import Task
@@ -165,7 +165,7 @@ def check_sums(configs: Mapping[str, Any], flags: Collection[str], start: Start)
     settings, base, config = configs["settings"], configs["base"], configs.get("grpo")
     task = Arithmetic(settings.task, settings.digits)
     if config is None and settings.init is not None:
-        refuse(flags, SIZES, "--init names a model, which has its sizes")
+        refuse(flags, SIZE_NAMES, "--init names a model, which has its sizes")
     if config is None and base.data is not None:
         refuse(flags, MADE, "--data names what is learnt from, and no sums are made")
         encode_pairs(start.tokenizer, load_demonstrations(base.data), start.config.max_seq_len)

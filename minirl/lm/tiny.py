@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from minirl.lm.model import ModelConfig, Transformer
-from minirl.lm.seeds import derive_seed
+from minirl.lm.seeds import derive_seed, seeded
 from minirl.lm.tokenizer import TAGS, Tokenizer, build_tokenizer
 
 
@@ -22,7 +22,7 @@ class TinySizes:
     max_seq_len: int = 128
 
 
-SIZES = tuple(asdict(TinySizes()))
+SIZE_NAMES = tuple(asdict(TinySizes()))
 
 
 def tiny_config(sizes: TinySizes, vocab_size: int) -> ModelConfig:
@@ -33,7 +33,7 @@ def tiny_config(sizes: TinySizes, vocab_size: int) -> ModelConfig:
     wide feed-forward layer make the model learn this several times sooner than the defaults,
     which are chosen for large models.
     """
-    chosen = {name: getattr(sizes, name) for name in SIZES}
+    chosen = {name: getattr(sizes, name) for name in SIZE_NAMES}
     return ModelConfig(vocab_size, **chosen, rope_theta=100.0, qk_norm=True, initializer_range=0.15)
 
 
@@ -43,8 +43,10 @@ def make_base(sizes: TinySizes, *, seed: int, device: torch.device | str,
     """Return a model with fresh weights, and its tokenizer.
 
     The tokenizer encodes bytes and has one token for each tag and for each of `words`, unless
-    `tokenizer` is given. The initial weights depend on `seed` and on the sizes only.
+    `tokenizer` is given. The initial weights depend on `seed`, on the sizes and on the size of
+    the vocabulary, and on nothing else.
     """
     tokenizer = tokenizer or build_tokenizer(special_tokens=(*TAGS, *words))
-    torch.manual_seed(derive_seed(seed, "init"))
-    return Transformer(tiny_config(sizes, tokenizer.vocab_size)).to(device), tokenizer
+    with seeded(derive_seed(seed, "init"), torch.device("cpu")):
+        model = Transformer(tiny_config(sizes, tokenizer.vocab_size))
+    return model.to(device), tokenizer

@@ -2,6 +2,8 @@
 
 import torch
 
+from minirl.lm.model import Transformer
+from minirl.lm.seeds import derive_seed
 from minirl.lm.tiny import TinySizes, make_base, tiny_config
 from minirl.lm.tokenizer import TAGS, build_tokenizer
 
@@ -26,9 +28,19 @@ def test_a_tokenizer_that_is_passed_in_is_used():
     assert same is tokenizer and model.config.vocab_size == tokenizer.vocab_size
 
 
-def test_the_weights_depend_on_the_seed_alone():
+def test_the_weights_depend_on_the_seed_and_not_on_the_global_generator():
     torch.manual_seed(1)
     first = weights(make_base(SMALL, seed=0, device="cpu")[0])
     torch.manual_seed(2)
+    state = torch.get_rng_state()
     assert torch.equal(weights(make_base(SMALL, seed=0, device="cpu")[0]), first)
+    assert torch.equal(torch.get_rng_state(), state), "which stays as it was"
     assert not torch.equal(weights(make_base(SMALL, seed=1, device="cpu")[0]), first)
+
+
+def test_the_weights_of_a_seed_are_those_of_the_global_generator_started_from_it():
+    """So that runs of earlier versions can be repeated."""
+    model, tokenizer = make_base(SMALL, seed=3, device="cpu")
+    torch.manual_seed(derive_seed(3, "init"))
+    expected = Transformer(tiny_config(SMALL, tokenizer.vocab_size))
+    assert torch.equal(weights(model), weights(expected))
