@@ -122,21 +122,23 @@ def load_rankings(path: str | Path) -> list[Ranking]:
     """
     rankings = []
     for source, entry in _entries(path, "prompt, chosen and rejected"):
-        if "completions" in entry:
-            texts = entry["completions"] if isinstance(entry["completions"], list) else [
-                entry["completions"]]
-            completions = [_text({"completions": text}, "completions", source) for text in texts]
+        completions = entry.get("completions")
+        if isinstance(completions, list):
+            texts = [_text(text, "completions", source, at=f" at index {i}")
+                     for i, text in enumerate(completions)]
         else:
-            completions = [_text(entry, name, source) for name in ("chosen", "rejected")]
-        rankings.append(Ranking(_text(entry, "prompt", source), tuple(completions), source))
+            names = ("completions",) if "completions" in entry else ("chosen", "rejected")
+            texts = [_text(entry.get(name), name, source) for name in names]
+        prompt = _text(entry.get("prompt"), "prompt", source)
+        rankings.append(Ranking(prompt, tuple(texts), source))
     return rankings
 
 
 def load_demonstrations(path: str | Path) -> list[Demonstration]:
     """Read demonstrations from JSONL in TRL's prompt-completion format, one per line:
     {"prompt": ..., "completion": ...}. Raises ValueError as load_rankings does."""
-    return [Demonstration(_text(entry, "prompt", source), _text(entry, "completion", source),
-                          source)
+    return [Demonstration(_text(entry.get("prompt"), "prompt", source),
+                          _text(entry.get("completion"), "completion", source), source)
             for source, entry in _entries(path, "prompt and completion")]
 
 
@@ -179,23 +181,28 @@ def _entry(line: bytes, path: Path, number: int, wanted: str) -> dict[str, Any]:
     return entry
 
 
-def _text(entry: dict[str, Any], name: str, source: str) -> str:
-    """entry[name]: a string, or the content of a single message, as TRL's conversational format has
-    it: text, or parts that are text. Only a prompt may be empty."""
-    value = entry.get(name)
+def _text(value: Any, name: str, source: str, *, at: str = "") -> str:
+    """Return the text of the field `name`: a string, or the content of a single message, as TRL's
+    conversational format has it: text, or parts that are text. Only a prompt may be empty.
+
+    `at` says where in the field the value stands (" at index 2"), for messages.
+    """
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
         value = _content(value[0].get("content"), name, source)
     if isinstance(value, list):
-        raise ValueError(f"{source}: {name!r} is a conversation of {len(value)} messages: text, or "
-                         "a single message, is wanted; apply the model's chat template first")
+        raise ValueError(f"{source}: {name!r} is a conversation of {len(value)} messages{at}: "
+                         "text, or a single message, is wanted; apply the model's chat template "
+                         "first")
     if not isinstance(value, str):
-        what = "missing" if value is None else f"a {type(value).__name__}"
-        raise ValueError(f"{source}: {name!r} is {what}: text is wanted")
+        nothing = "null" if at else "missing"
+        what = nothing if value is None else f"a {type(value).__name__}"
+        raise ValueError(f"{source}: {name!r} is {what}{at}: text is wanted")
     if not value and name != "prompt":
-        raise ValueError(f"{source}: {name!r} is empty: leave the line out")
+        raise ValueError(f"{source}: {name!r} is empty{at}: leave "
+                         f"{'the completion' if at else 'the line'} out")
     if not value.isprintable() and any("\ud800" <= c <= "\udfff" for c in value):
-        raise ValueError(f"{source}: {name!r} holds half of a surrogate pair, which no text can "
-                         "hold: write the character itself")
+        raise ValueError(f"{source}: {name!r} holds half of a surrogate pair{at}, which no text "
+                         "can hold: write the character itself")
     return value
 
 

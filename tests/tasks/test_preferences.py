@@ -140,7 +140,10 @@ TWO_MESSAGES = [{"content": "a"}, {"content": "b"}]
         ("[1, 2]", "is a list"),
         ({"prompt": "q", "chosen": TWO_MESSAGES, "rejected": "c"}, "a conversation of 2 messages"),
         ({"prompt": "q", "completions": ["a", "b", "a"]}, "two equal completions"),
-        ({"prompt": "q", "completions": ["a", ""]}, "'completions' is empty"),
+        ({"prompt": "q", "completions": ["a", ""]}, "'completions' is empty at index 1: leave"),
+        ({"prompt": "q", "completions": ["a", "b", None]}, "'completions' is null at index 2"),
+        ({"prompt": "q", "completions": ["a", 3]}, "'completions' is a int at index 1"),
+        ({"prompt": "q", "completions": None}, "'completions' is missing: text is wanted"),
         ({"prompt": "q", "completions": "a"}, "1 completions"),
     ],
 )
