@@ -245,7 +245,8 @@ def comparison(policies: Mapping[str, Evaluation]) -> str:
     problems = first[1].problems
     rows = [("", "true reward", "right", "reward model", "KL", "tokens")]
     for name, result in policies.items():
-        kl = "" if result.kl is None else f"{round(result.kl, 2) + 0.0:.2f}"       # not -0.00
+        distance = result.kl_bound if result.kl is None else result.kl
+        kl = "" if distance is None else f"{round(distance, 2) + 0.0:.2f}"  # not -0.00
         rows.append((name, mean_interval(result.numbers("true_reward")), f"{result.accuracy:.3f}",
                      f"{result.mean('reward_model'):.3f}", kl, f"{result.mean_length:.1f}"))
     lines = [f"{len(problems)} distinct held-out instructions", table(rows), ""]

@@ -415,6 +415,12 @@ def test_a_kl_of_next_to_nothing_is_not_negative():
     assert re.search(r"(?m)^PPO +1\.250 \+- \S+ +0\.500 +123\.457 +0\.00 +4\.0$", row), row
 
 
+def test_the_kl_of_best_of_n_is_its_bound():
+    best = replace(instructed("x"), kl=None, kl_bound=1.84)
+    row = comparison({"SFT": instructed("x"), "best of 16": best})
+    assert re.search(r"(?m)^best of 16 +1\.250 \+- \S+ +0\.500 +123\.457 +1\.84 +4\.0$", row), row
+
+
 def test_the_epochs_fit_a_terminal():
     epochs = [{"epoch": i, "validation_loss": 12345.678, "score": -12345.678,
                "true_reward": 12345.678, "chosen": i == 3} for i in range(1, 17)]
