@@ -1,8 +1,13 @@
-"""The processes that train one model together: each has its share of the rows.
+"""The processes that train one model together: torch.distributed, where it is initialised.
 
-A process computes the loss of its own rows, and the gradients of all processes are added. So a
-mean must divide by the number of rows, or tokens, of all processes: `total` of a process's own
-number. Where torch.distributed is not initialised, there is one process, and `total(x)` is x.
+`total` sums a number over the processes, and `add_gradients` sums a model's gradients. Each process
+divides its loss by `total` of its own number of rows, or tokens. Then the sum of the gradients is
+the gradient of the mean over all rows, however these are spread over the processes.
+
+The training pages do not spread rows yet: every process samples and trains on all of them. Each
+row then counts once per process, in the totals and in the sums of gradients alike. So the update is
+the same as with one process. Where torch.distributed is not initialised, there is one process:
+`total(x)` is x, and `add_gradients` does nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 Number = TypeVar("Number", Tensor, float, int)
 
@@ -42,3 +47,17 @@ def total(x: Number) -> Number:
                           device=device)
     dist.all_reduce(number)
     return type(x)(number.item())
+
+
+def add_gradients(model: nn.Module) -> None:
+    """Replace the gradient of every parameter by its sum over all processes.
+
+    Every process must call it, with gradients of the same parameters. Parameters that FSDP shards
+    are left out: FSDP reduces their gradients itself, to the mean over the processes unless
+    set_gradient_divide_factor(1.0) is called.
+    """
+    if size() == 1:
+        return
+    for p in model.parameters():
+        if p.grad is not None and type(p) is nn.Parameter:    # sharded: a DTensor
+            dist.all_reduce(p.grad)

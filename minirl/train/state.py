@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from minirl.lm import world
 from minirl.train.adamw import AdamW
 from minirl.train.metrics import NonFiniteError
 
@@ -86,14 +87,17 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, *, lr: float | Non
 
 def apply_update(state: TrainState, lr: float, max_grad_norm: float,
                  *others: tuple[nn.Module, AdamW, float]) -> float:
-    """Clip the gradient, step and clear it, for the state's model and `others` (model, optimizer,
-    lr), such as a value function -> the norm of the model's gradient before clipping.
+    """Add the processes' gradients, clip the sum, step and clear it, for the state's model and
+    `others` (model, optimizer, lr), such as a value function -> the norm of the model's gradient
+    before clipping.
 
     Raises NonFiniteError before any step if a gradient is NaN or infinite, and after it if a weight
     is.
     """
     step = state.step + 1
     trained = [(state.model, state.optimizer, lr), *others]
+    for model, _, _ in trained:
+        world.add_gradients(model)
     norms = [clip_gradient(model, max_grad_norm, step=step) for model, _, _ in trained]
     for _, optimizer, rate in trained:
         for group in optimizer.param_groups:

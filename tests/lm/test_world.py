@@ -2,7 +2,7 @@
 
 import torch
 import torch.distributed as dist
-from torch import multiprocessing
+from torch import multiprocessing, nn
 
 from minirl.equations.objectives import clipped_surrogate
 from minirl.equations.reduce import AGGREGATIONS, aggregate, normaliser
@@ -11,6 +11,8 @@ from minirl.lm.decoding import is_sharded
 from minirl.lm.heads import ScalarModel
 from minirl.lm.logprobs import token_logprobs
 from minirl.lm.sampling import sample
+from minirl.lm.tiny import TinySizes, make_base
+from minirl.train.sft import SFTConfig, train_sft
 from tests.lm.models import build_model
 
 STARTS, ENDS = torch.tensor([2, 2, 3, 1, 2, 4]), torch.tensor([5, 9, 4, 7, 8, 6])
@@ -18,6 +20,7 @@ SLOTS = torch.arange(9)
 MASK = (SLOTS >= STARTS[:, None]) & (SLOTS < ENDS[:, None])
 TOKENS = torch.randint(23, MASK.shape, generator=torch.Generator().manual_seed(0))
 ADV = torch.tensor([1.0, -0.5, 2.0, 0.25, -1.0, 0.5])
+SMALL = TinySizes(hidden_size=8, num_layers=1, num_heads=2, intermediate_size=8, max_seq_len=16)
 OPTIONS = {"group": 3, "max_new_tokens": 10, "eos_id": [0, 1, 2], "pad_id": 5}
 
 
@@ -36,6 +39,13 @@ def test_there_is_one_process_unless_torch_distributed_is_initialised():
     assert world.total(x) is x and world.total(3) == 3
 
 
+def test_the_gradients_of_one_process_stay_as_they_are():
+    model = nn.Linear(2, 1)
+    model(torch.tensor([[1.0, 2.0]])).sum().backward()
+    world.add_gradients(model)
+    assert model.weight.grad.tolist() == [[1.0, 2.0]]
+
+
 def test_two_processes(tmp_path):
     """All of it in one pair of processes, as a pair takes seconds to start."""
     multiprocessing.spawn(one_process, args=(str(tmp_path / "store"),), nprocs=2)
@@ -43,10 +53,12 @@ def test_two_processes(tmp_path):
 
 def one_process(rank, store):
     torch.set_num_threads(1)
+    alone = two_steps()    # before there are two
     dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
     try:
         check_totals(rank)
         check_gradients(rank)
+        check_training(alone)
         check_a_sharded_model()
     finally:
         dist.destroy_process_group()
@@ -70,12 +82,35 @@ def check_gradients(rank):
     for how in AGGREGATIONS:
         total = world.total(normaliser(MASK[mine], how, max_length=8))
         grads = gradient(model, mine, how, total)
-        for grad in grads:
-            dist.all_reduce(grad)
+        world.add_gradients(model)
         together = [grad.clone() for grad in grads]
         expected = gradient(model, every, how, normaliser(MASK, how, max_length=8))
         for a, b in zip(together, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def two_steps():
+    """Two steps of train_sft: all weights of a tiny model, and the norms of its gradients."""
+    model, tokenizer = make_base(SMALL, seed=0, device="cpu")
+    pairs = [("1+1=", "2"), ("12+30=", "42"), ("9+9=", "18"), ("7+0=", "7")]
+    norms = []
+    train_sft(model, tokenizer, pairs, SFTConfig(batch_size=2, warmup_steps=0), seed=0,
+              log=lambda step, metrics: norms.append(metrics["grad_norm"]))
+    assert len(norms) == 2
+    return nn.utils.parameters_to_vector(model.parameters()).detach(), torch.tensor(norms)
+
+
+def check_training(alone):
+    """Each process trains on the same rows: the same weights as with one process, and in both.
+
+    The norms say more, as AdamW's steps are the same for half of the gradient.
+    """
+    weights, norms = two_steps()
+    torch.testing.assert_close(weights, alone[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(norms, alone[1], rtol=1e-6, atol=0)
+    both = [torch.empty_like(weights) for _ in range(2)]
+    dist.all_gather(both, weights)
+    assert torch.equal(*both)
 
 
 def check_a_sharded_model():
