@@ -11,17 +11,15 @@ two digits, and answers as many as the largest possible result, so that every co
 
 from __future__ import annotations
 
-import hashlib
 import operator
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from minirl.tasks.problem import Problem, RewardFunction, Task, draw
+from minirl.tasks.problem import Problem, RewardFunction, Task, check_share, draw, split_of
 from minirl.tasks.rewards import accuracy, format_reward
 
 SYMBOLS = {"addition": "+", "subtraction": "-", "multiplication": "*"}
-TEST_SHARE = 10        # one problem in ten is held out
 
 
 @dataclass(frozen=True)
@@ -73,9 +71,7 @@ class Arithmetic:
         """Return "train" or "test": the same for both orders of a commutative problem."""
         if self.operation != "subtraction":
             a, b = max(a, b), min(a, b)
-        key = f"{a}{SYMBOLS[self.operation]}{b}"
-        digest = hashlib.blake2b(key.encode(), digest_size=4).digest()
-        return "test" if int.from_bytes(digest, "big") % TEST_SHARE == 0 else "train"
+        return split_of(f"{a}{SYMBOLS[self.operation]}{b}")
 
     def problem(self, a: int, b: int) -> Problem:
         """Return the problem of these two numbers."""
@@ -100,9 +96,8 @@ def demonstrations(task: Task, n: int, rng: random.Random, *, worked_share: floa
     worked_share   share that is worked out, and right; the rest is answered at once
     guessed_share  share of the latter that is guessed: the right answer to another problem
     """
-    for name, share in (("worked_share", worked_share), ("guessed_share", guessed_share)):
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name} is {share}: a share in [0, 1] is wanted")
+    check_share("worked_share", worked_share)
+    check_share("guessed_share", guessed_share)
     pairs = []
     for problem in task.sample(n, rng, split=split):
         worked, guessed = rng.random() < worked_share, rng.random() < guessed_share

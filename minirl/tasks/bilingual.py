@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from minirl.tasks.arithmetic import Arithmetic
-from minirl.tasks.problem import Problem, RewardFunction
+from minirl.tasks.problem import Problem, RewardFunction, check_share
 from minirl.tasks.rewards import accuracy, format_reward, language_consistency
 
 NAMES = {"en": "English", "ko": "Korean"}
@@ -101,11 +101,10 @@ class Bilingual:
         for name, languages in (("languages", self.languages), ("reason_in", reason_in)):
             if unknown := set(languages) - set(LANGUAGES):
                 raise ValueError(f"{name} has {', '.join(sorted(unknown))}: "
-                                 f"{' and '.join(LANGUAGES)} are there")
+                                 f"expected {' or '.join(LANGUAGES)}")
         if not self.languages:
             raise ValueError(f"languages is empty: {' or '.join(LANGUAGES)} is wanted")
-        if not 0 <= self.stories <= 1:
-            raise ValueError(f"stories is {self.stories}: a share in [0, 1] is wanted")
+        check_share("stories", self.stories)
 
     @property
     def name(self) -> str:
@@ -252,8 +251,7 @@ def _column_language(problem: BilingualProblem, rng: random.Random, *,
 def _check_shares(**shares: float) -> None:
     total = shares["worked_share"] + shares["brief_share"]
     for name, share in {**shares, "worked_share + brief_share": total}.items():
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name} is {share}: a share in [0, 1] is wanted")
+        check_share(name, share)
 
 
 # one language instead of two

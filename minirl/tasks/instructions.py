@@ -13,14 +13,13 @@ labeller (preferences.py) compares completions by it, with noise, and evaluation
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minirl.tasks.problem import Problem, RewardFunction, draw
+from minirl.tasks.problem import Problem, RewardFunction, check_share, draw, split_of
 from minirl.tasks.rewards import text
 
 LETTERS = "abcdefgh"
@@ -41,7 +40,6 @@ WORDS = (*(kind + " " for kind in KINDS), " for ", ", dear ", *NAMES,
 
 RIGHT = 2.0            # for a right answer: more than its length can cost
 PATIENCE = 32          # characters from which on a longer answer costs no more
-TEST_SHARE = 10        # one prompt in ten is held out
 
 
 @dataclass(frozen=True)
@@ -99,12 +97,6 @@ def answer_to(kind: str, content: str) -> str:
     return {"sort": "".join(sorted(content)), "copy": content, "count": str(len(content))}[kind]
 
 
-def split_of(prompt: str) -> str:
-    """Return the split that a prompt is in, "train" or "test"."""
-    digest = hashlib.blake2b(prompt.encode(), digest_size=4).digest()
-    return "test" if int.from_bytes(digest, "big") % TEST_SHARE == 0 else "train"
-
-
 # rewards
 
 def right_answer(prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[str],
@@ -139,8 +131,7 @@ def answers(task: Instructions, n: int, rng: random.Random, *, right_share: floa
     An answer is right with probability `right_share`, else it is `wrong_answer`'s. It is phrased in
     one of the FRAMES, chosen by weight.
     """
-    if not 0 <= right_share <= 1:
-        raise ValueError(f"right_share is {right_share}: a share in [0, 1] is wanted")
+    check_share("right_share", right_share)
     if len(frame_weights) != len(FRAMES):
         raise ValueError(f"frame_weights are {list(frame_weights)}: one weight for each of the "
                          f"{len(FRAMES)} frames is wanted")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minirl.tasks.problem import Problem, RewardFunction, Task, columns, weights_of
+from minirl.tasks.problem import Problem, RewardFunction, Task, check_share, columns, weights_of
 from minirl.tasks.rewards import judge
 
 
@@ -40,8 +40,7 @@ class Mixture:
     general_share: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.general_share <= 1:
-            raise ValueError(f"general_share is {self.general_share}: a share in [0, 1] is wanted")
+        check_share("general_share", self.general_share)
 
     @property
     def name(self) -> str:

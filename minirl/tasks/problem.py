@@ -12,13 +12,15 @@ format.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 RewardFunction = Callable[..., "list[float | None]"]
-MISSES = 10_000        # in a row: not by chance where one problem in ten is held out
+TEST_SHARE = 10        # one problem in ten is held out
+MISSES = 10_000        # draws in a row outside a split before it counts as empty
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class JudgedTask:
     task: Task
     rewards: Mapping[str, RewardFunction]
     weights: Mapping[str, float]
-    name: str = ""                     # left out: the task's
+    name: str = ""                     # empty: the task's own name
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or getattr(self.task, "name", ""))
@@ -91,7 +93,7 @@ def weights_of(task: Task) -> dict[str, float]:
 
 
 def draw(n: int, split: str, one: Callable[[], tuple[Problem, str]]) -> list[Problem]:
-    """n problems of a split. one() makes a problem and says which split it is in.
+    """Return n problems of a split. one() makes a problem and says which split it is in.
 
     Raises ValueError where the split has hardly any problems.
     """
@@ -111,6 +113,18 @@ def draw(n: int, split: str, one: Callable[[], tuple[Problem, str]]) -> list[Pro
             raise ValueError(f"of {MISSES} problems, such as {problem.prompt!r}, none is in the "
                              f"{split} split: a task of more problems is wanted")
     return problems
+
+
+def split_of(key: str) -> str:
+    """Return "train" or "test", by a hash of what identifies a problem."""
+    digest = hashlib.blake2b(key.encode(), digest_size=4).digest()
+    return "test" if int.from_bytes(digest, "big") % TEST_SHARE == 0 else "train"
+
+
+def check_share(name: str, share: float) -> None:
+    """Raise ValueError unless the share is in [0, 1]."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} is {share}: a share in [0, 1] is wanted")
 
 
 def columns(problems: Sequence[Problem], *, repeat: int = 1) -> dict[str, list[Any]]:

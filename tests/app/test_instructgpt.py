@@ -24,8 +24,9 @@ from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import build_tokenizer
 from minirl.tasks import instructions
-from minirl.tasks.instructions import KINDS, Instructions, split_of
+from minirl.tasks.instructions import KINDS, Instructions
 from minirl.tasks.preferences import load_rankings, pairs
+from minirl.tasks.problem import split_of
 from minirl.train import instructgpt as pipeline
 from minirl.train.sft import SFTConfig
 from tests.app.evaluations import instructed

@@ -14,10 +14,10 @@ from minirl.tasks.instructions import (
     answers,
     pretraining_text,
     right_answer,
-    split_of,
     true_reward,
     wrong_answer,
 )
+from minirl.tasks.problem import split_of
 
 EVEN = (1, 1, 1, 1)
 
