@@ -267,9 +267,10 @@ def evaluation_table(result: Evaluation, ks: Sequence[int], *, asked: int, sampl
     if n < asked:
         lines.append(f"({asked} were asked for, and the task seems to have no more)")
     rows = [("", "mean", "95 % interval")]
-    means = {"accuracy": result.accuracy, **{f"pass@{k}": result.pass_at(k) for k in ks}}
-    for name, mean in means.items():
-        low, high = wilson_interval(mean, result.judged_problems)
+    means = [("accuracy", result.accuracy, result.judged_problems)]
+    means += [(f"pass@{k}", result.pass_at(k), problems_with_verdicts(result, k)) for k in ks]
+    for name, mean, judged in means:
+        low, high = wilson_interval(mean, judged)
         rows.append((name, number(mean), f"{low:.3f} to {high:.3f}"))
     if result.judged_problems < n:
         rows.append(("problems with a verdict", str(result.judged_problems), ""))
@@ -278,6 +279,12 @@ def evaluation_table(result: Evaluation, ks: Sequence[int], *, asked: int, sampl
     rows += [("response length, tokens", f"{result.mean_length:.1f}", ""),
              ("cut off", f"{result.truncated:.3f}", "")]
     return "\n".join([*lines, table(rows)])
+
+
+def problems_with_verdicts(result: Evaluation, k: int) -> int:
+    """Return how many problems have k verdicts or more: those that pass@k is the mean of."""
+    return sum(sum(verdict is not None for verdict in verdicts) >= k
+               for verdicts in result.verdicts["accuracy"])
 
 
 def command_plot(args: argparse.Namespace) -> None:

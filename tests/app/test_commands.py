@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -10,9 +11,11 @@ from minirl.app.cli import main
 from minirl.app.commands import evaluation_table
 from minirl.app.runs import newest_checkpoint
 from minirl.inference.evaluate import evaluate
+from minirl.inference.intervals import wilson_interval
 from minirl.lm.checkpoint import load_pretrained
 from minirl.tasks.arithmetic import Arithmetic
 from minirl.tasks.problem import Problem
+from tests.app.evaluations import summed
 
 FEW = ["--problems", "2", "--samples", "1", "--max-new-tokens", "8"]
 
@@ -116,3 +119,13 @@ def test_eval_says_how_many_problems_have_a_verdict(policy):
     assert re.search(r"(?m)^accuracy +1\.000 ", out)
     assert re.search(r"(?m)^problems with a verdict +1$", out)
     assert re.search(r"(?m)^taste, mean +no verdict$", out)
+
+
+def test_the_interval_of_pass_at_k_counts_the_problems_with_k_verdicts():
+    """Of two problems one has both verdicts: pass@2 is of that one alone, and its interval too."""
+    result = replace(summed("x"), problems=summed("x").problems[:2],
+                     completions=[["x", "x"]] * 2, verdicts={"accuracy": [[1.0, 1.0], [1.0, None]]})
+    out = table(result, asked=2)
+    for name, n in (("pass@1", 2), ("pass@2", 1)):
+        low, high = wilson_interval(1.0, n)
+        assert re.search(rf"(?m)^{name} +1\.000 +{low:.3f} to {high:.3f}$", out)
