@@ -25,7 +25,7 @@ ROWS = 512        # completions that are sampled together, unless the caller say
 
 
 class Counter(Protocol):
-    """Something that is told how far the work has got, such as a progress bar."""
+    """What progress is reported to, such as a progress bar."""
 
     def update(self, n: int = 1, note: str = "") -> None: ...
 
@@ -66,17 +66,21 @@ def collect(model: Transformer, tokenizer: Tokenizer, task: Task, problems: Sequ
     rollouts = sample(model, prompts, group=group, max_new_tokens=max_new_tokens,
                       temperature=temperature, top_k=top_k, top_p=top_p,
                       eos_id=tokenizer.stop_ids, pad_id=tokenizer.pad_id, generator=generator)
-    ids = rollouts.completion_ids()                                       # B lists
-    completions = [tokenizer.decode_completion(row) for row in ids]       # B texts
+    ids = rollouts.completion_ids()  # B lists
+    completions = [tokenizer.decode_completion(row) for row in ids]  # B texts
 
     texts = [problem.prompt for problem in problems for _ in range(group)]
-    by_name = {**columns(problems, repeat=group), "completion_ids": ids}    # B entries each
+    by_name = {**columns(problems, repeat=group), "completion_ids": ids}  # B entries each
     verdicts = judge(task.rewards, weights, texts, completions, **by_name)
     sums: list[float | None] = [None] * len(completions)
     if verdicts:
         sums = weighted_sum(list(verdicts.values()), list(weights.values()))
-    rewards = torch.tensor([math.nan if total is None else total for total in sums])     # (B,)
-    return Collected(problems, rollouts, completions, verdicts, rewards)
+    return Collected(problems, rollouts, completions, verdicts, rewards=verdict_tensor(sums))
+
+
+def verdict_tensor(verdicts: Sequence[float | None]) -> Tensor:
+    """Return verdicts as float32, "no verdict" as NaN. (B,)"""
+    return torch.tensor([math.nan if verdict is None else float(verdict) for verdict in verdicts])
 
 
 def collect_in_parts(model: Transformer, tokenizer: Tokenizer, task: Task,

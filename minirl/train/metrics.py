@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minirl.equations.reduce import masked_mean
-from minirl.inference.collect import Collected
+from minirl.inference.collect import Collected, verdict_tensor
 from minirl.lm.rollouts import Rollouts
 
 
@@ -58,7 +58,7 @@ def describe(answers: Collected) -> dict[str, float]:
     """
     rewards, lengths = answers.rewards, answers.rollouts.completion_lengths.float()
     judged = ~rewards.isnan()
-    verdicts = {name: to_tensor(column) for name, column in answers.verdicts.items()}
+    verdicts = {name: verdict_tensor(column) for name, column in answers.verdicts.items()}
     return {
         "reward": mean_judged(rewards),
         "reward_std": float(rewards[judged].std()) if judged.sum() > 1 else 0.0,
@@ -69,12 +69,6 @@ def describe(answers: Collected) -> dict[str, float]:
         "completions/min_length": float(lengths.min()),
         "completions/max_length": float(lengths.max()),
         "completions/clipped_ratio": float(answers.rollouts.truncated.float().mean())}
-
-
-def to_tensor(verdicts: Sequence[float | None]) -> Tensor:
-    """Return verdicts as float32, "no verdict" as NaN. (B,)"""
-    return torch.tensor([float("nan") if verdict is None else float(verdict)
-                         for verdict in verdicts])
 
 
 def mean_judged(rewards: Tensor) -> float:

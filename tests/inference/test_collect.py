@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from minirl.inference.collect import collect, collect_in_parts
+from minirl.inference.collect import collect, collect_in_parts, verdict_tensor
 from minirl.lm.heads import ScalarModel, score_ids
 from minirl.lm.sampling import sample
 from minirl.tasks.arithmetic import Arithmetic
@@ -143,6 +143,12 @@ def test_other_rewards_for_the_same_problems(base):
     assert collect(*base, judged, problems, max_new_tokens=2).rewards.tolist() == [0.5, 1.0]
 
 
+def test_no_verdict_is_not_a_number_in_a_tensor():
+    tensor = verdict_tensor([1, None, 0.5])
+    assert tensor.dtype == verdict_tensor([2, 1]).dtype == torch.float32
+    assert tensor.isnan().tolist() == [False, True, False] and tensor.nansum() == 1.5
+
+
 def test_what_sampling_refuses_is_refused(base, listed):
     task = listed(1)
     with pytest.raises(ValueError, match="max_new_tokens"):
@@ -166,7 +172,7 @@ def test_parts_hold_at_most_so_many_completions_in_the_order_of_the_problems(bas
                                   generator=seeded(0), **options))
     assert [len(part.completions) for part in parts] == updates == [6, 6, 3]
     assert [problem for part in parts for problem in part.problems] == task.problems
-    generator = seeded(0)              # one generator for all parts
+    generator = seeded(0)  # one generator for all parts
     for part in parts:
         alone = collect(*base, task, part.problems, generator=generator, **options)
         assert torch.equal(part.rollouts.tokens, alone.rollouts.tokens)
