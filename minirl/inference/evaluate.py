@@ -26,8 +26,8 @@ __all__ = ["Choose", "Evaluation", "best_of", "distinct_problems", "evaluate", "
            "text_loss", "vote", "wilson_interval"]
 
 DRAWS = 4096            # problems that are drawn at a time, at most
-PATIENCE = 8            # draws without a new problem, for each problem so far, ...
-FEWEST_PROBLEMS = 64    # ... or for this many, where there are fewer so far
+PATIENCE = 8            # draws in a row without a new problem, per problem so far, before the end
+FEWEST_PROBLEMS = 64    # PATIENCE counts at least this many problems
 
 X = TypeVar("X")
 Verdicts = Mapping[str, Sequence["float | None"]]      # for each reward one number per sample
@@ -186,11 +186,12 @@ def evaluate(model: Transformer, tokenizer: Tokenizer, task: Task, *, n: int, sa
 
 def distinct_problems(task: Task, n: int, rng: random.Random, *,
                       split: str = "test") -> list[Problem]:
-    """n problems that differ in prompt or answer, in the order in which they are drawn.
+    """Return n problems that differ in prompt or answer, in the order in which they are drawn.
 
-    A task draws with replacement, and asking the same problem twice tells nothing new. Fewer come
-    back where the task seems to have no more: where PATIENCE draws for each problem so far brought
-    no new one. Raises ValueError where the split has no problem.
+    A task draws with replacement, and asking the same problem twice tells nothing new. Fewer than n
+    come back where PATIENCE draws per problem find no new one.
+
+    Raises ValueError where the split has no problem.
     """
     problems: dict[tuple[str, str], Problem] = {}
     idle = 0
@@ -220,7 +221,7 @@ def text_loss(model: Transformer, tokenizer: Tokenizer,
     lengths = torch.tensor([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)])
     for rows in micro_batches(lengths):
         tokens, mask = completion_batch([prompts[i] for i in rows], [completions[i] for i in rows],
-                                        tokenizer.pad_id, model.device)           # (b, T)
+                                        tokenizer.pad_id, model.device)  # (b, T)
         total -= float(token_logprobs(model, tokens, mask=mask).double().sum())
     return total / sum(map(len, completions))
 
@@ -239,8 +240,8 @@ def _check(task: Task, n: int, samples: int, temperature: float,
 def _distances(model: Transformer, reference: Transformer, rollouts: Rollouts,
                temperature: float) -> list[float]:
     """log π(y) - log π_ref(y) of each completion: B numbers."""
-    logp = rollout_logprobs(model, rollouts, temperature=temperature)             # (B, T)
-    ref_logp = rollout_logprobs(reference, rollouts, temperature=temperature)     # (B, T)
+    logp = rollout_logprobs(model, rollouts, temperature=temperature)  # (B, T)
+    ref_logp = rollout_logprobs(reference, rollouts, temperature=temperature)  # (B, T)
     return (logp - ref_logp).sum(1).tolist()
 
 

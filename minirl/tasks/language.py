@@ -37,14 +37,14 @@ def _letters(reasoning: str) -> str:
     if reasoning.isascii():
         return reasoning
     composed = unicodedata.normalize("NFC", "".join(map(_letter, reasoning)))
-    return "".join(c for c in composed if not unicodedata.category(c).startswith("M"))     # accents
+    return "".join(c for c in composed if not unicodedata.category(c).startswith("M"))  # accents
 
 
 def _letter(c: str) -> str:
     if not c.isalpha():
-        return " " if c.isalnum() else c                             # ½, ①, Ⅷ: \w, and no letters
-    small = unicodedata.decomposition(c).startswith(("<super>", "<sub>"))        # 2ⁿ, 1º
-    return " " if small else unicodedata.normalize("NFKC", c)        # of another font or width: 𝑥
+        return " " if c.isalnum() else c  # ½, ①, Ⅷ: \w, and no letters
+    small = unicodedata.decomposition(c).startswith(("<super>", "<sub>"))  # 2ⁿ, 1º
+    return " " if small else unicodedata.normalize("NFKC", c)  # of another font or width: 𝑥
 
 
 def _scripts(word: str) -> list[str]:

@@ -50,9 +50,9 @@ class Mixture:
     def rewards(self) -> dict[str, RewardFunction]:
         general = {f"general/{name}": reward for name, reward in self.general.rewards.items()}
         general = {"preference": self.preference, **general}
-        return {**{name: reward_on_own_problems(name, reward, general=False)
+        return {**{name: reward_on_own_problems(name, reward, for_general=False)
                    for name, reward in self.reasoning.rewards.items()},
-                **{name: reward_on_own_problems(name, reward, general=True)
+                **{name: reward_on_own_problems(name, reward, for_general=True)
                    for name, reward in general.items()}}
 
     @property
@@ -71,16 +71,15 @@ class Mixture:
         return problems
 
 
-def reward_on_own_problems(name: str, reward: RewardFunction, *, general: bool) -> RewardFunction:
+def reward_on_own_problems(name: str, reward: RewardFunction, *,
+                           for_general: bool) -> RewardFunction:
     """Return the reward of one of the two tasks as a reward of the mixture.
 
-    It is asked about its own task's problems, with their columns; the others get None.
+    It judges its own task's problems, with their columns; all others get None.
     """
-    asked_about = general
-
     def verdicts(prompts: Sequence[str], completions: Sequence[Any], general: Sequence[bool],
                  source: Sequence[Problem], **others: Sequence[Any]) -> list[float | None]:
-        rows = [i for i, is_general in enumerate(general) if is_general == asked_about]
+        rows = [i for i, is_general in enumerate(general) if is_general == for_general]
         all_verdicts: list[float | None] = [None] * len(completions)
         if rows:
             def at_rows(column: Sequence[Any]) -> list[Any]:

@@ -172,7 +172,7 @@ def _entry(line: bytes, path: Path, number: int, wanted: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 (line {number}: {error}): convert it first"
                          ) from error
-    except (ValueError, RecursionError) as error:        # 5,000 digits, lists 100,000 deep
+    except (ValueError, RecursionError) as error:  # 5,000 digits, lists 100,000 deep
         raise ValueError(f"{path}, line {number} is no JSON that can be read ({error}): an object "
                          f"with {wanted} is wanted") from error
     if not isinstance(entry, dict):

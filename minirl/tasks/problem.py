@@ -68,7 +68,7 @@ class JudgedTask:
     task: Task
     rewards: Mapping[str, RewardFunction]
     weights: Mapping[str, float]
-    name: str = ""                     # empty: the task's own name
+    name: str = ""  # empty: the task's own name
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", self.name or getattr(self.task, "name", ""))

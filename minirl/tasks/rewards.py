@@ -66,7 +66,7 @@ def normalise_answer(answer: str) -> str:
     ['62', '62', '1234.5', '0.5', '5', '0']
     """
     plain = unicodedata.normalize("NFC", answer.translate(FULL_WIDTH)).strip()
-    number = NUMBER.fullmatch(plain.replace("\u2212", "-"))           # the minus that is no hyphen
+    number = NUMBER.fullmatch(plain.replace("\u2212", "-"))  # the minus that is no hyphen
     if number is None:
         return plain
     whole = number[2].replace(",", "").lstrip("0") or "0"
@@ -171,7 +171,7 @@ def as_number(verdict: Any) -> float | None:
         return None
     try:
         value = float(verdict) if hasattr(verdict, "__float__") else None
-    except (TypeError, ValueError, RuntimeError, OverflowError):     # 1e400, or several numbers
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # 1e400, or several numbers
         value = None
     if value is None or math.isinf(value):
         raise ValueError(repr(verdict) + (", which is not finite" if value is not None else ""))
@@ -188,7 +188,7 @@ def _verdicts(reward: RewardFunction, prompts: Sequence[Any], completions: Seque
     returned: Any = reward(**arguments)
     try:
         verdicts = list(returned)
-    except TypeError:                                # None, a number, a tensor without dimensions
+    except TypeError:  # None, a number, a tensor without dimensions
         verdicts = None
     if verdicts is None or isinstance(returned, str):
         came = repr(returned)
@@ -273,7 +273,7 @@ def _gold(answer: Any) -> str | None:
     if _is_missing(answer):
         return None
     if isinstance(answer, (float, Decimal)) and math.isfinite(answer):
-        answer = format(Decimal(str(answer)), "f")                           # not 1e+16
+        answer = format(Decimal(str(answer)), "f")  # not 1e+16
     return normalise_answer(str(answer)) or None
 
 

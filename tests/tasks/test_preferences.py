@@ -83,7 +83,7 @@ def test_equal_and_empty_completions_are_not_compared():
     ranking = draw_ranking("q", ["a", "a", "", "b"], [1.0, 1.0, 2.0, 0.0], rng, noise=1.0)
     assert sorted(ranking.completions) == ["a", "b"]
     assert draw_ranking("q", ["a", "a", ""], [1.0, 1.0, 0.0], rng, noise=1.0) is None
-    rewards = [float("nan"), None, 0.0, True]                  # True is 1
+    rewards = [float("nan"), None, 0.0, True]  # True is 1
     ranking = draw_ranking("q", ["a", "b", "c", "d"], rewards, rng, noise=1e-9)
     assert ranking.completions == ("d", "c"), "no verdict, no rank: NaN has no place in an order"
     with pytest.raises(ValueError, match="noise is 0"):
