@@ -24,8 +24,8 @@ from minirl.lm.compiled import compiled
 from minirl.lm.model import Transformer, with_head
 from minirl.lm.precision import compute_dtype
 
-ASK = {"cpu": 1, "cuda": 8}     # steps between two looks at which rows have ended: a GPU must wait
-WORTH_LEAVING = 1 / 32          # of the rows: when so many have ended, others take their places
+ASK = {"cpu": 1, "cuda": 8}     # steps between two checks for ended rows; a check makes a GPU wait
+WORTH_LEAVING = 1 / 32          # compact the batch once this share of its rows has ended
 REACH = 128                     # recorded steps read the cache in whole multiples of so many slots
 ROUNDING = 5e-7                 # relative error of a sum of float32 probabilities, with a margin
 
@@ -53,7 +53,7 @@ class Decoder:
         self.rows, self.width, self.max_new_tokens = rows, width, max_new_tokens
         self.choice, self.any_stops, self.recording = choice, len(stops) > 0, recording
         self.own = copy.deepcopy(model).requires_grad_(False) if recording else None
-        self.compiled = getattr(model, "compiled", False) and device.type == "cpu"
+        self.compiled = is_compiled(model) and device.type == "cpu"
         self.cache = KVCache.empty(model.config, rows, width + max_new_tokens, device=device,
                                    dtype=cache_dtype(dtype, device, self.compiled),
                                    by_slot=self.compiled)
@@ -81,16 +81,16 @@ class Decoder:
         """Let each of P prompts (P, width) grow into `group` rows.
 
         Returns the tokens that the B = P * group rows draw and their log-probs, (B, max_new_tokens)
-        each. What stands behind the end of a row means nothing.
+        each. Entries after a row's end are undefined.
         """
         if self.own is not None:
             self.own.load_state_dict(model.state_dict())    # into the memory that is there
             model = self.own
         self._begin(padding, group, uniform)
-        n = self.rows
+        n, steps = self.rows, ASK.get(self.row.device.type, ASK["cuda"])
         self.note(*self._read(model, prompts, padding, group), n)
         for t in range(1, self.max_new_tokens):
-            if self.any_stops and t % ASK[self.row.device.type] == 0:
+            if self.any_stops and t % steps == 0:
                 n = self.leave(n, self.width + t - 1)
                 if n == 0:
                     break
@@ -220,6 +220,11 @@ def is_sharded(model: nn.Module) -> bool:
     return any(type(p) is not nn.Parameter for p in model.parameters())
 
 
+def is_compiled(model: Transformer) -> bool:
+    """Return whether a model is compiled. One that is no Transformer, as in with_head, never is."""
+    return isinstance(model, Transformer) and model.compiled
+
+
 _kept: WeakKeyDictionary[Transformer, tuple[tuple, Decoder]] = WeakKeyDictionary()
 
 
@@ -230,7 +235,7 @@ def kept_decoder(model: Transformer, *sizes: Any, padded: bool, recording: bool)
     in other memory.
     """
     key = (*sizes, padded, recording, model.device, model.dtype,
-           compute_dtype(model.dtype, model.device), model.compiled)
+           compute_dtype(model.dtype, model.device), is_compiled(model))
     if model in _kept and _kept[model][0] != key:
         del _kept[model]    # before the next one is made, so that its memory is free
     if model not in _kept:

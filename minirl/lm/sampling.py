@@ -5,7 +5,7 @@ What sampling is, in twelve lines:
 >>> def plain_sample(model, prompt, max_new_tokens, eos_id, temperature=1.0):
 ...     ids = list(prompt)
 ...     for _ in range(max_new_tokens):
-...         logits = model(torch.tensor([ids]))[0, -1]    # (V,): about the token behind the prefix
+...         logits = model(torch.tensor([ids]))[0, -1]    # (V,): about the token after the prefix
 ...         p = (logits / temperature).softmax(-1)
 ...         ids.append(int(torch.multinomial(p, 1)))
 ...         if ids[-1] == eos_id:
@@ -61,7 +61,7 @@ def sample(model: Transformer, prompts: Sequence[Prompt], *, group: int = 1, max
                room for max_new_tokens in the context, and numbers out of range.
     See        logprobs.token_logprobs, which gives the learner's log-prob of the same tokens.
 
-    eos_id is an id, several, or None: a row ends behind the first of them that it samples.
+    eos_id is an id, several, or None: a row ends after the first of them that it samples.
     behavior_logp is the log-prob under the distribution that was sampled from. For greedy rows,
     where that would be 0, it is the model's at temperature 1. The model runs in eval mode.
     `generator` decides every draw: row i's t-th number does not depend on which rows have ended.
@@ -114,7 +114,7 @@ def _sample(model: Transformer, prompts: list[list[int]], group: int, max_new_to
 
 def _lay_out(prompts: list[list[int]], group: int, new_tokens: Tensor, new_logp: Tensor,
              stops: tuple[int, ...], pad_id: int) -> Rollouts:
-    """Put sampled tokens and log-probs (B, max_new_tokens) behind their prompts."""
+    """Put sampled tokens and log-probs (B, max_new_tokens) after their prompts."""
     device, max_new_tokens = new_tokens.device, new_tokens.shape[1]
     stop_ids = torch.tensor(stops, dtype=torch.long, device=device)
     is_stop = torch.isin(new_tokens, stop_ids)  # (B, max_new_tokens)

@@ -1,6 +1,7 @@
-"""Tiny models for the tests of minirl.lm, one per variant of the Llama / Qwen family."""
+"""Tiny models for the tests of minirl.lm: each variant of the Llama / Qwen family, and a table."""
 
 import torch
+from torch import nn
 
 from minirl.lm.model import ModelConfig, Transformer
 
@@ -34,3 +35,21 @@ def build_model(variant="grouped", *, seed=0, **overrides):
             else:
                 p.normal_(std=0.3)
     return model.eval()
+
+
+class Markov(nn.Module):
+    """A model that is no Transformer: the next token depends on the last one alone.
+
+    Row i of `table` holds the logits after token i.
+    """
+
+    def __init__(self, table):
+        super().__init__()
+        V = len(table)
+        self.config = ModelConfig(V, hidden_size=V * 2, num_heads=1, max_seq_len=64)
+        self.lm_head = nn.Linear(V, V, bias=False)
+        self.lm_head.weight.data = torch.tensor(table).T.contiguous()
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+
+    def hidden(self, tokens, *, cache=None, starts=None):
+        return torch.eye(self.config.vocab_size)[tokens]

@@ -13,7 +13,7 @@ from minirl.lm.logprobs import token_logprobs
 from minirl.lm.precision import compute_in
 from minirl.lm.sampling import sample
 from minirl.lm.tokenizer import build_tokenizer
-from tests.lm.models import build_model
+from tests.lm.models import Markov, build_model
 
 OPTIONS = {"group": 3, "max_new_tokens": 14, "eos_id": [0, 1, 2], "pad_id": 5, "temperature": 1.3}
 TWO_PROMPTS = [[3, 1], [2, 2]]
@@ -100,6 +100,16 @@ def test_recorded_rows_leave_by_halves(make_model, recorded, sizes):
     1, which would be compiled for itself."""
     sample(make_model(), TWO_PROMPTS, **{**OPTIONS, "group": 12}, generator=generator(3))
     assert set(sizes) <= {24, 12, 6, 3} and len(set(sizes)) > 2
+
+
+def test_a_model_that_is_no_transformer_is_sampled_from_as_on_cuda(request, monkeypatch):
+    """On another device than a CPU too, which checks for ended rows as CUDA does."""
+    table = torch.randn(5, 5, generator=generator()).tolist()
+    options = {**OPTIONS, "eos_id": 0, "pad_id": 4}
+    plain = sample(Markov(table), TWO_PROMPTS, **options, generator=generator(3))
+    request.getfixturevalue("kept")
+    monkeypatch.delitem(decoding.ASK, "cpu")
+    same(sample(Markov(table), TWO_PROMPTS, **options, generator=generator(3)), plain)
 
 
 # a decoder that is used again

@@ -5,34 +5,17 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from minirl.lm import sampling
 from minirl.lm.decoding import draw, keep_likeliest
 from minirl.lm.logprobs import token_logprobs
-from minirl.lm.model import ModelConfig
 from minirl.lm.precision import compute_in
 from minirl.lm.sampling import sample
+from tests.lm.models import Markov
 
 INF = float("inf")
 ALMOST_ONE = 1 - 2 ** -24            # the largest float32 below 1, and the largest of torch.rand
 P = [0.05, 0.3, 0.15, 0.4, 0.1]      # likeliest first: ids 3, 1, 2, 4, 0
-
-
-class Markov(nn.Module):
-    """A stub whose next token depends on the last one alone: row i of `table` holds the logits
-    behind token i."""
-
-    def __init__(self, table):
-        super().__init__()
-        V = len(table)
-        self.config = ModelConfig(V, hidden_size=V * 2, num_heads=1, max_seq_len=64)
-        self.lm_head = nn.Linear(V, V, bias=False)
-        self.lm_head.weight.data = torch.tensor(table).T.contiguous()
-        self.device, self.dtype = torch.device("cpu"), torch.float32
-
-    def hidden(self, tokens, *, cache=None, starts=None):
-        return torch.eye(self.config.vocab_size)[tokens]
 
 
 def successor(vocab=9):
@@ -267,7 +250,7 @@ def test_eos_is_trained_when_it_is_also_the_padding_id(make_model):
     (2, [2]),
 ], ids=str)
 def test_stop_ids(eos_id, completion):
-    """Some published models end on several ids; a sampler that knows one of them runs on behind the
+    """Some published models end on several ids; a sampler that knows one of them runs on after the
     others."""
     r = sample(successor(), [[1]], max_new_tokens=5, eos_id=eos_id, pad_id=0)
     assert r.completion_ids() == [completion] and r.truncated.tolist() == [len(completion) == 5]
@@ -412,7 +395,7 @@ def test_sampled_pairs_match_the_chain():
 @pytest.mark.parametrize("temperature, top_k, top_p",
                          [(1.0, 0, 1.0), (0.5, 0, 1.0), (1.0, 2, 1.0), (1.0, 0, 0.9)])
 def test_an_impossible_id_is_never_drawn(temperature, top_k, top_p):
-    """Cumulative sums end a little below or above 1: a number just under 1 then points behind the
+    """Cumulative sums end a little below or above 1: a number just under 1 then points past the
     last possible id, and 0 at an impossible first."""
     g = generator()
     logits = torch.full((200, 40), -INF)
