@@ -52,9 +52,9 @@ class KVCache:
               by_slot: bool = False) -> KVCache:
         """Return a cache with nothing in it.
 
-        With `by_slot` the rows of one slot are neighbours in memory, and not the slots of one row.
-        Then what a step writes is in one stretch, and so is what it reads. This makes a compiled
-        step faster, which is one pass over all filled slots, and matrix products slower.
+        With `by_slot`, memory is ordered slot by slot, so a step reads and writes one stretch each.
+        This makes a compiled step faster, which is one pass over all filled slots, and matrix
+        products slower.
         """
         K, D = config.num_kv_heads, config.head_dim
 
@@ -70,7 +70,7 @@ class KVCache:
         return cls(keys, values, length=0)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v (B, K, T, D) behind a layer's filled slots; return all its keys and values."""
+        """Write k, v (B, K, T, D) after a layer's filled slots; return all its keys and values."""
         keys, values = self.keys[layer], self.values[layer]
         if self.slot is not None:
             keys.index_copy_(2, self.slot, k.to(keys.dtype))

@@ -216,5 +216,5 @@ def shapes_of(config: ModelConfig, folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def hf_name(name: str) -> str:
-    """Return Hugging Face's name of a parameter: ours behind `model.`, but for the head's."""
+    """Return Hugging Face's name of a parameter: ours after `model.`, but for the head's."""
     return name if name.startswith("lm_head.") else "model." + name

@@ -30,7 +30,7 @@ class Distinct:
     at a time. A row has keys from its start, and queries from its first own token. The queries of
     a shared prompt are a row of their own. (The fused kernel of a GPU needs as many queries as
     keys. So there all rows have queries from the start, and those of a shared prompt are answered
-    more than once.) Any token may stand behind the end of a row, as no other one sees it. A key's
+    more than once.) Any token may stand after the end of a row, as no other one sees it. A key's
     gradient is the sum over the rows in which it stands.
     """
 
@@ -52,7 +52,7 @@ class Distinct:
              device: torch.device) -> tuple[Tensor, Tensor]:
         """Lay the rows out in pieces; return the tokens of all queries and of all keys.
 
-        -1 stands behind a row's end.
+        -1 stands after a row's end.
         """
         B = len(source)
         rows = torch.arange(B)
@@ -140,7 +140,7 @@ def similar(lengths: Tensor) -> list[Tensor]:
     def split(rows: Tensor, depth: int) -> list[Tensor]:  # rows: from long to short
         n, sizes = len(rows), lengths[rows].double() ** 2
         count = torch.arange(1, n)
-        cost = sizes[0] * count + sizes[1:] * (n - count)  # (n - 1,): of a cut behind each row
+        cost = sizes[0] * count + sizes[1:] * (n - count)  # (n - 1,): of a cut after each row
         if depth == 0 or n < 2 or cost.min() > WORTH_A_PIECE * sizes[0] * n:
             return [rows.sort().values]
         at = int(cost.argmin()) + 1
@@ -150,7 +150,7 @@ def similar(lengths: Tensor) -> list[Tensor]:
 
 
 def tokens_at(place: Tensor, at: Tensor, end: Tensor) -> Tensor:
-    """Return the tokens at slots `at` (r, w) of rows, place (r, T): (r * w,), -1 behind an end."""
+    """Return the tokens at slots `at` (r, w) of rows, place (r, T): (r * w,), -1 after an end."""
     tokens = place.gather(1, at.clamp(max=place.shape[1] - 1))
     return torch.where(at < end[:, None], tokens, -1).flatten()
 

@@ -1,7 +1,7 @@
 """One number per state of a sequence.
 
 The same model is a value function, which reads the state before every token, and a reward model,
-which reads the state behind the last one.
+which reads the state after the last one.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class ScalarModel(nn.Module):
         self.backbone.set_dropout(p)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Return the values before the sampled tokens, and the value behind the last of them.
+        r"""Return the values before the sampled tokens, and the value after the last of them.
 
         Shapes     tokens, mask (B, T) -> values (B, T), end (B,)
         Raises     ValueError if shapes differ, the mask is set at slot 0, or a row has no token
@@ -91,15 +91,16 @@ class ScalarModel(nn.Module):
         check_mask(tokens, mask)
         if not bool(mask.any(1).all()):
             raise ValueError("a row of the mask has nothing under it: each row must be a prompt "
-                             "(or a BOS) with at least one token behind it")
+                             "(or a BOS) with at least one token after it")
         ids, options, place = states(self.backbone, tokens, mask, ends=True)
         hidden = with_head(self.backbone, ids, hidden_alone, **options).flatten(0, -2)  # (N, d)
         linear = self.head.linear
-        with torch.autocast(hidden.device.type, enabled=False):  # a bfloat16 reward has two digits
+        # in float32: bfloat16 keeps only two digits of a score
+        with torch.autocast(hidden.device.type, enabled=False):
             v = linear(hidden.to(linear.weight.dtype)).squeeze(-1)  # (N,)
-        before = place[state_before(mask)]
-        last = last_slot(mask).to(place.device)
-        end = place[torch.arange(len(tokens), device=place.device), last]
+        before = place[state_before(mask)]  # (n,)
+        last = last_slot(mask).to(place.device)  # (B,)
+        end = place[torch.arange(len(tokens), device=place.device), last]  # (B,)
         return fill_slots(take(v[:, None], before).squeeze(1), mask), v[end]
 
     def scores(self, tokens: Tensor, mask: Tensor) -> Tensor:

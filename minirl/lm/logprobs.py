@@ -51,8 +51,9 @@ from minirl.lm.distinct import Distinct, take
 from minirl.lm.model import Transformer, with_head
 from minirl.lm.rollouts import TOKEN_BUDGET, Rollouts, micro_batches
 
-MOST_LOGITS = {"cpu": 2 ** 24, "cuda": 2 ** 29}    # held at once, and an eighth of all of them
-FEW_LOGITS = 2 ** 18          # so few (1 MiB) are cheap: half of all of them may be held
+# most logits in a chunk, which is at most an eighth of all rows
+MOST_LOGITS = {"cpu": 2 ** 24, "cuda": 2 ** 29}
+FEW_LOGITS = 2 ** 18          # below this (1 MiB) a chunk may be half of all rows
 WORTH_COMPILING = 2 ** 26     # logits of one call, on a CPU, where compiling takes seconds
 
 
@@ -222,9 +223,9 @@ def token_logprobs(model: Transformer, tokens: Tensor, *, mask: Tensor | None = 
     else:
         slots = mask.bool()
         check_mask(tokens, slots)
-    targets = tokens[slots]
+    targets = tokens[slots]  # (n,)
     ids, options, place = states(model, tokens, slots)
-    before = place[state_before(slots)]
+    before = place[state_before(slots)]  # (n,)
 
     def head(hidden: Tensor, weight: Tensor) -> Any:
         return linear_logprobs(take(hidden.flatten(0, -2), before), weight, targets,

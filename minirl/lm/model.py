@@ -229,7 +229,7 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor, *, context: Context | None = None,
                 cache: KVCache | None = None, starts: Tensor | None = None,
                 head: Head | None = None) -> Any:
-        """Return logits, those at slot t about token t + 1; or head(hidden, weight), with a head.
+        """Return logits (slot t scores token t + 1), or head(hidden, weight) where one is passed.
 
         `hidden` are the last hidden states, normalised, and `weight` is the output matrix (V, d).
 

@@ -64,7 +64,7 @@ class Rollouts:
         return self.mask.sum(1)
 
     def completion_ids(self) -> list[list[int]]:
-        """Return the ids behind each prompt, EOS included, with tool output between them.
+        """Return the ids after each prompt, EOS included, with tool output between them.
 
         They are the sampled ids, not the ids of a text that was decoded and encoded again.
         """

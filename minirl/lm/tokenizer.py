@@ -76,7 +76,7 @@ class Tokenizer:
 
         transformers' tokenizer gives the same ids, with two exceptions: it puts a second BOS in
         front of a text that starts with one, as chat templates do, and where the file says so an
-        EOS behind, after which there is nothing to continue.
+        EOS at the end, after which there is nothing to continue.
         """
         return self._with_bos(self.encode(text))
 
@@ -105,7 +105,7 @@ class Tokenizer:
         return prompts, completions
 
     def _continue(self, text: str) -> list[int]:
-        """Return the ids of a text behind another: without the space that some tokenizers add."""
+        """Return the ids of a text after another: without the space that some tokenizers add."""
         for before in ("\n", "="):
             front, ids = self.encode(before), self.encode(before + text)
             if ids[:len(front)] == front and self.decode(ids) == before + text:

@@ -210,7 +210,7 @@ def test_a_tensor_of_another_shape_raises(folder):
 
 
 def test_a_tokenizer_larger_than_the_model_raises(make_model, tmp_path):
-    """Its highest ids would index behind the embedding: an error deep inside, or on a GPU a dead
+    """Its highest ids would index past the embedding: an error deep inside, or on a GPU a dead
     process."""
     save_pretrained(make_model(vocab_size=200), TOKENIZER, tmp_path)
     with pytest.raises(CheckpointError, match="263 tokens, the model 200"):

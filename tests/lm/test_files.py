@@ -115,7 +115,7 @@ def test_only_a_full_disk_is_one(error, says, tmp_path):
 
 
 def test_another_failed_write_that_a_library_reports_is_an_oserror(tmp_path):
-    """A limit on file sizes, a broken disk: behind torch's "unexpected pos" stands the reason."""
+    """A limit on file sizes, a broken disk: the reason comes after torch's "unexpected pos"."""
     says = f"{tmp_path} cannot be written to: .*File too large"
     with pytest.raises(OSError, match=says), room(tmp_path):
         try:

@@ -80,12 +80,12 @@ def scalar_model(make_model):
 
 @torch.no_grad()
 def plain_value(model, ids):
-    """V of the state behind a list of ids, from a pass over it alone."""
+    """V of the state after a list of ids, from a pass over it alone."""
     return float(model.head(model.backbone.hidden(torch.tensor([ids])))[0, -1])
 
 
 @torch.no_grad()
-def test_values_stand_in_front_of_each_token_and_the_score_behind_the_last(scalar_model):
+def test_values_stand_before_each_token_and_the_score_after_the_last(scalar_model):
     """One slot off, and a value function has seen the token that it must foresee, or a reward model
     has not seen the end."""
     model = scalar_model

@@ -70,7 +70,7 @@ def test_rows_cut_the_width_and_keep_the_contents(index, width):
     assert r.tokens.shape == (3, 7)    # the whole is as it was
 
 
-def test_rows_keep_every_sampled_token_behind_tool_output():
+def test_rows_keep_every_sampled_token_after_tool_output():
     """The mask is 0 on tool output, so it may have gaps: counting it does not tell where a row
     ends."""
     r = rollouts()

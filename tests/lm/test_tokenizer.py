@@ -299,8 +299,8 @@ def test_a_tokenizer_made_without_bos_does_not_change_the_one_it_shares(tmp_path
     assert load_tokenizer(tmp_path / "without").bos_id is None
 
 
-def test_an_eos_that_a_file_puts_behind_is_left_out_of_prompts(tmp_path):
-    """Nothing can be continued behind an EOS."""
+def test_an_eos_that_a_file_puts_at_the_end_is_left_out_of_prompts(tmp_path):
+    """Nothing can be continued after an EOS."""
     tokenizer = save(tmp_path)
     tokenizer.backend.post_processor = processors.TemplateProcessing(
         single="<bos> $A <eos>", pair="<bos> $A $B <eos>", special_tokens=[(BOS, 1), (EOS, 2)])
