@@ -155,7 +155,8 @@ def train_by_dpo(stages: Stages[InstructSettings], stage_1: Supervised, config: 
 def rm(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl rm` does, stages 1 and 2 -> what it prints at the end."""
     run, settings = stages.run, stages.settings
-    model.compiled = compiled(settings, model, configs["rm"])
+    tokens = configs["rm"].epochs * tokens_of_rankings(settings)
+    model.compiled = worth_compiling(settings.compile, model, tokens)
     stages.looks["sft"] = KeepEpochs(stages.tokenizer)
     second_stage(stages, first_stage(stages, model), configs["rm"])
     summary, epochs = run.summary, read_json(run.path / "sft-epochs.json").get("epochs")
@@ -172,7 +173,8 @@ def rm(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[st
 def ppo(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl ppo` does, all three stages, and DPO beside them -> what it prints."""
     run, settings, config = stages.run, stages.settings, configs["ppo"]
-    model.compiled = compiled(settings, model, config)
+    tokens = config.steps * config.episodes * config.max_new_tokens
+    model.compiled = worth_compiling(settings.compile, model, tokens)
     stage_1 = first_stage(stages, model)
     reward_model = second_stage(stages, stage_1, RewardModelConfig())
     dpo_policy, _ = train_by_dpo(stages, stage_1, DPOConfig(), reward_model)
@@ -191,7 +193,8 @@ def ppo(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[s
 def dpo(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl dpo` does -> what it prints at the end."""
     run, settings = stages.run, stages.settings
-    model.compiled = compiled(settings, model, configs["dpo"])
+    tokens = configs["dpo"].epochs * tokens_of_rankings(settings)
+    model.compiled = worth_compiling(settings.compile, model, tokens)
     stage_1 = first_stage(stages, model)
     reward_model = second_stage(stages, stage_1, RewardModelConfig())
     _, look = train_by_dpo(stages, stage_1, configs["dpo"], reward_model)
@@ -200,11 +203,16 @@ def dpo(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[s
            f"{same_start(run, settings)}"
 
 
-def compiled(settings: InstructSettings, model: Transformer, config: Any) -> bool:
-    """Return whether to compile, from the tokens that the run's own page learns from, roughly."""
-    texts = getattr(config, "episodes", settings.ranked_prompts * MOST)
-    tokens = getattr(config, "steps", config.epochs) * texts * 2 * MAX_NEW_TOKENS
-    return worth_compiling(settings.compile, model, tokens)
+def tokens_of_rankings(settings: InstructSettings) -> int:
+    """Return about how many tokens the rankings have, at most one per character of --rankings.
+
+    The labeller is asked after this is needed. Until then it is the longest that rankings can be,
+    with prompts as long as completions.
+    """
+    if settings.rankings is None:
+        return settings.ranked_prompts * MOST * 2 * MAX_NEW_TOKENS
+    return sum(len(ranking.prompt) + len(completion) for ranking in load_rankings(settings.rankings)
+               for completion in ranking.completions)
 
 
 def same_start(run: RunDir, settings: InstructSettings, own: Path | None = None) -> str:

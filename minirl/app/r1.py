@@ -113,7 +113,8 @@ def r1(stages: Stages[R1Settings], model: Transformer, configs: Mapping[str, Any
     settings, config, run = stages.settings, configs["r1"], stages.run
     stages.names = stage_names(config, settings)
     worths = Worths(stages, config)
-    model.compiled = worth_compiling(settings.compile, model, 0)
+    # tokens=0: "auto" compiles on CUDA only
+    model.compiled = worth_compiling(settings.compile, model, tokens=0)
     base = read(worths.stage, "base", model, stages) if settings.init is None else model
     worths.measure("base", base)
 
@@ -180,7 +181,7 @@ def show_hacking(stages: Stages[R1Settings], stage: Stage, config: R1Config) -> 
     settings, run = stages.settings, stages.run
     reward_model, _ = load_reward_model(run.path / "rm-1" / "final", device=stages.device)
     start, _ = load_pretrained(run.path / "rl-2" / "final", device=stages.device)
-    start.compiled = worth_compiling(settings.compile, start, 0)
+    start.compiled = worth_compiling(settings.compile, start, tokens=0)        # as in r1()
     over_optimise(start, reward_model, stages.tokenizer, settings.task, config,
                   general=Instructions(), factor=settings.too_long, seed=settings.seed, stage=stage)
     rounds = [RunDir(run.path / f"prefer-{n + 1}") for n in range(config.rounds)]
