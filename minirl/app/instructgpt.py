@@ -297,7 +297,9 @@ def check_instructions(configs: Mapping[str, Any], flags: Collection[str], start
         if settings.reward_model is not None:
             raise ValueError("--reward-model is given to minirl rm, which trains one: leave it out,"
                              " or use minirl ppo or minirl dpo")
-    longest = max(MAX_NEW_TOKENS, getattr(configs.get("ppo"), "max_new_tokens", 0))
+    longest = MAX_NEW_TOKENS
+    if "ppo" in configs:
+        longest = max(longest, configs["ppo"].max_new_tokens)
     check_prompts(start, Instructions(), longest)
     if settings.rankings is not None:
         for rankings in given_rankings(settings):

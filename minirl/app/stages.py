@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from minirl.app.rundir import RunDir
 from minirl.app.runlog import RunLog
 from minirl.app.text import table
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
+from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
 from minirl.lm.tiny import SIZE_NAMES, TinySizes, make_base
@@ -106,12 +107,16 @@ def first_model(settings: Settings, sizes: TinySizes, *, words: tuple[str, ...] 
 
 @dataclass(frozen=True)
 class Kind:
-    """How the page that a configuration belongs to becomes a run."""
+    """How the page that a configuration belongs to becomes a run.
+
+    has_steps   whether config.steps is the page's length; otherwise config.epochs is
+    """
 
     command: str
     page: Callable[..., nn.Module]     # what --profile watches
     bar: dict[str, str]                # metrics on the progress bar, and their labels there
     load: Callable[..., Any] = load_pretrained
+    has_steps: bool = False
     every: int = 1                     # a factor on the steps between two checkpoints
 
 
@@ -122,10 +127,11 @@ KINDS: dict[type, Kind] = {
     GRPOConfig: Kind("grpo", train_grpo, {
         "reward": "reward", "rewards/accuracy/mean": "accuracy",
         "rewards/language_consistency/mean": "language", "rewards/preference/mean": "preference",
-        "kl": "KL", "completions/mean_length": "length"}),
+        "kl": "KL", "completions/mean_length": "length"}, has_steps=True),
     PPOConfig: Kind("ppo", train_ppo, {
         "objective/scores": "score", "objective/kl": "KL",
-        "value/explained_variance": "explained", "completions/mean_length": "length"}),
+        "value/explained_variance": "explained", "completions/mean_length": "length"},
+        has_steps=True),
     DPOConfig: Kind("dpo", train_dpo, {
         "loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}),
 }
@@ -188,7 +194,8 @@ class Stages(Generic[S]):
         same_compiled(start, model)
         look = self.looks.get(name, Look())
         log = RunLog(run, self.tokenizer, title=self.title(name), bar=kind.bar, state=state,
-                     steps=getattr(config, "steps", None), epochs=getattr(config, "epochs", 1),
+                     steps=config.steps if kind.has_steps else None,
+                     epochs=1 if kind.has_steps else config.epochs,
                      every=kind.every * self.settings.checkpoint_every,
                      seconds=self.seconds if run is self.run else 0.0)
 
@@ -241,5 +248,9 @@ class Stages(Generic[S]):
 
 def same_compiled(start: nn.Module, model: nn.Module) -> None:
     """Compile a model, or a reward model's transformer, where `start` is compiled."""
-    source, target = (getattr(m, "backbone", m) for m in (start, model))
-    target.compiled = source.compiled
+    transformer_of(model).compiled = transformer_of(start).compiled
+
+
+def transformer_of(model: nn.Module) -> Transformer:
+    """Return a policy itself, or the transformer inside a reward model."""
+    return model.backbone if isinstance(model, ScalarModel) else cast(Transformer, model)

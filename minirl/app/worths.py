@@ -10,10 +10,11 @@ from torch import nn
 from minirl.app.plots import plot_stages
 from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir
-from minirl.app.stages import Stages
+from minirl.app.stages import KINDS, Stages
 from minirl.app.text import columns_of, hanging, padded, table
 from minirl.inference.evaluate import evaluate
 from minirl.inference.intervals import wilson_interval
+from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.files import read_json
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
@@ -34,7 +35,7 @@ class Worths:
 
     def stage(self, name: str, config: Any, start: nn.Module, page: Page) -> Any:
         model = self.stages(name, config, start, page)
-        if isinstance(model, Transformer):                     # reward models are no policies
+        if KINDS[type(config)].load is load_pretrained:        # reward models are no policies
             self.measure(name, model)
         return model
 

@@ -12,7 +12,9 @@ from minirl.app.text import columns_of
 from minirl.app.worths import Worths, stages_table, with_win_rates
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.heads import ScalarModel
+from minirl.train.grpo import GRPOConfig
 from minirl.train.r1 import R1Config
+from minirl.train.reward_model import RewardModelConfig
 
 ATTACK = "\x1b[31mred\x1b]0;title\x07\u202e `a` ``` \n\n## step 99: forged\n\n- `x`\x9b2J"
 SHARES = "easy", "hard", "majority", "pass", "format", "language", "win_rate"
@@ -42,10 +44,10 @@ CONFIG = R1Config(max_new_tokens=8)
 
 def test_a_policy_is_measured_once(base, tmp_path, monkeypatch):
     runner = Runner(tmp_path / "r1", *load_pretrained(base))
-    Worths(runner, CONFIG).stage("rl-1", None, None, None)
+    Worths(runner, CONFIG).stage("rl-1", GRPOConfig(), None, None)
     monkeypatch.setattr(worths, "worth", lambda *args: pytest.fail("measured again"))
     again = Worths(runner, CONFIG)
-    assert again.stage("rl-1", None, None, None) is runner.model
+    assert again.stage("rl-1", GRPOConfig(), None, None) is runner.model
     entry, = again.entries.values()
     assert entry["stage"] == "rl-1" and entry["problems"]["hard"] == 2 == len(entry["general"])
     assert 0 <= entry["hard"] <= entry["pass"] <= 1 and entry["seconds"] == 0.0
@@ -54,7 +56,7 @@ def test_a_policy_is_measured_once(base, tmp_path, monkeypatch):
 def test_a_reward_model_is_no_policy(base, tmp_path):
     model, tokenizer = load_pretrained(base)
     runner = Runner(tmp_path / "r1", ScalarModel(model), tokenizer)
-    Worths(runner, CONFIG).stage("rm-1", None, None, None)
+    Worths(runner, CONFIG).stage("rm-1", RewardModelConfig(), None, None)
     assert not (runner.run.path / "stages.json").exists()
 
 
