@@ -14,12 +14,13 @@ from minirl.app.rundir import RunDir
 from minirl.app.stages import INTERVALS, Look, Settings, Stages, worth_compiling
 from minirl.app.tasks import make_task
 from minirl.app.text import hanging, table
+from minirl.inference.collect import ROWS
 from minirl.inference.evaluate import Evaluation
 from minirl.inference.intervals import wilson_interval
 from minirl.lm.model import Transformer
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tiny import SIZE_NAMES, TinySizes
-from minirl.tasks.arithmetic import Arithmetic, demonstrations
+from minirl.tasks.arithmetic import SYMBOLS, demonstrations
 from minirl.tasks.preferences import load_demonstrations
 from minirl.tasks.problem import Task
 from minirl.train.checks import check
@@ -163,7 +164,9 @@ def accuracy(result: Evaluation) -> str:
 def check_sums(configs: Mapping[str, Any], flags: Collection[str], start: Start) -> None:
     """Raise ValueError for what would stop `minirl sft` or `minirl grpo` later."""
     settings, base, config = configs["settings"], configs["base"], configs.get("grpo")
-    task = Arithmetic(settings.task, settings.digits)
+    if settings.task not in SYMBOLS:
+        raise ValueError(f"task is {settings.task!r}: one of {', '.join(SYMBOLS)} is expected")
+    task = make_task(settings.task_fields)
     if config is None and settings.init is not None:
         refuse(flags, SIZE_NAMES, "--init names a model, which has its sizes")
     if config is None and base.data is not None:
@@ -175,5 +178,5 @@ def check_sums(configs: Mapping[str, Any], flags: Collection[str], start: Start)
         encode_pairs(start.tokenizer, pairs, start.config.max_seq_len)
     if config is not None:
         check_prompts(start, task, config.max_new_tokens)
-        rows = max(config.prompts_per_step * config.group_size, min(settings.eval_problems, 512))
+        rows = max(config.prompts_per_step * config.group_size, min(settings.eval_problems, ROWS))
         check_sampling(start, rows, config.max_new_tokens)
