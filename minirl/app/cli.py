@@ -24,7 +24,7 @@ from minirl.app.survival import Stopped, catching_signals
 from minirl.app.tasks import TASKS
 from minirl.app.text import WIDTH, visible
 
-KINDS = {"int": int, "float": float, "str": str}
+TYPES = {"int": int, "float": float, "str": str}
 
 
 class Parser(argparse.ArgumentParser):
@@ -127,7 +127,7 @@ def add_config(parser: Parser, config: str) -> None:
     for field in fields_of(config):
         default = "" if field.default is None else f"(default {field.default})"
         note = " ".join(filter(None, (field.help, default))).replace("%", "%%")
-        kind = KINDS.get(field.kind, truth)
+        kind = TYPES.get(field.kind, truth)
         parser.add_argument(flag(field.name), dest=field.name, type=kind, default=None, help=note,
                             metavar="BOOL" if kind is truth else field.kind.upper())
 

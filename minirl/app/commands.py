@@ -208,8 +208,8 @@ def trained_on(path: Path | str, task: str | None = None, digits: int | None = N
     fields = read_json(Path(path).parent / "config.json").get("task")
     choice = make_task(with_changes(fields or DEFAULT, task, digits))
     if fields is None and task is None:
-        warn(f"which task {path} was trained on is not written down: {choice.name} is taken; "
-             "minirl eval --task names another")
+        warn(f"no config.json says what {path} learnt: using {choice.name}; "
+             "choose with minirl eval --task")
     return choice
 
 

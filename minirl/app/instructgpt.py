@@ -9,7 +9,7 @@ preference is known.
     the run itself   stage 3: PPO; or DPO on the same rankings
 
 Only the labeller knows the true reward. What a run prints of it is evaluation. A model or a file
-that --init, --rankings or --reward-model names is used, and not made.
+that --init, --rankings or --reward-model names is used instead of a new one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ READ = {"n_answers": 42_000, "n_texts": 6_000}         # what the base model rea
 
 @dataclass(frozen=True)
 class InstructSettings(Settings):
-    """And what the commands of InstructGPT take."""
+    """Settings of minirl rm, ppo and dpo: the common ones, and those of InstructGPT."""
 
     demonstrations: int = 512          # prompts with an answer that a person wrote
     right_share: float = 0.7           # of those answers are right: people err
@@ -71,7 +71,7 @@ class InstructSettings(Settings):
 # stages 1 and 2
 
 @dataclass(frozen=True)
-class Supervised:
+class ModelsAndRankings:
     """What stage 1 leaves, and what people say of it.
 
     The sft model writes the completions that are ranked; start is what stage 3 changes.
@@ -83,8 +83,11 @@ class Supervised:
     held_out: list[Ranking]
 
 
-def first_stage(stages: Stages[InstructSettings], model: Transformer) -> Supervised:
-    """Train the SFT models, and let people rank completions. What flags name is not made."""
+def first_stage(stages: Stages[InstructSettings], model: Transformer) -> ModelsAndRankings:
+    """Train the SFT models, and let people rank completions.
+
+    A model or file that a flag names is used instead.
+    """
     settings = stages.settings
     seed, sft, start = settings.seed, model, model
     if settings.init is None:
@@ -96,18 +99,19 @@ def first_stage(stages: Stages[InstructSettings], model: Transformer) -> Supervi
                                         pretraining(seed, n=settings.demonstrations), seed=seed,
                                         stage=stages)
     if settings.rankings is not None:
-        return Supervised(sft, start, *given_rankings(settings))
+        return ModelsAndRankings(sft, start, *given_rankings(settings))
 
-    def ranked(name: str, n: int, split: str) -> list[Ranking]:
+    def labelled_file(name: str, n: int, split: str) -> list[Ranking]:
         ask = partial(rank, sft, stages.tokenizer, n, split=split, seed=seed,
                       noise=settings.labeller_noise)
         return stages.file(name, ask, load_rankings, save_rankings)
 
-    return Supervised(sft, start, ranked("rankings.jsonl", settings.ranked_prompts, "train"),
-                      ranked("held-out.jsonl", HELD_OUT, "test"))
+    return ModelsAndRankings(
+        sft, start, rankings=labelled_file("rankings.jsonl", settings.ranked_prompts, "train"),
+        held_out=labelled_file("held-out.jsonl", HELD_OUT, "test"))
 
 
-def second_stage(stages: Stages[InstructSettings], stage_1: Supervised,
+def second_stage(stages: Stages[InstructSettings], stage_1: ModelsAndRankings,
                  config: RewardModelConfig) -> ScalarModel:
     """Return the reward model that --reward-model names, or train one."""
     settings = stages.settings
@@ -128,8 +132,7 @@ def demonstrations(settings: InstructSettings, split: str = "train") -> list[Pai
 
 
 def given_rankings(settings: InstructSettings) -> tuple[list[Ranking], list[Ranking]]:
-    """Return those of the file that --rankings names. A reward model that is there needs none held
-    out."""
+    """Read --rankings; hold out a tenth of its prompts unless --reward-model is given."""
     rankings = load_rankings(str(settings.rankings))
     if settings.reward_model is not None:
         return rankings, []
@@ -141,7 +144,7 @@ def given_rankings(settings: InstructSettings) -> tuple[list[Ranking], list[Rank
 
 # stage 3
 
-def train_by_dpo(stages: Stages[InstructSettings], stage_1: Supervised, config: DPOConfig,
+def train_by_dpo(stages: Stages[InstructSettings], stage_1: ModelsAndRankings, config: DPOConfig,
                  reward_model: ScalarModel) -> tuple[Transformer, Comparison]:
     """DPO on the rankings. The reward model is asked for evaluation only."""
     look = stages.looks["dpo"] = Comparison(stages, reward_model)

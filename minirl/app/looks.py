@@ -62,7 +62,7 @@ class BeforeAndAfter(Look):
     """Evaluate a policy before and after training, and write samples of it, also halfway.
 
     samples    problems that samples.md shows
-    verdicts   rewards whose verdicts stand beside right and wrong there
+    verdicts   rewards shown beside right or wrong
     options    go to evaluate
     """
 
@@ -97,7 +97,7 @@ class BeforeAndAfter(Look):
 
 
 def verdict(evaluation: Evaluation, i: int) -> str:
-    """Return what is said of the first completion of problem i."""
+    """Return right, wrong or no verdict for problem i's first completion."""
     accuracy = evaluation.verdicts["accuracy"][i][0]
     return "no verdict" if accuracy is None else "right" if accuracy == 1.0 else "wrong"
 

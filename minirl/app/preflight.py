@@ -30,8 +30,7 @@ LOOKED_AT = 200          # problems or demonstrations whose lengths stand for al
 
 @dataclass(frozen=True)
 class Start:
-    """What is known of the model that a run starts from, read from its headers or still to be made.
-    """
+    """The first model's config, tokenizer and device, known before any weights load."""
 
     config: ModelConfig
     tokenizer: Tokenizer
@@ -59,12 +58,13 @@ def refuse(flags: Collection[str], fields: Collection[str], why: str) -> None:
             raise ValueError(f"{flag(field)} is given, but {why}: leave it out")
 
 
-def check_flags(command: str, preset: str, given: Collection[str], config: Any = None) -> None:
+def check_flags(command: str, preset: str, flag_names: Collection[str],
+                config: Any = None) -> None:
     """Raise ValueError for a field that was given as a flag and that a run of this preset does not
     read. With the finished configuration, also for a field that its other numbers leave unread, a
     controller that could change nothing, and a penalty that the advantages could not take."""
     presets = PRESETS[command]
-    for name in given:
+    for name in flag_names:
         readers = [other for other in presets if name in presets[other].reads]
         if readers and preset not in readers:
             raise ValueError(f"{flag(name)} is not read by preset {preset}: leave it out, or "

@@ -49,7 +49,7 @@ HEAD_SIZE = 16                                                 # features of an 
 
 @dataclass(frozen=True)
 class R1Settings(Settings):
-    """And what the pipeline of DeepSeek-R1 takes."""
+    """Settings of minirl r1: the common ones, and those of its pipeline."""
 
     language: str = "prompt"           # of the reasoning: ko, en, or prompt (the prompt's own)
     number_length: int = 3             # digits of hard problems' numbers; easy ones have one less
@@ -172,8 +172,10 @@ def general(stages: Stages[R1Settings]) -> General:
         return rank(policy, stages.tokenizer, settings.ranked_prompts, seed=seed,
                     noise=settings.labeller_noise)
 
-    written = answers(Instructions(), settings.demonstrations, rng, right_share=0.7)
-    return General(Instructions(), written, compare)
+    return General(
+        task=Instructions(),
+        demonstrations=answers(Instructions(), settings.demonstrations, rng, right_share=0.7),
+        compare=compare)
 
 
 def show_hacking(stages: Stages[R1Settings], stage: Stage, config: R1Config) -> None:

@@ -30,7 +30,7 @@ from minirl.train.presets import PRESETS
 from minirl.train.sft import SFTConfig, train_sft
 
 SAMPLES = 3              # problems that a run shows
-MADE = ("examples", "worked_share", "guessed_share", "task", "digits", "eval_problems")
+SUMS_FLAGS = ("examples", "worked_share", "guessed_share", "task", "digits", "eval_problems")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class BaseConfig(TinySizes):
 
     examples: int = 24_000             # demonstrations
     worked_share: float = 0.5          # of them worked out
-    guessed_share: float = 0.5         # of those answered at once a guess: haste errs
+    guessed_share: float = 0.5         # share of guesses among those answered at once
     data: str | None = None            # JSONL to read instead (TRL's format: prompt, completion)
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class BaseConfig(TinySizes):
 
 @dataclass(frozen=True)
 class SumsSettings(Settings):
-    """And what the commands on sums take."""
+    """Settings of minirl sft and grpo: the common ones, and the task."""
 
     task: str = "addition"             # addition, subtraction or multiplication (by one digit)
     digits: int = 3                    # 1 to 5
@@ -61,7 +61,7 @@ class SumsSettings(Settings):
 
 # minirl sft
 
-class Reader(Look):
+class LossAndAccuracy(Look):
     """The last loss and, of a model that reads sums, the accuracy on held-out ones."""
 
     def __init__(self, stages: Stages[SumsSettings], task: Task, *, on_sums: bool) -> None:
@@ -85,7 +85,7 @@ def read_sums(stages: Stages[SumsSettings], name: str, model: Transformer, base:
     pairs = pairs_to_read(base, task, settings.seed)
     tokens = config.epochs * sum(len(pair[0]) + len(pair[1]) for pair in pairs)
     model.compiled = worth_compiling(settings.compile, model, tokens)
-    stages.looks[name] = Reader(stages, task, on_sums=base.data is None)
+    stages.looks[name] = LossAndAccuracy(stages, task, on_sums=base.data is None)
     return stages(name, config, model, lambda m, **hooks: train_sft(
         m, stages.tokenizer, pairs, config, seed=settings.seed, **hooks))
 
@@ -170,7 +170,7 @@ def check_sums(configs: Mapping[str, Any], flags: Collection[str], start: Start)
     if config is None and settings.init is not None:
         refuse(flags, SIZE_NAMES, "--init names a model, which has its sizes")
     if config is None and base.data is not None:
-        refuse(flags, MADE, "--data names what is learnt from, and no sums are made")
+        refuse(flags, SUMS_FLAGS, "--data names what is learnt from, and no sums are made")
         encode_pairs(start.tokenizer, load_demonstrations(base.data), start.config.max_seq_len)
     elif config is None or settings.init is None:                      # sums are read first
         pairs = demonstrations(task, LOOKED_AT, random.Random(0),

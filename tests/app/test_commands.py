@@ -35,19 +35,19 @@ def test_a_run_that_names_no_task_is_asked_the_default_and_says_so(older, capsys
     assert main(["eval", "--init", str(older), *FEW]) == 0
     out, error = capsys.readouterr()
     assert out.startswith("3-digit addition\n")
-    assert f"which task {older} was trained on is not written down: 3-digit addition" in error
+    assert f"no config.json says what {older} learnt: using 3-digit addition" in error
     assert main(["eval", "--init", str(older), "--digits", "2", *FEW]) == 0
     out, error = capsys.readouterr()
-    assert out.startswith("2-digit addition\n") and "2-digit addition is taken" in error
+    assert out.startswith("2-digit addition\n") and "using 2-digit addition" in error
     assert main(["sample", "--init", str(older), "-n", "1", "--max-new-tokens", "8"]) == 0
     out, error = capsys.readouterr()
-    assert re.match(r"\d{3}\+\d{3}=\n", out) and "3-digit addition is taken" in error
+    assert re.match(r"\d{3}\+\d{3}=\n", out) and "using 3-digit addition" in error
 
 
 def test_nothing_is_said_where_the_task_or_the_prompt_is_named(older, capsys):
     assert main(["eval", "--init", str(older), "--task", "addition", *FEW]) == 0
     assert main(["sample", "1+1=", "--init", str(older), "-n", "1", "--max-new-tokens", "8"]) == 0
-    assert "not written down" not in capsys.readouterr().err
+    assert "no config.json says" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags, title", [
