@@ -111,5 +111,5 @@ def test_the_equations_run_by_themselves(readme):
     block, = (block for block in code if "group_advantages" in block)
     names = {}
     exec(compile(block, str(readme), "exec"), names)
-    assert float(names["loss"]) == pytest.approx(0.04 * (0.904837418 + 0.1 - 1), abs=1e-6)
+    assert names["loss"].item() == pytest.approx(0.04 * (0.904837418 + 0.1 - 1), abs=1e-6)
     assert names["logp"].grad.abs().sum() > 0
