@@ -138,7 +138,7 @@ KINDS: dict[type, Kind] = {
 
 
 class Look:
-    """What a command looks at beside the training of a stage. By itself, nothing."""
+    """Callbacks around the training of a stage; these do nothing."""
 
     def before(self, run: RunDir, start: Any, *, resumed: bool) -> None:
         """Look at the model that the stage starts from."""
@@ -212,7 +212,7 @@ class Stages(Generic[S]):
                                         "seconds": round(log.seconds, 1)})
         with run.replacing("curves.png") as partial:
             plot_runs([run], partial)
-        run.save_final(model, self.tokenizer)              # last: it says that all is there
+        run.save_final(model, self.tokenizer)  # last, as final/ marks the run as finished
         return model
 
     def title(self, name: str) -> str:
