@@ -25,6 +25,7 @@ def refused(capsys, *argv):
     ("grpo --foo", "unknown argument --foo"), ("grpo --grop-size 4", "did you mean --group-size"),
     ("grp", "invalid choice: 'grp'"), ("grpo --lr abc", "invalid float value"),
     ("grpo --task poetry", "'poetry': one of addition"), ("grpo --digits 9", "digits is 9"),
+    ("sft --task instructions", "task is 'instructions': one of addition, subtraction"),
     ("grpo --group-size 1", "group_size is 1"), ("grpo --temperature -1", "temperature is -1"),
     ("grpo --max-new-tokens 0", "max_new_tokens is 0"),
     ("grpo --init nowhere", "no checkpoint at nowhere"),

@@ -11,7 +11,13 @@ from safetensors.torch import load_file
 
 from minirl.app import instructgpt, looks
 from minirl.app.cli import main
-from minirl.app.instructgpt import InstructSettings, comparison, epochs_table, given_rankings
+from minirl.app.instructgpt import (
+    InstructSettings,
+    comparison,
+    epochs_table,
+    given_rankings,
+    tokens_of_rankings,
+)
 from minirl.app.plots import plot_runs
 from minirl.app.rundir import RunDir
 from minirl.app.runlog import RunLog
@@ -280,6 +286,14 @@ def test_a_file_of_rankings_is_split_by_prompt(rm, tmp_path, capsys):
     settings = InstructSettings(rankings=str(file), reward_model="there")
     assert len(given_rankings(settings)[0]) == 40, "nothing to hold out"
     assert not (tmp_path / "rm" / "sft").exists()
+
+
+def test_the_tokens_of_rankings_are_counted_in_a_file_and_estimated_before_there_is_one(tmp_path):
+    """They decide whether to compile: at most 9 completions of 16 tokens, prompts as long."""
+    assert tokens_of_rankings(InstructSettings(ranked_prompts=10)) == 10 * 9 * (16 + 16)
+    file = tmp_path / "rankings.jsonl"
+    file.write_text(json.dumps({"prompt": "abcd", "chosen": "ef", "rejected": "g"}) + "\n")
+    assert tokens_of_rankings(InstructSettings(rankings=str(file))) == 4 + 2 + 4 + 1
 
 
 @pytest.fixture
