@@ -1,6 +1,7 @@
 """A finished run of the smallest kind, made once: a 16-wide model, a few steps."""
 
 import os
+import signal
 
 import pytest
 
@@ -13,6 +14,20 @@ TINY_SFT = ["--digits", "1", "--eval-problems", "6", "--checkpoint-every", "1", 
 TINY_GRPO = ["--steps", "4", "--prompts-per-step", "2", "--group-size", "3",
              "--max-new-tokens", "8", "--eval-problems", "6", "--checkpoint-every", "2",
              "--weight-decay", "1", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_as_in_a_terminal():
+    """A shell starts what runs in its background with SIGINT ignored, and runs leave it so. Tests
+    that send it failed there."""
+    ignored = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+               if signal.getsignal(number) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT
+                      else signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session")
