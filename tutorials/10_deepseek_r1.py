@@ -206,7 +206,8 @@ def check_weight(weight: float) -> None:
 #
 # The whole pipeline is `minirl r1`. These are means and 95 % intervals over three seeds, on hard
 # problems except for the first column (`python benchmarks/r1.py`; all columns are in
-# [benchmarks/RESULTS.md](../benchmarks/RESULTS.md)). The win rate is that of general answers
+# [benchmarks/RESULTS.md](../benchmarks/RESULTS.md)). In these runs the cold start came from 300
+# demonstrations. The win rate is that of general answers
 # against those of the stage sft.
 #
 # | stage | easy | hard | language | tokens | win rate |
