@@ -203,9 +203,9 @@ R1_PRESETS = {
     "toy": Preset(),
     # a smaller toy that takes a minute: shorter numbers, fewer samples
     "fast": Preset(dict(number_length=2, examples=20_000, general_examples=4_000,
-                        ranked_prompts=200, too_long=4, samples=4, eval_problems=32,
+                        ranked_prompts=200, too_long=2, samples=4, eval_problems=32,
                         scale=64.0, zero_steps=12, cold_start_problems=128, reasoning_steps=12,
-                        kept_problems=256, final_steps=6, preference_steps=6)),
+                        kept_problems=256, final_steps=6, preference_steps=16)),
     # arXiv:2501.12948v2: 10,400 steps of 512 outputs, 1,300 + 400 in the last stage; the paper does
     # not say how many steps rl-1 has
     "paper": Preset(dict(scale=1.0, zero_steps=650, reasoning_steps=650, final_steps=81,
