@@ -160,7 +160,7 @@ def rm(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[st
     run, settings = stages.run, stages.settings
     tokens = configs["rm"].epochs * tokens_of_rankings(settings)
     model.compiled = worth_compiling(settings.compile, model, tokens)
-    stages.looks["sft"] = KeepEpochs(stages.tokenizer)
+    stages.looks["sft"] = KeepEpochs(stages.tokenizer, pipeline.DEMONSTRATIONS_SFT.epochs)
     second_stage(stages, first_stage(stages, model), configs["rm"])
     summary, epochs = run.summary, read_json(run.path / "sft-epochs.json").get("epochs")
     return (f"\n{summary['rankings']} rankings, {summary['comparisons']} comparisons; of "

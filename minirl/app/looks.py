@@ -117,13 +117,13 @@ def markdown(evaluation: Evaluation, n: int, rewards: tuple[str, ...] = ()) -> s
 # of InstructGPT
 
 class KeepEpochs(Look):
-    """Keep the SFT model after each epoch: sft/epoch-01/, ..."""
+    """Keep the SFT model after each of `epochs`: sft/epoch-01/, ..."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, epochs: int) -> None:
+        self.tokenizer, self.epochs = tokenizer, epochs
 
     def step(self, run: RunDir, model: Transformer, step: int, steps: int) -> None:
-        epoch, rest = divmod(step * run.config["sft"]["epochs"], steps)
+        epoch, rest = divmod(step * self.epochs, steps)
         if rest == 0:
             with run.replacing_folder(f"epoch-{epoch:02}") as folder:
                 save_pretrained(model, self.tokenizer, folder)

@@ -133,7 +133,7 @@ def train_reward_model(
             save(state)
     model.eval()
     if demonstrations:
-        scores = score_texts(model, tokenizer, [x for x, *_ in demonstrations],
+        scores = score_texts(model, tokenizer, [pair[0] for pair in demonstrations],
                              [pair[1] for pair in demonstrations])
         model.shift(reward_bias(scores).to(model.device))
     return model
