@@ -27,7 +27,10 @@ setup(
             "pytest-xdist>=3.6",   # as many processes as there are cores: half of the time on two
             "ruff>=0.6",           # one width, sorted imports, no dead code: ruff.toml
             "mypy>=1.11",          # every function says what it takes: mypy.ini
+            "jupytext>=1.16",      # compares the tutorials' notebooks with their scripts
         ],
+        # What builds the notebooks of the tutorials: python tutorials/make_notebooks.py
+        "docs": ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6.29"],
         # Other people's code to compare ours with, in tests/parity and benchmarks only; nothing in
         # minirl imports it. Needs Python 3.11.
         "parity": [

@@ -1,54 +1,81 @@
-"""Run every tutorial and write the notebook that stands beside it, with its outputs.
+"""Run every tutorial, and write its notebooks with their outputs and figures.
 
-    python -m pip install nbclient ipykernel && python tutorials/make_notebooks.py [NAME ...]
+    python -m pip install -e '.[docs]' && python tutorials/make_notebooks.py [NAME ...]
 
-The scripts are the source. tests/test_tutorials.py checks that the notebooks have the same text.
+The scripts are the source: NN_name.py has code and English prose, ko/NN_name.md the Korean prose.
+A notebook is run once, and its outputs stand in NN_name.ipynb and in NN_name.ko.ipynb.
+tests/test_tutorials.py checks that the notebooks have the text of the scripts.
 """
 
 from __future__ import annotations
 
-import re
+import copy
 import sys
 from pathlib import Path
+from typing import Any
+
+import jupytext
 
 FOLDER = Path(__file__).parent
+SEPARATOR = "\n<!-- next cell -->\n"                    # between the cells of ko/NN_name.md
+INSTALL = "%pip install"                               # the cell that is not run when it is built
 
 
-def cells(script: str) -> list[tuple[str, str]]:
-    """Return the cells of a script in percent format: (markdown or code, source)."""
-    result = []
-    for part in script.split("# %%")[1:]:
-        head, _, body = part.partition("\n")
-        kind, lines = "code", body.splitlines()
-        if head.strip() == "[markdown]":
-            kind, lines = "markdown", [re.sub("^# ?", "", line) for line in lines]
-        result.append((kind, "\n".join(lines).strip()))
-    return result
-
-
-def write_notebook(path: Path) -> Path:
-    """Run a script's cells and write its notebook -> the notebook's path."""
-    import nbformat  # neither is needed to read or to run a tutorial
-    from nbclient import NotebookClient
-
-    make = {"markdown": nbformat.v4.new_markdown_cell, "code": nbformat.v4.new_code_cell}
-    script = path.read_text(encoding="utf-8")
-    notebook = nbformat.v4.new_notebook(cells=[make[kind](text) for kind, text in cells(script)])
+def notebook_of(script: Path) -> Any:
+    """Return a tutorial as a notebook that was not run."""
+    notebook = jupytext.read(script, fmt="py:percent")
     for i, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{i}"               # not a random id: the same text, the same file
-    where = {"metadata": {"path": str(FOLDER)}}
-    NotebookClient(notebook, timeout=None, resources=where).execute()
-    for cell in notebook.cells:
-        cell.get("metadata", {}).pop("execution", None)        # the time at which each cell ran
     notebook.metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
         "language_info": {"name": "python"},
     }
-    nbformat.write(notebook, path.with_suffix(".ipynb"))
-    return path.with_suffix(".ipynb")
+    return notebook
+
+
+def korean_cells(script: Path) -> list[str]:
+    """Return the Korean prose of a tutorial, a text for each of its Markdown cells."""
+    text = (FOLDER / "ko" / f"{script.stem}.md").read_text(encoding="utf-8")
+    return [cell.strip() for cell in text.split(SEPARATOR)]
+
+
+def in_korean(notebook: Any, prose: list[str]) -> Any:
+    """Return a notebook with Korean prose. Code and outputs stay."""
+    result = copy.deepcopy(notebook)
+    markdown = [cell for cell in result.cells if cell.cell_type == "markdown"]
+    for cell, text in zip(markdown, prose, strict=True):
+        cell.source = text
+    return result
+
+
+def run(notebook: Any) -> None:
+    """Run a notebook's cells, and keep what they print and draw."""
+    from nbclient import NotebookClient  # not needed to read a tutorial, or to check it
+
+    install = [cell for cell in notebook.cells if cell.source.startswith(INSTALL)]
+    sources = [cell.source for cell in install]
+    for cell in install:
+        cell.source = ""
+    where = {"metadata": {"path": str(FOLDER)}}
+    NotebookClient(notebook, timeout=None, resources=where).execute()
+    for cell, source in zip(install, sources, strict=True):
+        cell.source = source
+    for cell in notebook.cells:
+        cell.get("metadata", {}).pop("execution", None)        # the time at which each cell ran
+
+
+def write_notebooks(script: Path) -> list[Path]:
+    """Run a tutorial and write its notebooks -> their paths."""
+    notebook = notebook_of(script)
+    run(notebook)
+    versions = {script.with_suffix(".ipynb"): notebook,
+                script.with_suffix(".ko.ipynb"): in_korean(notebook, korean_cells(script))}
+    for path, version in versions.items():
+        jupytext.write(version, path, fmt="ipynb")
+    return list(versions)
 
 
 if __name__ == "__main__":
     for script in sorted(FOLDER.glob("[0-9][0-9]_*.py")):
         if len(sys.argv) == 1 or script.stem in sys.argv[1:]:
-            print(write_notebook(script))
+            print(*write_notebooks(script), sep="\n", flush=True)
