@@ -1,8 +1,8 @@
 """Every estimator against the truth.
 
-In worlds that can be listed completely (tests/oracle.py), expectations are sums in float64, and the
-right gradients are autograd of the exact objective. Nothing is sampled, so nothing here is only
-approximately true.
+In worlds that can be listed completely (minirl/testing/oracle.py), expectations are sums in
+float64, and the right gradients are autograd of the exact objective. Nothing is sampled, so nothing
+here is only approximately true.
 """
 
 import functools
@@ -42,7 +42,7 @@ from minirl.equations.objectives import (
     sequence_clipped_surrogate,
 )
 from minirl.equations.preferences import dpo_loss
-from tests.oracle import Oracle
+from minirl.testing.oracle import Oracle
 
 # vocabulary, length, eos: 3, 9 and 15 completions
 ONE, SMALL, ENDING = (3, 1, None), (3, 2, None), (3, 3, 2)

@@ -15,6 +15,7 @@ alignment: slot t is about emitting tokens[:, t].
 from __future__ import annotations
 
 import itertools
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +88,7 @@ class Oracle:
 
     def logp(self, policy: Table | Transformer) -> Tensor:
         """(N, T): log-prob of every sampled token of every completion, 0 elsewhere."""
-        return torch.where(self.mask, token_logprobs(policy, self.tokens), 0)
+        return torch.where(self.mask, token_logprobs(cast(Transformer, policy), self.tokens), 0)
 
     def logits(self, policy: Table | Transformer) -> Tensor:
         """(N, T, V): the logits that slot t's token was drawn from."""
@@ -141,5 +142,5 @@ class Oracle:
     def advantages(self, logp: Tensor, rewards: Tensor, *, gamma: float = 1.0) -> Tensor:
         """A = Q - V of each token, (N, T): Q is the immediate reward and the V of what follows."""
         values = self.values(logp, rewards, gamma=gamma)
-        following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+        following = values.roll(-1, dims=1)  # slot 0 has no value: 0 follows the last one
         return torch.where(self.mask, rewards + gamma * following - values, 0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.oracle import Oracle
+from minirl.testing.oracle import Oracle
 
 WORLDS = [Oracle(3, 2), Oracle(3, 3, eos=2), Oracle(4, 2, eos=0), Oracle(2, 4, eos=1)]
 every_world = pytest.mark.parametrize(
