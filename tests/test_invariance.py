@@ -2,88 +2,22 @@
 
 import inspect
 import itertools
-from typing import NamedTuple
 
 import pytest
 import torch
 
 from minirl.equations import (
     advantages,
-    coefficients,
-    kl,
-    mismatch,
     objectives,
-    preferences,
     reduce,
-    rewards,
 )
 from minirl.equations.objectives import gspo_token, sequence_clipped_surrogate
 from minirl.equations.preferences import kto_loss
 from minirl.equations.reduce import aggregate, masked_mean, normaliser
+from minirl.testing.signatures import TABLE, signatures
 
 NAN, INF = float("nan"), float("inf")
 HOWS = reduce.AGGREGATIONS
-CLIP = {"clip_low": 0.2, "clip_high": 0.28}
-SCALES = tuple({"scale": scale} for scale in ("group", "batch", "none"))
-LENGTH_NORMALISED = tuple({"length_normalised": x} for x in (True, False))
-
-# module, names, kinds of the arguments in order, then options. A keyword-only argument is
-# "name=kind". The kinds:
-#   tokens (B, T)       L learnt, C constant, W positive, M mask
-#   logits (B, T, V)    V learnt, U constant
-#   sequences (B,)      l learnt, c constant, w positive, b yes or no
-#   groups (P, G)       G rewards, N lengths
-#   scores (P, K)       K learnt
-#   steps (P, G, S)     S rewards
-TABLE = [
-    (reduce, "aggregate", "L M", *({"how": how, "total": 7.0} for how in HOWS)),
-    (reduce, "masked_mean", "L M", {}, {"dim": 1}),
-    (reduce, "masked_whiten", "L M", {}, {"shift_mean": False}),
-    (reduce, "explained_variance", "C C M", {}),
-    (kl, "k1 k2 k3", "L C", {}),
-    (kl, "corrected_k3", "L C C", {}),
-    (kl, "exact_kl", "V U", {}),
-    (kl, "kl_shaped_rewards", "c C C M", {"kl_coef": 0.1}, {"kl_coef": 0.1, "estimator": kl.k2}),
-    (advantages, "discounted_returns", "C M", {"gamma": 0.9}),
-    (advantages, "gae", "C C M", {}, {"gamma": 0.9, "lam": 0.5}),
-    (advantages, "gae", "C C M bootstrap=c", {}),
-    (advantages, "group_advantages", "G", *SCALES),
-    (advantages, "leave_one_out_advantages maxrl_advantages dynamic_sampling zero_spread", "G", {}),
-    (advantages, "batch_mean_advantages", "G", {}),
-    (advantages, "optimal_baseline opo_advantages", "G N", {}),
-    (advantages, "remax_advantages", "G c", {}),
-    (advantages, "spread", "c M", {}),
-    (advantages, "process_advantages", "S", {}),
-    (advantages, "reinforce_plus_plus_advantages", "c C C M", {"kl_coef": 0.1}),
-    (objectives, "policy_gradient value_loss", "L C", {}),
-    (objectives, "clipped_surrogate dual_clipped_surrogate clipped_value_loss sapo", "L C C", {}),
-    (objectives, "cispo", "L C C", {"cap": 5.0}),
-    (objectives, "kl_penalised_surrogate", "L C C L", {"kl_coef": 0.1}),
-    (objectives, "sequence_ratio", "L C M", *LENGTH_NORMALISED),
-    (objectives, "sequence_clipped_surrogate", "L C c M",
-     *({**options, **CLIP} for options in LENGTH_NORMALISED)),
-    (objectives, "gspo_token", "L C C M", CLIP),
-    (objectives, "entropy", "V", {}),
-    (objectives, "ppo_objective", "L L L", {}),
-    (preferences, "bradley_terry_loss", "l l", {}),
-    (preferences, "bradley_terry_loss", "l l margin=c", {}),
-    (preferences, "ranking_loss", "K", {}),
-    (preferences, "implicit_reward", "l c", {}),
-    (preferences, "dpo_loss label_smoothed_dpo_loss ipo_loss", "l l c c", {}),
-    (preferences, "simpo_loss", "l l", {}),
-    (preferences, "kto_loss", "l c b", {"kl": 0.3}),
-    (mismatch, "importance_ratio", "L C", {}),
-    (mismatch, "truncated_weights", "W", {"cap": 1.5}),
-    (mismatch, "masked_weights", "W", {"cap": 1.5, "floor": 0.5}),
-    (mismatch, "sequence_weights", "C C M", {}),
-    (mismatch, "effective_sample_size", "w", {}),
-    (coefficients, "sft_coefficient ppo_coefficient", "C", {}),
-    (coefficients, "rft_coefficient online_rft_coefficient", "b C", {}),
-    (coefficients, "dpo_coefficient", "c c c c", {}),
-    (coefficients, "grpo_coefficient", "C C C", {}),
-    (rewards, "overlong_penalty", "w", {"max_length": 2, "cache": 1}),
-    (rewards, "reward_bias reward_gain_and_bias", "w", {}),
-]
 EXEMPT = {
     "kl.max_log_ratio": "a number for a type",
     "reduce.within_rounding": "a comparison",
@@ -104,24 +38,10 @@ BATCH = {
 TOKENS, LEARNT, GROUPS = set("LCWVU"), set("LVlK"), set("GNS")
 
 
-class Row(NamedTuple):
-    """A function, its arguments as pairs (keyword or "", kind), and its options."""
-
-    function: object
-    arguments: list
-    options: dict
-
-    @property
-    def kinds(self):
-        return [kind for _, kind in self.arguments]
-
-
-ROWS = {}
-for _module, _names, _arguments, *_options in TABLE:
-    _pairs = [argument.rpartition("=")[::2] for argument in _arguments.split()]
-    for _name, _option in itertools.product(_names.split(), _options):
-        _key = f"{_module.__name__.rpartition('.')[2]}.{_name} {_arguments} {len(ROWS)}"
-        ROWS[_key] = Row(getattr(_module, _name), _pairs, _option)
+ROWS = {
+    f"{row.function.__module__.rpartition('.')[2]}.{row.function.__name__} "
+    f"{' '.join(keyword and keyword + '=' + kind or kind for keyword, kind in row.arguments)} {i}":
+    row for i, row in enumerate(signatures())}
 
 B = T = 5  # equal, so that a wrong axis would broadcast
 MASK = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [1, 0, 1, 1, 0],

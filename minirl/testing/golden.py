@@ -25,7 +25,8 @@ from minirl.testing.tables import Row
 
 JSON = Path(__file__).with_name("golden.json")
 VERSION = 1                            # of the layout of golden.json
-MODULES = sorted(file.stem for file in (Path(__file__).parent / "tables").glob("[a-z]*.py"))
+TABLES = sorted(file.stem for file in (Path(__file__).parent / "tables").glob("[a-z]*.py"))
+EQUATIONS = sorted(file.stem for file in Path(kl.__file__).parent.glob("[a-z]*.py"))
 
 
 class Case(NamedTuple):
@@ -68,14 +69,14 @@ def cases(name: str) -> list[Case]:
 def rows() -> dict[str, list[Row]]:
     """Return all golden cases as plain numbers, by the function's name."""
     tables: dict[str, list[Row]] = {}
-    for module in MODULES:
+    for module in TABLES:
         tables |= importlib.import_module(f"minirl.testing.tables.{module}").TABLE
     return tables
 
 
 def function(name: str) -> Any:
     """Return the equation that has this name."""
-    for module in MODULES:
+    for module in EQUATIONS:
         equations = importlib.import_module(f"minirl.equations.{module}")
         if getattr(getattr(equations, name, None), "__module__", "") == equations.__name__:
             return getattr(equations, name)

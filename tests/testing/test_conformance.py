@@ -1,0 +1,126 @@
+"""check accepts every equation, in every form, and names what is wrong with a wrong one."""
+
+import numpy as np
+import pytest
+import torch
+
+from minirl.equations.kl import k3
+from minirl.equations.objectives import clipped_surrogate
+from minirl.equations.reduce import aggregate
+from minirl.testing import golden
+from minirl.testing.conformance import check, names, properties
+from minirl.testing.slips import SLIPS
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_equation_agrees_with_itself(name):
+    report = check(golden.function(name), name)
+    assert report.ok, str(report)
+    assert set(report.properties.values()) == {"holds"}
+
+
+@pytest.mark.parametrize("name, slip", [(name, slip) for name, slips in SLIPS.items()
+                                        for slip in slips], ids=lambda x: getattr(
+                                            getattr(x, "function", None), "__name__", str(x)))
+def test_a_planted_slip_is_named(name, slip):
+    report = check(slip.function, name)
+    assert not report.ok
+    assert {failure.diagnosis for failure in report.failures} == {slip.text}
+    assert report.failures[0].choice == slip.choice
+
+
+def loss_of(how):
+    def loss(logp, old_logp, adv, mask):
+        total = mask.numel() if how == "constant" else None
+        return -aggregate(clipped_surrogate(logp, old_logp, adv), mask, how, total=total)
+
+    return loss
+
+
+@pytest.mark.parametrize("how", ["sequence_mean", "token_mean", "sequence_sum", "constant"])
+def test_a_loss_that_returns_the_mean(how):
+    assert check(loss_of(how), "clipped_surrogate", sign="minimise", reduced=how).ok
+    other = "token_mean" if how == "sequence_mean" else "sequence_mean"
+    report = check(loss_of(how), "clipped_surrogate", sign="minimise", reduced=other)
+    assert not report.ok and report.failures[0].choice
+    assert how in report.failures[0].diagnosis
+
+
+def test_a_mask_that_multiplies_lets_nan_through():
+    def loss(logp, old_logp, adv, mask):
+        return (clipped_surrogate(logp, old_logp, adv) * mask).sum() / mask.sum()
+
+    report = check(loss, "clipped_surrogate", reduced="token_mean")
+    assert [failure.property for failure in report.failures] == [
+        "what stands under the mask never matters"]
+    assert "0 * NaN" in report.failures[0].diagnosis
+
+
+def test_numpy_with_finite_differences():
+    def numpy_k3(logp, ref_logp):
+        return np.exp(ref_logp - logp) - (ref_logp - logp) - 1
+
+    assert check(numpy_k3, "k3", arrays=np.asarray).ok
+
+    def reversed_k3(logp, ref_logp):
+        return np.exp(logp - ref_logp) - (logp - ref_logp) - 1
+
+    report = check(reversed_k3, "k3", arrays=np.asarray)
+    assert "turned over" in report.failures[0].diagnosis
+
+
+def test_options_that_are_built_in():
+    def wide(logp, old_logp, adv):
+        return clipped_surrogate(logp, old_logp, adv, clip_high=0.28)
+
+    assert check(wide, "clipped_surrogate", fixed={"clip_high": 0.28}).ok
+    assert not check(wide, "clipped_surrogate").ok
+
+
+@pytest.mark.parametrize("factor, words", [(-1, "sign"), (0.5, "0.5 times")])
+def test_a_sign_or_a_factor(factor, words):
+    report = check(lambda logp, ref_logp: factor * k3(logp, ref_logp), "k3")
+    assert words in report.failures[0].diagnosis
+
+
+def test_inputs_that_are_changed_are_named():
+    def careless(logp, ref_logp):
+        value = k3(logp, ref_logp)
+        ref_logp.zero_()
+        return value
+
+    report = check(careless, "k3")
+    assert "writes into its input ref_logp" in report.failures[0].diagnosis
+
+
+def test_an_error_is_a_failure_and_not_an_end():
+    def broken(logp, ref_logp):
+        raise KeyError("oops")
+
+    report = check(broken, "k3")
+    assert set(report.properties.values()) == {"fails"}
+    assert report.failures[0].came == "KeyError: 'oops'"
+
+
+def test_one_property_alone():
+    every = properties("k3")
+    assert "a batch" in every and "expectation over all completions" in every
+    report = check(k3, "k3", only="a batch")
+    assert report.properties == {"a batch": "holds"}
+
+
+@pytest.mark.parametrize("arguments, words", [
+    ({"against": "k4"}, "k1"), ({"against": "k3", "sign": "up"}, "minimise"),
+    ({"against": "k3", "reduced": "mean"}, "sequence_mean"),
+    ({"against": "k3", "fixed": {"beta": 1}}, "no option 'beta'"),
+    ({"against": "k3", "only": "colour"}, "no property")])
+def test_a_wrong_request_is_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        check(k3, **arguments)
+
+
+def test_the_report_can_be_read():
+    text = str(check(lambda logp, old_logp, adv: torch.maximum(
+        (logp - old_logp).exp() * adv, (logp - old_logp).exp().clamp(0.8, 1.2) * adv),
+        "clipped_surrogate"))
+    assert "NOT ok" in text and "right is" in text and "clip truth table" in text
