@@ -36,10 +36,13 @@ CLIP = {"clip_low": 0.2, "clip_high": 0.28}
 SCALES = tuple({"scale": scale} for scale in ("group", "batch", "none"))
 LENGTH_NORMALISED = tuple({"length_normalised": x} for x in (True, False))
 
+MEANS = tuple(how for how in reduce.AGGREGATIONS if how != "constant")     # without a total
+
 # module, names, kinds of the arguments in order, then options. A keyword-only argument is
 # "name=kind".
 TABLE: list[tuple[Any, ...]] = [
     (reduce, "aggregate", "L M", *({"how": how, "total": 7.0} for how in reduce.AGGREGATIONS)),
+    (reduce, "aggregate", "L M", *({"how": how} for how in MEANS)),
     (reduce, "masked_mean", "L M", {}, {"dim": 1}),
     (reduce, "masked_whiten", "L M", {}, {"shift_mean": False}),
     (reduce, "explained_variance", "C C M", {}),
