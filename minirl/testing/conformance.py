@@ -11,31 +11,22 @@ a known slip gives (slips.py), the report names the slip.
 
 from __future__ import annotations
 
+import difflib
+import functools
 import inspect
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from minirl.equations.reduce import AGGREGATIONS, aggregate
-from minirl.testing import golden
-from minirl.testing.oracle import Oracle
-from minirl.testing.signatures import LEARNT, PER_TOKEN, Signature, batch, signatures
+from minirl.testing.measuring import agree, mask_of, mean_of, measured, times
+from minirl.testing.others import OTHERS
+from minirl.testing.probes import Function, Probe, Target, equations
 from minirl.testing.slips import SLIPS, Slip
 
-Function = Callable[..., Any]
-
-RAGGED = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0], [1, 0, 1, 1, 0, 0],
-                       [0, 0, 0, 1, 0, 0]]).bool()                            # (4, 6)
-SQUARE = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [1, 0, 1, 1, 0], [0, 1, 0, 0, 0],
-                       [0, 0, 0, 0, 0]]).bool()                               # (5, 5): B == T
-RATIOS = torch.tensor([0.3, 0.5, 0.79, 0.9, 1.0, 1.1, 1.21, 1.3, 1.5, 2.5, 4.0, 6.0]).double()
-ADVANTAGES = torch.tensor([-2.0, -1.0, 0.0, 0.5, 1.0]).double()
-EQUAL = 0.1, 0.3, 0.7, 1.1, 2.3        # rewards that binary fractions do not hit
 KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
-HUGE = 1e6                             # what an exploded ratio gives: only that it is no NaN counts
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.04}
 
 
@@ -74,25 +65,9 @@ class Report(NamedTuple):
                       f"  came       {short(failure.came)}",
                       f"  right is   {short(failure.wanted)}"]
             if failure.diagnosis:
-                lines.append(f"  {'by choice' if failure.choice else 'the slip':10} "
+                lines.append(f"  {'by choice' if failure.choice else 'because':10} "
                              f"{failure.diagnosis}")
         return "\n".join(lines)
-
-
-class Probe(NamedTuple):
-    """A call in which a property shows itself.
-
-    visible     (B, T) where the output counts; None: everywhere
-    weights     (N,) probabilities of the rows, for an expectation; None: a plain sum
-    """
-
-    property: str
-    inputs: dict[str, Any]
-    options: dict[str, Any] = {}
-    mask: Tensor | None = None
-    visible: Tensor | None = None
-    weights: Tensor | None = None
-    dtype: torch.dtype = torch.float64
 
 
 def check(function: Function, against: str, *, sign: str = "maximise", reduced: str | None = None,
@@ -122,8 +97,9 @@ def check(function: Function, against: str, *, sign: str = "maximise", reduced: 
     """
     fixed = dict(fixed or {})
     _check_request(against, sign, reduced, fixed)
-    subject = Subject(function, against, sign, reduced, fixed, arrays)
-    every = list(probes(against, reduced))
+    target = targets()[against]
+    subject = Subject(function, against, target, sign, reduced, fixed, arrays)
+    every = list(target.probes(reduced))
     if only is not None and only not in {probe.property for probe in every}:
         raise ValueError(f"{only!r} is no property of {against}: expected one of "
                          f"{', '.join(properties(against, reduced=reduced))}")
@@ -158,110 +134,13 @@ def properties(against: str, *, reduced: str | None = None) -> list[str]:
             assert report.ok, str(report)
     """
     _check_request(against, "maximise", reduced, {})
-    return list(dict.fromkeys(probe.property for probe in probes(against, reduced)))
+    return list(dict.fromkeys(probe.property for probe in targets()[against].probes(reduced)))
 
 
-def names() -> list[str]:
-    """Return the equations that `check` knows."""
-    return sorted({signature.function.__name__ for signature in signatures()})
-
-
-# what is asked
-
-def probes(against: str, reduced: str | None) -> Iterator[Probe]:
-    """Yield the calls to compare, simple ones first."""
-    rows = [row for row in signatures() if row.function.__name__ == against]
-    if reduced is None:
-        for case in golden.cases(against) if against in golden.rows() else []:
-            own = {name for row in rows for name in row.names}
-            yield Probe("golden values", {k: v for k, v in case.inputs.items() if k in own},
-                        {k: v for k, v in case.inputs.items() if k not in own})
-    for row in rows:
-        masked = "M" in row.kinds or reduced is not None
-        if {"logp", "old_logp", "adv"} <= set(row.names):
-            yield Probe("clip truth table", *truth_table(row), visible=None)
-        yield Probe("a batch", batch(row, RAGGED), row.options, RAGGED, RAGGED)
-        yield Probe("B == T, and an empty row", batch(row, SQUARE, seed=6), row.options, SQUARE,
-                    SQUARE)
-        order = torch.tensor([2, 0, 3, 1])
-        yield Probe("row order", {k: v[order] for k, v in batch(row, RAGGED).items()}, row.options,
-                    RAGGED[order], RAGGED[order])
-        if masked and set(row.kinds) & set(PER_TOKEN):
-            for junk in (1e9, torch.nan):
-                yield Probe("what stands under the mask never matters",
-                            under_the_mask(row, batch(row, RAGGED), RAGGED, junk), row.options,
-                            RAGGED, RAGGED)
-            wide = torch.nn.functional.pad(RAGGED, (2, 3))
-            yield Probe("padding on either side", under_the_mask(row, batch(row, wide), wide, 7.0),
-                        row.options, wide, wide)
-        if row.kinds[0] == "G":
-            for size, value in itertools.product((3, 8), EQUAL):
-                equal = batch(row, torch.ones(2, size).bool(), dtype=torch.float32)
-                equal[row.names[0]] = torch.full((2, size), value)
-                yield Probe("equal rewards teach nothing", equal, row.options,
-                            dtype=torch.float32)
-        if {"logp", "old_logp", "adv"} <= set(row.names) or against in ("k2", "k3"):
-            for far in (100.0, -100.0):
-                yield Probe("log-ratios of 100 make no NaN", far_away(row, far), row.options)
-        for dtype in (torch.float32, torch.bfloat16):
-            yield Probe(str(dtype).removeprefix("torch."), batch(row, RAGGED, dtype=dtype),
-                        row.options, RAGGED, RAGGED, dtype=dtype)
-        if row.names[0] == "logp" and "L" in row.kinds and not row.options:
-            yield from expectations(row)
-
-
-def truth_table(row: Signature) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return ratios below, inside and above every bound, each with advantages of either sign."""
-    ratio, adv = (x.flatten() for x in torch.meshgrid(RATIOS, ADVANTAGES, indexing="ij"))
-    per_token = "c" not in row.kinds
-    shape = (1, -1) if per_token else (-1, 1)
-    inputs: dict[str, Any] = {}
-    for name, kind in zip(row.names, row.kinds, strict=True):
-        x = {"logp": ratio.log(), "adv": adv}.get(name, torch.zeros_like(ratio)).reshape(shape)
-        inputs[name] = x.bool() | True if kind == "M" else adv if kind == "c" else x
-    return inputs, row.options
-
-
-def under_the_mask(row: Signature, inputs: dict[str, Any], mask: Tensor, junk: float
-                   ) -> dict[str, Any]:
-    """Return the inputs with junk wherever the mask is 0."""
-    filled = dict(inputs)
-    for name, kind in zip(row.names, row.kinds, strict=True):
-        if kind in PER_TOKEN and filled[name].dim() == 2:
-            filled[name] = filled[name].masked_fill(~mask, junk)
-    return filled
-
-
-def far_away(row: Signature, log_ratio: float) -> dict[str, Any]:
-    inputs: dict[str, Any] = {}
-    for name, kind in zip(row.names, row.kinds, strict=True):
-        size = (2,) if kind == "c" else (2, 2)
-        if kind == "M":
-            inputs[name] = torch.ones(size).bool()
-        elif name == "adv":
-            inputs[name] = torch.tensor([1.0, -1.0] if kind == "c" else [[1.0], [-1.0]]
-                                        ).double().expand(size).clone()
-        else:
-            inputs[name] = torch.full(size, log_ratio if name == "logp" else 0.0).double()
-    return inputs
-
-
-def expectations(row: Signature) -> Iterator[Probe]:
-    """Yield the mean over all completions of an oracle, where the sampler is the policy itself."""
-    oracle = Oracle(3, 2)
-    logp = oracle.logp(oracle.table(seed=0)).detach()
-    inputs: dict[str, Any] = {}
-    for i, (name, kind) in enumerate(zip(row.names, row.kinds, strict=True)):
-        if kind == "M":
-            inputs[name] = oracle.mask
-        elif name in ("logp", "old_logp"):
-            inputs[name] = logp.clone()
-        elif name == "ref_logp":
-            inputs[name] = oracle.logp(oracle.table(seed=1)).detach()
-        else:
-            inputs[name] = oracle.random(*(() if kind in "lc" else oracle.tokens.shape), seed=i)
-    yield Probe("expectation over all completions", inputs, row.options, oracle.mask, oracle.mask,
-                oracle.prob(logp))
+@functools.cache
+def targets() -> dict[str, Target]:
+    """Return all that a function can be checked against, by name."""
+    return {**equations(), **OTHERS}
 
 
 # how it is asked
@@ -282,6 +161,7 @@ class Subject(NamedTuple):
 
     function: Function
     against: str
+    target: Target
     sign: str
     reduced: str | None
     fixed: dict[str, Any]
@@ -289,7 +169,7 @@ class Subject(NamedTuple):
 
     @property
     def equation(self) -> Function:
-        return golden.function(self.against)
+        return self.target.function
 
     @property
     def factor(self) -> float:
@@ -333,12 +213,7 @@ class Subject(NamedTuple):
                 or not agree(came.get(key), wanted[key], TOLERANCE[probe.dtype], lenient=lenient)]
 
     def learnt(self, probe: Probe) -> list[str]:
-        return [name for name, kind in zip(self.row.names, self.row.kinds, strict=True)
-                if kind in LEARNT and name in probe.inputs]
-
-    @property
-    def row(self) -> Signature:
-        return next(row for row in signatures() if row.function is self.equation)
+        return [name for name in probe.inputs if name in self.target.learnt]
 
     def truth(self, inputs: dict[str, Any], options: dict[str, Any], probe: Probe) -> Any:
         return mean_of(self.equation(**inputs, **options), probe, self.reduced)
@@ -355,110 +230,6 @@ class Subject(NamedTuple):
         return times(self.function(*positional, **named, **options), self.factor)
 
 
-def measured(call: Function, probe: Probe, options: dict[str, Any], learnt: list[str], *,
-             arrays: Function | None = None) -> dict[str, Any]:
-    """Return the values and gradients of one call, and inputs that it has changed, by name.
-
-    The gradient is that of the sum over what is visible, or of the mean under the weights.
-    """
-    inputs = {key: value.clone() if isinstance(value, Tensor) else value
-              for key, value in probe.inputs.items()}
-    result: dict[str, Any] = {}
-    if arrays is not None:
-        def values(inputs: dict[str, Any]) -> list[Tensor]:
-            made = {key: arrays(value.numpy()) if isinstance(value, Tensor) else value
-                    for key, value in inputs.items()}
-            return visible_values(call(made, options, probe), probe)
-
-        outputs = values(inputs)
-        gradients = [central_differences(values, inputs, key) for key in learnt]
-    else:
-        for key in learnt:
-            inputs[key].requires_grad_()
-        outputs = visible_values(call(inputs, options, probe), probe)
-        total = sum(x.sum() for x in outputs)
-        leaves = [inputs[key] for key in learnt]
-        found: Any = [None] * len(leaves)
-        if leaves and isinstance(total, Tensor) and total.requires_grad:
-            found = torch.autograd.grad(total, leaves, allow_unused=True)
-        gradients = [torch.zeros_like(leaf) if gradient is None else gradient
-                     for leaf, gradient in zip(leaves, found, strict=True)]
-        for key, value in probe.inputs.items():
-            if isinstance(value, Tensor) and not agree(inputs[key].detach(), value, 0.0):
-                result[f"input {key}"] = inputs[key].detach()
-    for i, value in enumerate(outputs):
-        result["value" if i == 0 else f"value {i + 1}"] = value.detach()
-    for key, gradient in zip(learnt, gradients, strict=True):
-        hidden = probe.visible is not None and gradient.shape == probe.visible.shape
-        result[f"gradient {key}"] = gradient[probe.visible] if hidden else gradient
-    return result
-
-
-def visible_values(outputs: Any, probe: Probe) -> list[Tensor]:
-    """Return what counts of each output: what is visible, or the mean under the weights."""
-    values = []
-    for output in outputs if isinstance(outputs, (tuple, list)) else [outputs]:
-        x = output if isinstance(output, Tensor) else torch.as_tensor(output)
-        per_token = probe.visible is not None and x.shape == probe.visible.shape
-        if probe.weights is not None:
-            rows = torch.where(mask_of(probe), x, 0).sum(1) if per_token else x
-            values.append((probe.weights * rows).sum())
-        else:
-            values.append(x[probe.visible] if per_token else x)
-    return values
-
-
-def central_differences(values: Function, inputs: dict[str, Any], key: str) -> Tensor:
-    """Return the gradient of the sum of a function's values, from its values alone."""
-    step, x = 1e-5, inputs[key]
-    gradient = torch.zeros_like(x, dtype=torch.float64)
-    for i in range(x.numel()):
-        ends = []
-        for sign in (1, -1):
-            moved = x.clone()
-            moved.view(-1)[i] += sign * step
-            ends.append(float(sum(v.double().sum() for v in values({**inputs, key: moved}))))
-        gradient.view(-1)[i] = (ends[0] - ends[1]) / (2 * step)
-    return gradient
-
-
-def mask_of(probe: Probe) -> Tensor:
-    if probe.mask is not None:
-        return probe.mask
-    rows = next(x for x in probe.inputs.values() if isinstance(x, Tensor) and x.dim() == 2)
-    return torch.ones(rows.shape).bool()
-
-
-def mean_of(value: Any, probe: Probe, how: str | None) -> Any:
-    """Return a value per token or per sequence as the mean that a reduced function returns."""
-    if how is None:
-        return value
-    if value.dim() < 2:
-        return value.mean()
-    mask = mask_of(probe)
-    return aggregate(value, mask, how, total=mask.numel() if how == "constant" else None)
-
-
-def times(value: Any, factor: float) -> Any:
-    if isinstance(value, (tuple, list)):
-        return [factor * part for part in value]
-    return factor * value if factor != 1 else value
-
-
-def agree(a: Any, b: Any, tolerance: float, *, lenient: bool = False) -> bool:
-    """Whether two results are the same up to a tolerance, NaN in the same places.
-
-    `lenient`: where a ratio has exploded, only that it is no NaN counts.
-    """
-    if a is None or a.shape != b.shape:
-        return False
-    a, b = a.double(), b.double()
-    if lenient:
-        exploded = (a.abs() > HUGE) | (b.abs() > HUGE)
-        a, b = a.masked_fill(exploded, 0), b.masked_fill(exploded, 0)
-    return torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
-
-
 # what is wrong
 
 def diagnose(subject: Subject, differences: list[Difference]) -> tuple[str, bool]:
@@ -470,7 +241,8 @@ def diagnose(subject: Subject, differences: list[Difference]) -> tuple[str, bool
         if all(agree(difference.came, slip_gives(slip, subject, difference),
                      TOLERANCE[difference.probe.dtype], lenient=True) for difference in numbers):
             return slip.text, slip.choice
-    return in_general(numbers), False
+    hints = [difference.probe.hint for difference in numbers]
+    return (hints[0] if all(hints) else in_general(numbers)), False
 
 
 def slip_gives(slip: Slip, subject: Subject, difference: Difference) -> Any:
@@ -546,15 +318,14 @@ def short(value: Any) -> str:
 
 
 def _check_request(against: str, sign: str, reduced: str | None, fixed: Mapping[str, Any]) -> None:
-    if against not in names():
-        golden.cases(against)                          # says which names are near
-        raise ValueError(f"{against!r} has golden values and no check: expected one of "
-                         f"{', '.join(names())}")
+    if against not in targets():
+        near = difflib.get_close_matches(against, targets(), n=3) or sorted(targets())
+        raise ValueError(f"against is {against!r}: expected a name such as {', '.join(near)}")
     if sign not in ("maximise", "minimise"):
         raise ValueError(f"sign is {sign!r}: expected 'maximise' or 'minimise'")
     if reduced is not None and reduced not in AGGREGATIONS:
         raise ValueError(f"reduced is {reduced!r}: expected one of {', '.join(AGGREGATIONS)}")
-    known = inspect.signature(golden.function(against)).parameters
+    known = inspect.signature(targets()[against].function).parameters
     for name in fixed:
         if name not in known:
             raise ValueError(f"{against} has no option {name!r}: expected one of "

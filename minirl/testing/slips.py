@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from minirl.lm.logprobs import linear_logprobs, token_logprobs
+
 
 class Slip(NamedTuple):
     """What is wrong, in words, and the function that is wrong in this way.
@@ -274,7 +276,43 @@ def without_the_half(values: Tensor, returns: Tensor) -> Tensor:
     return (values - returns).square()
 
 
+# log-probs and masks
+
+def without_a_shift(model: Any, tokens: Tensor, *, mask: Tensor, temperature: float = 1.0
+                    ) -> Tensor:
+    logp = (model.lm_head(model.hidden(tokens)) / temperature).log_softmax(-1)
+    return torch.where(mask, logp.gather(2, tokens.unsqueeze(2)).squeeze(2), 0)
+
+
+def temperature_after_the_softmax(model: Any, tokens: Tensor, *, mask: Tensor,
+                                  temperature: float = 1.0) -> Tensor:
+    return token_logprobs(model, tokens, mask=mask) / temperature
+
+
+def no_temperature(hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0
+                   ) -> Tensor:
+    return linear_logprobs(hidden, weight, targets)
+
+
+def eos_left_out(tokens: Tensor, prompt_lengths: Tensor, eos_id: int) -> Tensor:
+    return (torch.arange(tokens.shape[1]) >= prompt_lengths[:, None]) & (tokens != eos_id)
+
+
 SLIPS: dict[str, list[Slip]] = {
+    "token_logprobs": [
+        Slip("the shift by one is missing: the logits at t score token t + 1, not token t",
+             without_a_shift),
+        Slip("the temperature divides log-probs: it must divide the logits, before the softmax",
+             temperature_after_the_softmax),
+    ],
+    "linear_logprobs": [
+        Slip("the temperature is forgotten: the ratio to the sampler starts away from 1",
+             no_temperature),
+    ],
+    "completion_mask": [
+        Slip("every token with the EOS's id is masked: stopping is never trained, and what comes "
+             "after it is", eos_left_out),
+    ],
     "clipped_surrogate": [
         Slip("for A < 0 this takes the maximum: gradient 0 at ratio 1.5, where 1.5 A is right, "
              "and a gradient at ratio 0.5, where 0 is right; seen in reasoning-from-scratch's "

@@ -7,14 +7,15 @@ import torch
 from minirl.equations.kl import k3
 from minirl.equations.objectives import clipped_surrogate
 from minirl.equations.reduce import aggregate
-from minirl.testing import golden
-from minirl.testing.conformance import check, names, properties
+from minirl.lm.logprobs import token_logprobs
+from minirl.testing.conformance import check, properties, targets
+from minirl.testing.others import completion_mask
 from minirl.testing.slips import SLIPS
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", targets())
 def test_every_equation_agrees_with_itself(name):
-    report = check(golden.function(name), name)
+    report = check(targets()[name].function, name)
     assert report.ok, str(report)
     assert set(report.properties.values()) == {"holds"}
 
@@ -27,6 +28,39 @@ def test_a_planted_slip_is_named(name, slip):
     assert not report.ok
     assert {failure.diagnosis for failure in report.failures} == {slip.text}
     assert report.failures[0].choice == slip.choice
+
+
+def tool_mask_as_attention_mask(model, tokens, *, mask, temperature=1.0):
+    """Reads the sampled tokens alone, and the prompt before the first of them."""
+    out = torch.zeros(tokens.shape).double()
+    for i, row in enumerate(mask.bool()):
+        seen = row | (torch.arange(len(row)) < row.int().argmax())
+        logp = token_logprobs(model, tokens[i, seen][None], mask=row[seen][None],
+                              temperature=temperature)
+        out[i, seen] = logp[0]
+    return out
+
+
+def eos_lost_with_pad(tokens, prompt_lengths, eos_id):
+    """Drops padding by its id, and the EOS with it where both are the same."""
+    ids = tokens == eos_id
+    padded = ids.sum(1, keepdim=True) > 1
+    return completion_mask(tokens, prompt_lengths, eos_id) & ~(padded & ids)
+
+
+@pytest.mark.parametrize("name, function, words", [
+    ("token_logprobs", tool_mask_as_attention_mask, "attention mask"),
+    ("token_logprobs", lambda model, tokens, *, mask, temperature=1.0: token_logprobs(
+        model, tokens, mask=mask), "temperature is forgotten"),
+    ("completion_mask", eos_lost_with_pad, "lost where padding has its id"),
+    ("accuracy", lambda prompts, completions, answer: [
+        float(gold in text) if gold else None
+        for text, gold in zip(completions, answer, strict=True)], ""),
+])
+def test_a_slip_that_one_property_shows(name, function, words):
+    report = check(function, name)
+    assert not report.ok
+    assert words in report.failures[0].diagnosis
 
 
 def loss_of(how):

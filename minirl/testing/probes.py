@@ -1,0 +1,166 @@
+"""What `check` asks of a function: the inputs on which each property shows itself."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from minirl.testing import golden
+from minirl.testing.oracle import Oracle
+from minirl.testing.signatures import LEARNT, PER_TOKEN, Signature, batch, signatures
+
+Function = Callable[..., Any]
+
+RAGGED = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0], [1, 0, 1, 1, 0, 0],
+                       [0, 0, 0, 1, 0, 0]]).bool()                            # (4, 6)
+SQUARE = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [1, 0, 1, 1, 0], [0, 1, 0, 0, 0],
+                       [0, 0, 0, 0, 0]]).bool()                               # (5, 5): B == T
+RATIOS = torch.tensor([0.3, 0.5, 0.79, 0.9, 1.0, 1.1, 1.21, 1.3, 1.5, 2.5, 4.0, 6.0]).double()
+ADVANTAGES = torch.tensor([-2.0, -1.0, 0.0, 0.5, 1.0]).double()
+EQUAL = 0.1, 0.3, 0.7, 1.1, 2.3        # rewards that binary fractions do not hit
+
+
+class Probe(NamedTuple):
+    """A call in which a property shows itself.
+
+    visible     (B, T) where the output counts; None: everywhere
+    weights     (N,) probabilities of the rows, for an expectation; None: a plain sum
+    read        makes the numbers to compare of what the function returns
+    hint        what is wrong where this property alone fails, if that can be said
+    """
+
+    property: str
+    inputs: dict[str, Any]
+    options: dict[str, Any] = {}
+    mask: Tensor | None = None
+    visible: Tensor | None = None
+    weights: Tensor | None = None
+    dtype: torch.dtype = torch.float64
+    read: Function | None = None
+    hint: str = ""
+
+
+class Target(NamedTuple):
+    """What a function can be checked against.
+
+    probes      the calls to compare; its argument is check's `reduced`
+    learnt      arguments with a gradient
+    """
+
+    function: Function
+    probes: Callable[[str | None], Iterator[Probe]]
+    learnt: frozenset[str] = frozenset()
+
+
+def equations() -> dict[str, Target]:
+    """Return every equation as a target, by name."""
+    rows: dict[str, list[Signature]] = {}
+    for row in signatures():
+        rows.setdefault(row.function.__name__, []).append(row)
+    return {name: Target(own[0].function, functools.partial(probes, own),
+                         frozenset(argument for row in own for argument, kind
+                                   in zip(row.names, row.kinds, strict=True) if kind in LEARNT))
+            for name, own in rows.items()}
+
+
+def probes(rows: list[Signature], reduced: str | None) -> Iterator[Probe]:
+    """Yield the calls to compare an equation with, golden ones first."""
+    against = rows[0].function.__name__
+    if reduced is None:
+        for case in golden.cases(against) if against in golden.rows() else []:
+            own = {name for row in rows for name in row.names}
+            yield Probe("golden values", {k: v for k, v in case.inputs.items() if k in own},
+                        {k: v for k, v in case.inputs.items() if k not in own})
+    for row in rows:
+        masked = "M" in row.kinds or reduced is not None
+        if {"logp", "old_logp", "adv"} <= set(row.names):
+            yield Probe("clip truth table", *truth_table(row), visible=None)
+        yield Probe("a batch", batch(row, RAGGED), row.options, RAGGED, RAGGED)
+        yield Probe("B == T, and an empty row", batch(row, SQUARE, seed=6), row.options, SQUARE,
+                    SQUARE)
+        order = torch.tensor([2, 0, 3, 1])
+        yield Probe("row order", {k: v[order] for k, v in batch(row, RAGGED).items()}, row.options,
+                    RAGGED[order], RAGGED[order])
+        if masked and set(row.kinds) & set(PER_TOKEN):
+            for junk in (1e9, torch.nan):
+                yield Probe("what stands under the mask never matters",
+                            under_the_mask(row, batch(row, RAGGED), RAGGED, junk), row.options,
+                            RAGGED, RAGGED)
+            wide = torch.nn.functional.pad(RAGGED, (2, 3))
+            yield Probe("padding on either side", under_the_mask(row, batch(row, wide), wide, 7.0),
+                        row.options, wide, wide)
+        if row.kinds[0] == "G":
+            for size, value in itertools.product((3, 8), EQUAL):
+                equal = batch(row, torch.ones(2, size).bool(), dtype=torch.float32)
+                equal[row.names[0]] = torch.full((2, size), value)
+                yield Probe("equal rewards teach nothing", equal, row.options,
+                            dtype=torch.float32)
+        if {"logp", "old_logp", "adv"} <= set(row.names) or against in ("k2", "k3"):
+            for far in (100.0, -100.0):
+                yield Probe("log-ratios of 100 make no NaN", far_away(row, far), row.options)
+        for dtype in (torch.float32, torch.bfloat16):
+            yield Probe(str(dtype).removeprefix("torch."), batch(row, RAGGED, dtype=dtype),
+                        row.options, RAGGED, RAGGED, dtype=dtype)
+        if row.names[0] == "logp" and "L" in row.kinds and not row.options:
+            yield from expectations(row)
+
+
+def truth_table(row: Signature) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return ratios below, inside and above every bound, each with advantages of either sign."""
+    ratio, adv = (x.flatten() for x in torch.meshgrid(RATIOS, ADVANTAGES, indexing="ij"))
+    per_token = "c" not in row.kinds
+    shape = (1, -1) if per_token else (-1, 1)
+    inputs: dict[str, Any] = {}
+    for name, kind in zip(row.names, row.kinds, strict=True):
+        x = {"logp": ratio.log(), "adv": adv}.get(name, torch.zeros_like(ratio)).reshape(shape)
+        inputs[name] = x.bool() | True if kind == "M" else adv if kind == "c" else x
+    return inputs, row.options
+
+
+def under_the_mask(row: Signature, inputs: dict[str, Any], mask: Tensor, junk: float
+                   ) -> dict[str, Any]:
+    """Return the inputs with junk wherever the mask is 0."""
+    filled = dict(inputs)
+    for name, kind in zip(row.names, row.kinds, strict=True):
+        if kind in PER_TOKEN and filled[name].dim() == 2:
+            filled[name] = filled[name].masked_fill(~mask, junk)
+    return filled
+
+
+def far_away(row: Signature, log_ratio: float) -> dict[str, Any]:
+    inputs: dict[str, Any] = {}
+    for name, kind in zip(row.names, row.kinds, strict=True):
+        size = (2,) if kind == "c" else (2, 2)
+        if kind == "M":
+            inputs[name] = torch.ones(size).bool()
+        elif name == "adv":
+            inputs[name] = torch.tensor([1.0, -1.0] if kind == "c" else [[1.0], [-1.0]]
+                                        ).double().expand(size).clone()
+        else:
+            inputs[name] = torch.full(size, log_ratio if name == "logp" else 0.0).double()
+    return inputs
+
+
+def expectations(row: Signature) -> Iterator[Probe]:
+    """Yield the mean over all completions of an oracle, where the sampler is the policy itself."""
+    oracle = Oracle(3, 2)
+    logp = oracle.logp(oracle.table(seed=0)).detach()
+    inputs: dict[str, Any] = {}
+    for i, (name, kind) in enumerate(zip(row.names, row.kinds, strict=True)):
+        if kind == "M":
+            inputs[name] = oracle.mask
+        elif name in ("logp", "old_logp"):
+            inputs[name] = logp.clone()
+        elif name == "ref_logp":
+            inputs[name] = oracle.logp(oracle.table(seed=1)).detach()
+        else:
+            inputs[name] = oracle.random(*(() if kind in "lc" else oracle.tokens.shape), seed=i)
+    yield Probe("expectation over all completions", inputs, row.options, oracle.mask, oracle.mask,
+                oracle.prob(logp))
+
+
