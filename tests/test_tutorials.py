@@ -125,6 +125,14 @@ def test_the_notebooks_have_the_same_text_and_were_run(path):
         assert counts and None not in counts
 
 
+def test_the_readme_has_every_tutorial_and_no_other():
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert make_notebooks.table() in text, "run python tutorials/make_notebooks.py NAME"
+    linked = set(re.findall(r"\]\(([\w.]+\.(?:ipynb|py|md))\)", text))
+    assert all((FOLDER / name).is_file() for name in linked)
+    assert {f"{path.stem}.ipynb" for path in TUTORIALS} <= linked
+
+
 def test_korean_prose_that_misses_a_cell_is_refused(tmp_path, monkeypatch):
     script = tmp_path / "00_x.py"
     script.write_text("# %% [markdown]\n# # Title\n\n# %%\nx = 1\n\n# %% [markdown]\n# End\n")

@@ -4,12 +4,14 @@
 
 The scripts are the source: NN_name.py has code and English prose, ko/NN_name.md the Korean prose.
 A notebook is run once, and its outputs stand in NN_name.ipynb and in NN_name.ko.ipynb.
-tests/test_tutorials.py checks that the notebooks have the text of the scripts.
+README.md gets its table from the scripts' first cells. tests/test_tutorials.py checks that the
+notebooks and the table have the text of the scripts.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ import jupytext
 FOLDER = Path(__file__).parent
 SEPARATOR = "\n<!-- next cell -->\n"                    # between the cells of ko/NN_name.md
 INSTALL = "%pip install"                               # the cell that is not run when it is built
+QUESTION = r"^# \*(?!\*)(.+?)\*$"
+TIME = r"^# - \*\*Time\*\*: ([^;,]+?)(?: on two|[;,.])"
+TABLE = re.compile(r"(?s)\| \| tutorial \|.*?(?=\n\n)|<!-- table -->")
 
 
 def notebook_of(script: Path) -> Any:
@@ -75,7 +80,37 @@ def write_notebooks(script: Path) -> list[Path]:
     return list(versions)
 
 
+def scripts() -> list[Path]:
+    return sorted(FOLDER.glob("[0-9][0-9]_*.py"))
+
+
+def table() -> str:
+    """Return README.md's table of the tutorials: a picture, the title, its question, the time."""
+    rows = ["| | tutorial | question | time |", "|---|---|---|---|"]
+    for script in scripts():
+        text, name = script.read_text(encoding="utf-8"), script.stem
+
+        def part(pattern: str, text: str = text, name: str = name) -> str:
+            match = re.search(pattern, text, re.DOTALL | re.MULTILINE)
+            if match is None:
+                raise ValueError(f"{name}.py has nothing like {pattern}: see another tutorial")
+            return " ".join(match[1].replace("\n# ", " ").split())
+
+        picture = part(r'keep\(\w+, "([\w-]+)"\)')
+        rows.append(f'| <img src="figures/{picture}.png" width="200"> '
+                    f"| **[{part('^# # ([^#]+?)$')}]({name}.ipynb)**, [한국어]({name}.ko.ipynb), "
+                    f"[script]({name}.py) | {part(QUESTION)} | {part(TIME)} |")
+    return "\n".join(rows)
+
+
+def write_table() -> None:
+    readme = FOLDER / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    readme.write_text(TABLE.sub(lambda _: table(), text, count=1), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    for script in sorted(FOLDER.glob("[0-9][0-9]_*.py")):
+    for script in scripts():
         if len(sys.argv) == 1 or script.stem in sys.argv[1:]:
             print(*write_notebooks(script), sep="\n", flush=True)
+    write_table()
