@@ -20,7 +20,7 @@
 #
 # | what to inspect | healthy | if not |
 # |---|---|---|
-# | ratio in the first update of a batch | exactly 1 | sampler and learner differ (tutorial 02) |
+# | ratio in a batch's first update | 1, up to rounding | sampler and learner differ (tutorial 02) |
 # | clip fraction with one update per batch | exactly 0 | the batch is reused |
 # | clip fraction with several | above 0, and small | 0: one update; large: lower `lr` |
 
@@ -97,7 +97,7 @@ from minirl.train.sft import SFTConfig, train_sft
 # group's mean, over the group's standard deviation (tutorial 08). The rewards are 1, 0, 0, 0 with
 # mean 1/4 and deviation 1/2, so A is 1.5 for "12" and -0.5 for the others. With $\epsilon = 0.2$:
 #
-# | answer | token | A | ρ | ρ A | clip(ρ) A | min | gradient | |
+# | answer | token | A | ρ | ρ A | clip(ρ) A | min | gradient | so |
 # |---|---|---|---|---|---|---|---|---|
 # | 12 | 1 | 1.5 | 0.7 | **1.05** | 1.2 | 1.05 | 1.05 | flows: it became rarer, bring it back |
 # | 12 | 2 | 1.5 | 1.5 | 2.25 | **1.8** | 1.8 | 0 | clipped: it has risen enough |
@@ -261,8 +261,6 @@ axes[1].text(1.97, 1.0, "dotted: ρ A,\nwithout a clip", ha="right", fontsize=8,
 keep(figure, "05_clip")
 
 # %% [markdown]
-# ![Value and gradient of the clipped surrogate](figures/05_clip.png)
-#
 # Move it yourself: [figures/05_clip.html](figures/05_clip.html) has sliders for the ratio, the
 # advantage and epsilon. Drag the ratio from left to right, once with A above 0 and once below.
 # On which side does the gradient vanish?
@@ -367,7 +365,7 @@ once = watched_run()
 print("four passes over each batch")
 four = watched_run(iterations=4).view(-1, 4, 4)                              # (steps, passes, 4)
 assert bool((once == 0).all()), "one update per batch: every ratio is exactly 1"
-assert bool((four[:, 0, 0] < 1e-5).all()), "the first pass has ratio 1, too"
+assert bool((four[:, 0, 0] < 1e-5).all()), "the first pass has ratio 1, too (recomputed)"
 passes = four.mean(0)                                                        # (passes, 4)
 print("pass   outside   clipped low   clipped high")
 for k, (_, out, low, high) in enumerate(passes.tolist(), 1):
@@ -406,8 +404,6 @@ axes[1].legend(loc="upper left")
 keep(figure, "05_epochs")
 
 # %% [markdown]
-# ![Ratios and clip fractions over four passes](figures/05_epochs.png)
-#
 # ## Break it
 #
 # A published notebook takes the **max** where A < 0, as if pessimism changed sides with the sign.
@@ -480,8 +476,6 @@ axes[1].legend(loc="upper left", bbox_to_anchor=(0, 1.02))
 keep(figure, "05_max")
 
 # %% [markdown]
-# ![Min and max where the advantage is negative](figures/05_max.png)
-#
 # With the max, the gradient flows exactly where it should be 0, and is 0 where it should flow. A
 # wrong token is pushed down without an end, and one that became likelier by mistake is never
 # brought back. In the middle that looks like faster learning. On the right it is the same speed

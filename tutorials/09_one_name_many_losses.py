@@ -23,7 +23,7 @@
 # | what to inspect | healthy | if not |
 # |---|---|---|
 # | loss and gradient, for other micro-batches | the same | means of means: pass the whole `total` |
-# | length of wrong answers | not above that of right ones | look at 1/\|o\| |
+# | length of wrong answers | grows no faster than that of right ones | look at 1/\|o\| |
 # | `grad_norm` after a change of the mean | another scale | set `lr` and `max_grad_norm` anew |
 
 # %%
@@ -96,7 +96,7 @@ from minirl.train.sft import SFTConfig, train_sft
 # 1/4, and the standard deviation is 1/2 (dividing by n - 1) or 0.433 (by n). There are five ways to
 # make **advantages** of that:
 #
-# | | "12" | the others | |
+# | rule | "12" | the others | formula |
 # |---|---|---|---|
 # | Dr. GRPO | 3/4 | -1/4 | r - mean |
 # | GRPO, std with n - 1 | 1.5 | -0.5 | (r - mean) / 0.5 |
@@ -127,7 +127,7 @@ assert all(abs(came - wanted) < 1e-9 for came, wanted in zip(
 # of an answer contributes its advantage, 1.5 or -0.5, so the sums over the answers are 4.5, -1.5,
 # -4 and -1:
 #
-# | | | value | weight of a token |
+# | mean | sum | value | weight of a token |
 # |---|---|---|---|
 # | `sequence_mean` | (1.5 - 0.5 - 0.5 - 0.5) / 4 | 0 | A / (4 \|o\|) |
 # | `token_mean` | (4.5 - 1.5 - 4 - 1) / 16 | -2/16 | A / 16 |
@@ -167,9 +167,10 @@ show(aggregate)
 # %% [markdown]
 # ## Nine projects, one batch
 #
-# What nine projects do, as of mid-2026, composed from minirl's functions: advantages, objective,
-# weight of the KL (k3, to the reference), and mean. At OLD every ratio is 1. At NEW the batch is
-# used once more.
+# All of them need the same three things: samples of which some are better, a reward that says
+# which, and a regulariser (a clip, or a KL to the reference). There is room between the three. This
+# is what nine projects do, as of mid-2026, composed from minirl's functions: advantages, objective,
+# weight of the KL (k3), and mean. At OLD every ratio is 1. At NEW the batch is used once more.
 
 # %%
 over_n = partial(group_advantages, ddof=0)                                   # eps is 1e-4
@@ -281,9 +282,9 @@ assert 0.998 < angles["std, token_mean"] < 0.999 and 0.986 < angles["std, sequen
 
 # %% [markdown]
 # RLOO is the policy gradient. Dr. GRPO is, up to a constant: its (G - 1)/G = 3/4, and 1/8 for the
-# length that it divides by. The std, as long as there is one prompt, only stretches. A mean over
-# tokens turns the gradient a little, because its divisor depends on the sampled lengths. 1/|o|
-# turns it the most.
+# length that it divides by. With a single prompt, the std changes only the length of the mean
+# gradient. A mean over tokens turns it a little, because the divisor depends on the sampled
+# lengths. 1/|o| turns it the most.
 #
 # That is what "bias" means, and it answers
 # [#25](https://github.com/sail-sg/understand-r1-zero/issues/25): yes, a sum of |o| terms over |o|
@@ -370,8 +371,6 @@ axes[1].legend(loc="upper left")
 keep(figure, "09_length")
 
 # %% [markdown]
-# ![Weight of a wrong answer against its length](figures/09_length.png)
-#
 # With 1/|o| a mistake costs the same however long it is, so each of 64 wrong tokens is discouraged
 # an eighth as much as each of 8. Among right answers the short ones gain most per token. So wrong
 # answers may grow. With a constant every token of every wrong answer weighs the same. A token mean
@@ -425,12 +424,10 @@ axes[1].legend(loc="upper center", ncols=2)
 keep(figure, "09_difficulty")
 
 # %% [markdown]
-# ![Expected gradient and weight against the success rate](figures/09_difficulty.png)
-#
 # RLOO and Dr. GRPO weigh all prompts alike. The std lifts the hard prompts *and* the easy ones: at
 # p = 0.1 the gradient is 2.18 times the true one, at p = 0.5 it is 1.74 times. In large groups the
-# factor would be $1/\sqrt{p(1-p)}$, the black line. In a group of 8 it stays below 2.5: a group with
-# one right answer has the same std whether p is 0.1 or 0.001. MaxRL lifts the hard ones alone,
+# factor would be $1/\sqrt{p(1-p)}$, the black line. In a group of 8 it stays below 2.5, because one
+# right answer of 8 has the same std whether p is 0.1 or 0.001. MaxRL lifts the hard ones alone,
 # towards 1/p and at most G - 1 times. This is a choice of what to learn from, more than a bug.
 
 # %% [markdown]
@@ -517,8 +514,6 @@ figure.colorbar(picture, label="cosine")
 keep(figure, "09_directions")
 
 # %% [markdown]
-# ![Cosine between the gradients of eight presets](figures/09_directions.png)
-#
 # Eight names, four directions. In the first update `gspo` is `grpo`: both have 1/|o| and the std,
 # and the ratio is 1. `rloo` is `dr_grpo` times a constant: 40 tokens at most, and G/(G - 1) = 8/7.
 # `dapo`, `trl` and `r1-zero` sum the same terms, and divide by the number of tokens or of answers.
@@ -631,7 +626,8 @@ judge(check_3, exercise_3)
 # RLOO compares each reward with the others' mean. This function goes on in the same spirit, and
 # divides by the others' standard deviation
 # ([NeMo-RL#1518](https://github.com/NVIDIA-NeMo/RL/issues/1518) tells where that leads). It has one
-# bug. No NaN, no large number shows it. Write a test that passes for `group_advantages`.
+# bug. No NaN and no large number shows it. Write a test that passes for `group_advantages` and
+# fails for this function: what must be true of any advantage?
 
 # %%
 def advantages_with_a_bug(rewards):
