@@ -61,8 +61,8 @@ def slider(name: str, page: Mapping[str, Any]) -> None:
     if "ipykernel" in sys.modules:
         from IPython.display import HTML, display
         quoted = html.replace("&", "&amp;").replace('"', "&quot;")
-        display(HTML(f'<iframe srcdoc="{quoted}" width="760" height="520" '
-                     'style="border:0"></iframe>'))
+        display(HTML(f'<div><iframe srcdoc="{quoted}" width="760" height="520" '
+                     'style="border:0"></iframe></div>'))
 
 
 def judge(check: Callable[[Callable[..., Any]], None], answer: Callable[..., Any]) -> None:
