@@ -205,12 +205,11 @@ class Subject(NamedTuple):
         except Exception as error:                     # anybody's code: whatever it raises
             return [Difference(probe, options, "error", f"{type(error).__name__}: {error}",
                                wanted["value"], "it raises an error")]
-        lenient = probe.property.startswith("log-ratios")
         return [Difference(probe, options, key, came.get(key), wanted.get(key),
                            f"it writes into its {key}" if key.startswith("input") else "")
                 for key in {**wanted, **came}
                 if key not in wanted
-                or not agree(came.get(key), wanted[key], TOLERANCE[probe.dtype], lenient=lenient)]
+                or not agree(came.get(key), wanted[key], TOLERANCE[probe.dtype])]
 
     def learnt(self, probe: Probe) -> list[str]:
         return [name for name in probe.inputs if name in self.target.learnt]
@@ -239,7 +238,7 @@ def diagnose(subject: Subject, differences: list[Difference]) -> tuple[str, bool
         return "", False
     for slip in (*SLIPS.get(subject.against, ()), *other_means(subject)):
         if all(agree(difference.came, slip_gives(slip, subject, difference),
-                     TOLERANCE[difference.probe.dtype], lenient=True) for difference in numbers):
+                     TOLERANCE[difference.probe.dtype]) for difference in numbers):
             return slip.text, slip.choice
     hints = [difference.probe.hint for difference in numbers]
     return (hints[0] if all(hints) else in_general(numbers)), False
@@ -289,7 +288,7 @@ def _averaged(equation: Function, how: str) -> Function:
 def in_general(differences: list[Difference]) -> str:
     """Return what is wrong where no known slip of this equation fits."""
     def ratio_is(factor: float) -> bool:
-        return all(d.came is not None and agree(d.came, factor * d.wanted, 1e-4, lenient=True)
+        return all(d.came is not None and agree(d.came, factor * d.wanted, 1e-4)
                    for d in differences)
 
     if ratio_is(-1):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minirl.equations.kl import AdaptiveKLController
 from minirl.lm.logprobs import linear_logprobs, token_logprobs
 from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.sampling import sample
@@ -138,6 +139,24 @@ def reading(prompts: Sequence[Sequence[int]], temperature: float, rollouts: Any)
                         (difference > 1e-4).float()]).double()
 
 
+# what keeps a state
+
+def controller_probes(reduced: str | None) -> Iterator[Probe]:
+    """Yield updates of Ziegler's controller: its error is cut off at 0.2 on either side."""
+    for name, kl, n in (("too far: 1 + 0.2 256 / 10000", 9.0, 256),
+                        ("too near: 1 - 0.2 256 / 10000", 3.0, 256),
+                        ("inside: 1 + 0.1 1000 / 10000", 6.6, 1000),
+                        ("at the target nothing changes", 6.0, 256)):
+        yield Probe(name, {"kl_coef": 0.15, "target": 6.0, "horizon": 10000},
+                    read=functools.partial(updated, kl, n))
+
+
+def updated(kl: float, n_samples: int, controller: Any) -> Tensor:
+    controller.update(kl, n_samples)
+    controller.update(kl, n_samples)                   # from where the first one led
+    return torch.tensor(controller.kl_coef).double()
+
+
 # reward functions
 
 def verdicts(values: Any) -> Tensor:
@@ -194,6 +213,7 @@ OTHERS: dict[str, Target] = {
     "token_logprobs": Target(token_logprobs, token_probes),
     "completion_mask": Target(completion_mask, mask_probes),
     "sample": Target(sample, sampler_probes),
+    "AdaptiveKLController": Target(AdaptiveKLController, controller_probes),
     "accuracy": _rewards(accuracy, ACCURACY, "answer"),
     "format_reward": _rewards(format_reward, FORMAT, None),
     "language_consistency": _rewards(language_consistency, LANGUAGE, "language"),

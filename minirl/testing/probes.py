@@ -58,24 +58,33 @@ class Target(NamedTuple):
 
 
 def equations() -> dict[str, Target]:
-    """Return every equation as a target, by name."""
+    """Return every equation as a target, by name. Rules on plain numbers have golden values
+    alone."""
     rows: dict[str, list[Signature]] = {}
     for row in signatures():
         rows.setdefault(row.function.__name__, []).append(row)
-    return {name: Target(own[0].function, functools.partial(probes, own),
-                         frozenset(argument for row in own for argument, kind
-                                   in zip(row.names, row.kinds, strict=True) if kind in LEARNT))
-            for name, own in rows.items()}
+    tensors = {name: Target(own[0].function, functools.partial(probes, own),
+                            frozenset(argument for row in own for argument, kind
+                                      in zip(row.names, row.kinds, strict=True) if kind in LEARNT))
+               for name, own in rows.items()}
+    numbers = {name: Target(golden.function(name), functools.partial(golden_probes, name, None))
+               for name in golden.rows() if name not in rows}
+    return {**tensors, **numbers}
+
+
+def golden_probes(name: str, own: set[str] | None, reduced: str | None) -> Iterator[Probe]:
+    """Yield the golden cases. `own` are the arguments that are no options; None: all."""
+    if name in golden.rows() and reduced is None:
+        for case in golden.cases(name):
+            mine = {key: value for key, value in case.inputs.items() if own is None or key in own}
+            yield Probe("golden values", mine, {key: value for key, value in case.inputs.items()
+                                                if key not in mine})
 
 
 def probes(rows: list[Signature], reduced: str | None) -> Iterator[Probe]:
     """Yield the calls to compare an equation with, golden ones first."""
     against = rows[0].function.__name__
-    if reduced is None:
-        for case in golden.cases(against) if against in golden.rows() else []:
-            own = {name for row in rows for name in row.names}
-            yield Probe("golden values", {k: v for k, v in case.inputs.items() if k in own},
-                        {k: v for k, v in case.inputs.items() if k not in own})
+    yield from golden_probes(against, {name for row in rows for name in row.names}, reduced)
     for row in rows:
         masked = "M" in row.kinds or reduced is not None
         if {"logp", "old_logp", "adv"} <= set(row.names):
