@@ -236,8 +236,10 @@ def optimal_baseline(rewards: Tensor, weights: Tensor) -> Tensor:
     r"""Return the baseline of least variance: rewards weighted by the squared length of gradients.
 
     Equation   b = Σ_i w_i r_i / Σ_i w_i,   w_i = |∇ log π(o_i)|²
-    Paper      Weaver and Tao 2001, "The optimal reward baseline for gradient-based reinforcement
-               learning": b* = E[s² R] / E[s²], s = ∇ log π.
+    Paper      Greensmith et al. 2004, "Variance reduction techniques for gradient estimates in
+               reinforcement learning" (JMLR 5): b* = E[s² R] / E[s²], s = ∇ log π.
+    Erratum    Weaver and Tao 2001, "The optimal reward baseline for gradient-based reinforcement
+               learning", has the mean reward: that is optimal only where s² tells nothing of R.
     Shapes     rewards, weights: (P, G) -> (P, 1)
     Raises     ValueError as group_advantages, if shapes differ, or if a weight is negative, not
                finite or requires grad.

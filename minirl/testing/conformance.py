@@ -30,6 +30,24 @@ KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.04}
 
 
+class Recipe(NamedTuple):
+    """A whole objective: an equation, its mean and its numbers."""
+
+    equation: str
+    reduced: str
+    fixed: dict[str, Any] = {}
+
+
+RECIPES = {
+    "ppo": Recipe("clipped_surrogate", "token_mean"),
+    "grpo": Recipe("clipped_surrogate", "sequence_mean"),
+    "dapo": Recipe("clipped_surrogate", "token_mean", {"clip_high": 0.28}),
+    "dr_grpo": Recipe("clipped_surrogate", "constant"),
+    "gspo": Recipe("sequence_clipped_surrogate", "sequence_mean",
+                   {"clip_low": 3e-4, "clip_high": 4e-4, "length_normalised": True}),
+}
+
+
 class Failure(NamedTuple):
     """A property that does not hold: on which inputs, what came, what is right, and why.
 
@@ -75,6 +93,8 @@ def check(function: Function, against: str, *, sign: str = "maximise", reduced: 
           only: str | None = None) -> Report:
     """Compare a function with the equation called `against`, in value and gradient.
 
+    against     a name that `targets` has, or one of RECIPES, such as "grpo": the function then
+                takes (logp, old_logp, adv, mask) and returns the mean
     function    has that equation's arguments, in its order. Options that it does not take keep
                 their defaults, or are `fixed`
     sign        "minimise" for a loss, where the equation is an objective to maximise
@@ -95,7 +115,7 @@ def check(function: Function, against: str, *, sign: str = "maximise", reduced: 
     >>> report.ok, report.failures[0].diagnosis.split(":")[0]
     (False, 'for A < 0 this takes the maximum')
     """
-    fixed = dict(fixed or {})
+    against, reduced, fixed = resolve(against, reduced, fixed)
     _check_request(against, sign, reduced, fixed)
     target = targets()[against]
     subject = Subject(function, against, target, sign, reduced, fixed, arrays)
@@ -133,8 +153,18 @@ def properties(against: str, *, reduced: str | None = None) -> list[str]:
             report = check(my_k3, "k3", only=only)
             assert report.ok, str(report)
     """
-    _check_request(against, "maximise", reduced, {})
+    against, reduced, fixed = resolve(against, reduced, None)
+    _check_request(against, "maximise", reduced, fixed)
     return list(dict.fromkeys(probe.property for probe in targets()[against].probes(reduced)))
+
+
+def resolve(against: str, reduced: str | None, fixed: Mapping[str, Any] | None
+            ) -> tuple[str, str | None, dict[str, Any]]:
+    """Return equation, mean and numbers of a recipe; what is asked for besides wins."""
+    recipe = RECIPES.get(against)
+    if recipe is None:
+        return against, reduced, dict(fixed or {})
+    return recipe.equation, reduced or recipe.reduced, {**recipe.fixed, **(fixed or {})}
 
 
 @functools.cache
@@ -318,14 +348,15 @@ def short(value: Any) -> str:
 
 def _check_request(against: str, sign: str, reduced: str | None, fixed: Mapping[str, Any]) -> None:
     if against not in targets():
-        near = difflib.get_close_matches(against, targets(), n=3) or sorted(targets())
+        known = [*targets(), *RECIPES]
+        near = difflib.get_close_matches(against, known, n=3) or sorted(known)
         raise ValueError(f"against is {against!r}: expected a name such as {', '.join(near)}")
     if sign not in ("maximise", "minimise"):
         raise ValueError(f"sign is {sign!r}: expected 'maximise' or 'minimise'")
     if reduced is not None and reduced not in AGGREGATIONS:
         raise ValueError(f"reduced is {reduced!r}: expected one of {', '.join(AGGREGATIONS)}")
-    known = inspect.signature(targets()[against].function).parameters
+    options = inspect.signature(targets()[against].function).parameters
     for name in fixed:
-        if name not in known:
+        if name not in options:
             raise ValueError(f"{against} has no option {name!r}: expected one of "
-                             f"{', '.join(known)}")
+                             f"{', '.join(options)}")

@@ -64,7 +64,7 @@ def test_the_index_fits_a_terminal():
     ("coefficients.grpo_coefficient", "DeepSeekMath, arXiv:2402.03300", "eq. 21"),
     ("kl.AdaptiveKLController", "Ziegler et al., arXiv:1909.08593", "section 2.2"),
     ("inference_time.pass_at_k", "Codex, arXiv:2107.03374", "eq. 1"),
-    ("advantages.optimal_baseline", "Weaver and Tao 2001", "-"),
+    ("advantages.optimal_baseline", "Greensmith et al. 2004", "-"),
     ("objectives.clipped_value_loss", "none", "-"),
 ])
 def test_rows_read_from_docstrings(name, paper, equation):

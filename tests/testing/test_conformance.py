@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from minirl.equations.kl import k3
-from minirl.equations.objectives import clipped_surrogate
+from minirl.equations.objectives import clipped_surrogate, sequence_clipped_surrogate
 from minirl.equations.reduce import aggregate
 from minirl.lm.logprobs import token_logprobs
 from minirl.testing.conformance import check, properties, targets
@@ -101,6 +101,26 @@ def test_numpy_with_finite_differences():
 
     report = check(reversed_k3, "k3", arrays=np.asarray)
     assert "turned over" in report.failures[0].diagnosis
+
+
+@pytest.mark.parametrize("name, equation, options, how", [
+    ("ppo", clipped_surrogate, {}, "token_mean"), ("grpo", clipped_surrogate, {}, "sequence_mean"),
+    ("dapo", clipped_surrogate, {"clip_high": 0.28}, "token_mean")])
+def test_a_recipe_is_an_equation_with_its_mean_and_numbers(name, equation, options, how):
+    def loss(logp, old_logp, adv, mask):
+        return -aggregate(equation(logp, old_logp, adv, **options), mask, how)
+
+    assert check(loss, name, sign="minimise").ok
+    wrong = {"ppo": "grpo", "grpo": "ppo", "dapo": "ppo"}[name]
+    assert not check(loss, wrong, sign="minimise").ok
+
+
+def test_gspo_is_a_recipe():
+    def loss(logp, old_logp, adv, mask):
+        return -sequence_clipped_surrogate(logp, old_logp, adv, mask, clip_low=3e-4,
+                                           clip_high=4e-4, length_normalised=True).mean()
+
+    assert check(loss, "gspo", sign="minimise").ok
 
 
 def test_options_that_are_built_in():
