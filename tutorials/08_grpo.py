@@ -21,7 +21,7 @@
 # | what to inspect | healthy | if not |
 # |---|---|---|
 # | loss of the first step | 0, up to rounding | rewards or groups are in another order |
-# | loss later | about β times the KL | it is no measure of progress: look at the reward |
+# | loss later | about β times the KL | no measure of progress: look at the reward |
 # | gradient norm where the loss is 0 | not 0 | no group has a spread: see the next row |
 # | groups without a spread | well below 1 | all right or all wrong: other prompts, or a larger G |
 # | reward | rises | the same: advantages of 0 teach nothing |
@@ -72,8 +72,7 @@ from minirl.train.sft import SFTConfig, train_sft
 # %% [markdown]
 # ## The question
 #
-# GRPO's first log lines look like a broken run, and people ask about them more than about anything
-# else:
+# GRPO's first log lines look like those of a broken run. These are asked again and again:
 #
 # - *Why is the loss 0 at first, and why does it rise while the model gets better?*
 #   [trl#2703](https://github.com/huggingface/trl/issues/2703),
@@ -89,9 +88,10 @@ from minirl.train.sft import SFTConfig, train_sft
 #   [open-r1#474](https://github.com/huggingface/open-r1/issues/474),
 #   [minimind#755](https://github.com/jingyaogong/minimind/issues/755)
 #
-# The short answers. The loss is minus the mean advantage, and advantages within a group sum to 0.
-# Its *gradient* is not 0. What remains of the loss is β times the KL to the reference, which is 0
-# at first and rises because the policy moves. The batch size counts completions. And a group of
+# The short answers. In the first update of a batch the loss is minus the mean of the advantages,
+# and the advantages of a group sum to 0. Its *gradient* is not 0. What remains of the loss is the
+# KL penalty: β times the distance from the reference, the model that training started from. It is
+# 0 at first, and rises because the policy moves. The batch size counts completions. And a group of
 # equal rewards teaches nothing.
 
 # %% [markdown]
@@ -103,9 +103,20 @@ from minirl.train.sft import SFTConfig, train_sft
 #
 # $$A_i = \frac{r_i - \text{mean}(r_1, \dots, r_G)}{\text{std}(r_1, \dots, r_G)}$$
 #
-# Our group has one right answer, "12". Rewards 1, 0, 0, 0: the mean is 1/4. The squared distances
-# are 9/16, 1/16, 1/16, 1/16, which sum to 3/4; divided by G - 1 = 3 that is 1/4, so the standard
-# deviation is 1/2. The advantages are (3/4) / (1/2) = **1.5** and (-1/4) / (1/2) = **-0.5**.
+# Our group is four answers to "7+5=" (`minirl/testing/example.py`). The policy OLD makes at most
+# two choices, with these probabilities:
+#
+# ```text
+#                  ┌─ 0.5 ─ 2 <eos>            "12"       right: reward 1
+#     ┌─ 0.5 ─ 1 ──┼─ 0.3 ─ 3 <eos>            "13"       wrong: reward 0
+# 7+5=│            └─ 0.2 ─ 0 + 1 = 1 1 <eos>  "10+1=11"  wrong
+#     └─ 0.5 ─ 2 <eos>                         "2"        wrong
+# ```
+#
+# The mean of 1, 0, 0, 0 is 1/4. The squared distances are 9/16, 1/16, 1/16, 1/16, which sum to 3/4;
+# divided by G - 1 = 3 that is 1/4, so the standard deviation is 1/2. The advantages are
+# (3/4) / (1/2) = **1.5** and (-1/4) / (1/2) = **-0.5**. (`eps` keeps a small deviation from being
+# divided by. Here it is 0, so that the numbers are round.)
 
 # %%
 adv = group_advantages(REWARDS, eps=0.0)  # step in: group_advantages
@@ -126,9 +137,10 @@ print("scores", SCORES[0].tolist(), "or 3 x scores + 7: advantages",
       [round(x, 2) for x in group_advantages(SCORES, eps=0.0)[0].tolist()])
 
 # %% [markdown]
-# **R - V against R - mean.** OLD writes "12" with probability 1/4, so that is the exact value of
-# the prompt. After a "1" it is 1/2 (the chance that "2" follows), after a "2" it is 0. With these
-# exact values in place of a trained V, GAE with λ = 1 gives R - V at each token:
+# **R - V against R - mean.** A value is the expected reward from here on. OLD writes "12" with
+# probability 1/4, so the value of the prompt is 1/4. After a "1" it is 1/2 (the chance that "2"
+# follows), after a "2" it is 0. With these exact values in place of a trained V, GAE (tutorial 03)
+# with λ = 1 gives R - V at each token:
 
 # %%
 values = torch.tensor([[0.25, 0.5, 1.0, 0, 0, 0, 0, 0],                      # "1", "2", <eos>
@@ -147,16 +159,18 @@ assert monte_carlo[:, 0].tolist() == centred[0].tolist() == [0.75, -0.25, -0.25,
 # For the first token GRPO's baseline *is* PPO's: the mean of the group estimates V(prompt), and in
 # this group it hits it exactly. Then GRPO divides by the standard deviation.
 #
-# For later tokens they differ. GRPO has one number per answer, and `spread` gives it to all tokens.
-# PPO has a value before each token, and can say which token did it. With λ = 0 and exact values
-# each token gets what it changed in the chance of being right:
+# For later tokens they differ. GRPO has one number per answer, and `spread` gives it to all of its
+# tokens. PPO has a value before each token, and can say which token made the difference. With λ = 0
+# and exact values each token gets what it changed in the chance of being right:
 #
 # - "1" raises the chance from 1/4 to 1/2: +0.25, **in "13", too**
 # - "3" or "0" after it lowers it from 1/2 to 0: -0.5
 #
-# GRPO blames the "1" of "13" like its "3". That is the price of having no value function. It is
-# paid in variance, not in bias: in the average over all answers that begin with "1", weighted by
-# how often OLD writes them, the "1" gets its +0.25 back.
+# GRPO blames the "1" of "13" like its "3". This is the price of having no value function: no
+# **credit assignment** within an answer. It is paid in variance, hardly in bias. In the average
+# over all answers that begin with "1", weighted by how often OLD writes them, the "1" gets its
+# +0.25 back. (What bias there is comes from the mean, which contains the answer itself, and from
+# the division: tutorial 09.)
 
 # %%
 per_token = spread(centred[0], MASK)                                         # (4, 8)
@@ -172,10 +186,11 @@ print(f"average of R - mean for the token '1': {average:.2f}, as exact")
 assert abs(average - 0.25) < 1e-12
 
 # %% [markdown]
-# **The loss.** The first update of a batch has π = π_old, so every ratio is 1 (tutorial 05). The
-# surrogate ρ A is then A itself. The mean over each answer's tokens is that answer's A, and the
-# mean over answers is (1.5 - 0.5 - 0.5 - 0.5) / 4 = 0. With any rewards, in any group: the
-# advantages of a group sum to 0.
+# **The loss** is minus the mean of the clipped surrogate ρ A, where ρ = π / π_old is the ratio. In
+# the first update of a batch π is π_old, so every ratio is 1 (tutorial 05), and the surrogate is A
+# itself. The mean over each answer's tokens is that answer's A, and the mean over answers is
+# (1.5 - 0.5 - 0.5 - 0.5) / 4 = 0. That holds for any rewards, because the advantages of a group sum
+# to 0.
 #
 # But the loss is a *function* of the policy, and only its value at this point is 0. Its slope is
 # the policy gradient. By hand, for the logit of "1" as first token: each of its appearances has
@@ -205,9 +220,10 @@ torch.testing.assert_close(then, torch.tensor([-0.0911, 0.0620, 0.0292]).double(
 # more: (3 · 1.5 - 3 · 0.5 - 8 · 0.5 - 2 · 0.5) / 16 = -2/16. The loss is +0.125, since the long
 # answer is a wrong one. (What that does to learning is tutorial 09.)
 #
-# The second is the KL penalty. Equation 3 subtracts β k3 from each token, and k3 is never negative.
-# When training starts, the policy *is* the reference, and k3 is 0. Later it is not: with OLD as
-# the policy and REFERENCE as the reference, the loss is β times the mean of k3.
+# The second is the KL penalty. Equation 3 subtracts β k3 from each token's surrogate, where k3
+# estimates the KL to the reference and is never negative (tutorial 07). When training starts, the
+# policy *is* the reference, and k3 is 0. Later it is not: with OLD as the policy and REFERENCE as
+# the reference, the loss is β times the mean of k3.
 
 # %%
 token_mean = aggregate(surrogate, MASK, "token_mean").item()
@@ -234,8 +250,8 @@ show(spread)
 # %% [markdown]
 # ## PPO's page, and GRPO's
 #
-# `minirl/train/ppo.py` and `minirl/train/grpo.py` have the same five stages and the same names.
-# What GRPO takes away can be counted:
+# `minirl/train/ppo.py` and `minirl/train/grpo.py` have the same five stages and the same names, so
+# the two pages can be compared line by line. The fifth stage is the report.
 
 # %%
 def stage(page, number):
@@ -254,7 +270,7 @@ for number, name in enumerate(("sample", "score", "freeze", "update"), 1):
     assert number > 1 or minus == plus == 0, "both sample alike"
     gone += [line[2:] for line in lines
              if line[:2] == "- " and ("value" in line or "gae" in line or "v_" in line)]
-print("\nwhat went with the value model:", *gone, sep="\n  ")
+print("\nlines that went with the value model:", *gone, sep="\n  ")
 assert len(gone) >= 8
 
 # %% [markdown]
@@ -268,24 +284,26 @@ assert len(gone) >= 8
 # | 3 | KL in the token rewards, before GAE | – | no return per token would take it |
 # | 4 | value loss, entropy bonus | k3 in the loss | the KL must stand somewhere |
 #
-# The value model is as large as the policy, and so are its gradients and Adam's two moments.
-# GRPO pays with G completions per prompt instead of one.
+# A value model is usually about as large as the policy, and needs gradients and Adam's two moments,
+# too. GRPO saves them, and pays with prompts: 128 completions are 128 prompts for PPO, and 16 for
+# GRPO with G = 8.
 #
 # **Three things suffice** for such a method: *data* that say what is better, a *regulariser* that
-# keeps the policy near what it was, and a *reward*, a model's or a rule's. Most named algorithms
+# keeps the policy near what it was, and a *reward*, from a model or a rule. Most named algorithms
 # are a choice of the three:
 #
-# | method | what is better | regulariser | reward | page, coefficient |
+# | method | what is better | regulariser | reward | function |
 # |---|---|---|---|---|
-# | SFT | what people wrote | few epochs | 1 for each | `train_sft`, `sft_coefficient` |
-# | RFT | own answers that are right | few epochs | a rule, 0 or 1 | `rft_coefficient` |
-# | DPO | pairs of answers | reference, inside σ | implicit | `train_dpo`, `dpo_coefficient` |
+# | SFT | what people wrote | few epochs | 1 for each | `train_sft` |
+# | RFT | own answers that are right | few epochs | a rule, 0 or 1 | `rejection_sample` |
+# | DPO | pairs of answers | the reference, in its loss | implicit | `train_dpo` |
 # | PPO | tokens that V did not expect | KL in the reward, clip | a model | `train_ppo` |
 # | GRPO | answers above their group | k3 in the loss, clip | a model or a rule | `train_grpo` |
 #
-# DeepSeekMath's equation 5 says it in one line: every method pushes $\nabla \log \pi$ of a token,
-# and they differ in the **coefficient** in front of it. For the first token of our four answers
-# (DPO sees the pair "12" and "13" alone):
+# (RFT is rejection-sampling fine-tuning: SFT on the right ones of a model's own answers.)
+# DeepSeekMath's equation 5 says it in one line. Every method moves the policy along
+# $\nabla \log \pi$ of each token, and they differ in the **coefficient** in front of it. These are
+# the coefficients of the first token of our four answers (DPO sees the pair "12" and "13" alone):
 
 # %%
 old, ref = token_logprobs(OLD), token_logprobs(REFERENCE)                    # (4, 8) each
@@ -306,28 +324,32 @@ assert [round(x, 2) for x in first_token["GRPO"]] == [1.52, -0.48, -0.48, -0.52]
 assert first_token["PPO, exact values"] == [0.25, 0.25, 0.25, -0.25]
 
 # %% [markdown]
-# GRPO's row is 1.5 and -0.5, plus β (ref/π - 1): the pull to REFERENCE, which writes a "1" more
-# often than OLD.
-#
+# GRPO's row is 1.5 and -0.5, plus β (ref/π - 1): ±0.02, the pull to REFERENCE, which writes a "1"
+# first more often than OLD.
+
+# %% [markdown]
 # ## Prompts and completions in a batch
 #
 # A step draws P prompts and samples G completions of each. Row $p \cdot G + g$ is completion g of
-# prompt p, so `rewards.view(P, G)` has a group in each row. minirl counts both numbers; TRL counts
+# prompt p, so `rewards.view(P, G)` has a group in each row. minirl asks for P and G. TRL asks for
 # **completions**, and divides by G to get the prompts:
 #
-# | | minirl | TRL |
+# | | minirl | TRL 1.16 |
 # |---|---|---|
 # | G | `group_size` | `num_generations` |
-# | completions a step | P · G | `per_device_train_batch_size` · devices · accumulation steps |
-# | P | `prompts_per_step` | that, divided by `num_generations` |
-# | updates with fresh samples | `minibatches` | `steps_per_generation`, in accumulation steps |
-# | passes over the same samples | `iterations` (μ) | `num_iterations` |
-# | memory | `token_budget` | `per_device_train_batch_size` |
+# | completions sampled at once | P · G | `generation_batch_size` |
+# | P | `prompts_per_step` | `generation_batch_size` / `num_generations` |
+# | updates per pass over them | `minibatches` | `steps_per_generation` / accumulation steps |
+# | passes over them | `iterations` (μ) | `num_iterations` |
+# | through the model at once | `token_budget`, in tokens | `per_device_train_batch_size` |
 #
-# So with `num_generations=8` and 8 completions on one device, a step has one prompt. A
-# **micro-batch**, the part that goes through the model at once, needs no complete group: the
-# advantages are numbers by then. It does need the whole batch's divisor. Our four answers in two
-# halves, under `token_mean`:
+# Unless it is given, `generation_batch_size` is `per_device_train_batch_size` times the number of
+# devices times `steps_per_generation`, and that is the number of accumulation steps. So 8
+# completions on one device, without accumulation, are *one* prompt if `num_generations` is 8.
+#
+# What goes through the model at once, a **micro-batch**, needs no complete group: the advantages
+# are numbers by then. It does need the divisor of the whole batch. Our four answers in two halves,
+# under `token_mean`:
 
 # %%
 total = normaliser(MASK, "token_mean")                                       # 16 tokens
@@ -399,25 +421,29 @@ axis.set(xlabel="chance p that an answer is right", ylabel="share of useful grou
 axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=4)
 keep(figure, "08_groups")
 print(f"largest distance between simulated and exact: {furthest:.3f}")
-assert furthest < (0.06 if FAST else 0.03)
+assert furthest < (0.06 if FAST else 0.03)               # fewer groups are drawn in the fast mode
+shares = {G: 1 - 0.1 ** G - 0.9 ** G for G in (4, 8, 64)}
+print("useful groups at p = 0.1:", {G: round(share, 3) for G, share in shares.items()})
+assert [round(share, 2) for share in shares.values()] == [0.34, 0.57, 1.0]
 
 # %% [markdown]
 # ![Share of useful groups against the chance of a right answer](figures/08_groups.png)
 #
-# At p = 0.1 a group of 4 is useful in one case out of three, a group of 8 in more than every
-# second, a group of 64 almost always. At p = 0 no group size helps: GRPO makes a right answer more
-# frequent, it does not invent one. This is the usual reason for a reward that stays flat.
+# At p = 0.1 one group of 4 in three is useful, more than one group of 8 in two, and almost every
+# group of 64. At p = 0 no group size helps: GRPO makes a right answer more frequent, it does not
+# invent one. So where a reward does not rise, look at `frac_reward_zero_std` first.
 
 # %% [markdown]
 # ## In the loop
 #
-# A tiny model reads one-digit sums, half of them worked out and the rest guessed half of the time.
-# Then GRPO rewards a right answer with 1 and the right format with 1. Four runs start from it:
+# A tiny model reads one-digit sums. Half of them are worked out, and half of the others are
+# guessed. Then GRPO rewards a right answer with 1 and the right format with 1. Four runs start from
+# this model:
 #
 # - β = 0.04, DeepSeekMath's
 # - β = 0: no KL penalty
 # - β = 0.04, and the reference is **renewed** every few steps: iterative GRPO, the outer loop of
-#   the paper's algorithm 1 (its reward model is retrained there, too)
+#   the paper's algorithm 1 (which retrains the reward model there, too)
 # - β = 0.04, but the rewards are **shuffled** among the completions of the batch
 #
 # The page does not log the loss, as it says nothing about progress. But it passes each loss to
@@ -430,8 +456,6 @@ base, tokenizer = make_base(TinySizes(), seed=0, device="cpu")
 texts = demonstrations(task, 2_000 if FAST else 3_000, random.Random(0), worked_share=0.5,
                        guessed_share=0.5)
 train_sft(base, tokenizer, texts, SFTConfig(), seed=0)
-
-
 real_check = grpo_page.check_finite
 
 
@@ -455,8 +479,8 @@ def grpo_run(title, *, advantages=None, **changes):
         train_grpo(copy.deepcopy(base), tokenizer, task, GRPOConfig(**numbers | changes), seed=0,
                    advantages=advantages, log=log)
     assert len(losses) == STEPS, "one micro-batch in each step"
-    return {name: torch.tensor([row[name] for row in rows]) for name in (
-        "loss", "reward", "grad_norm", "frac_reward_zero_std")}
+    return {name: torch.tensor([row.get(name, float("nan")) for row in rows]) for name in (
+        "loss", "reward", "kl", "grad_norm", "frac_reward_zero_std")}
 
 
 def shuffled(rewards):
@@ -493,6 +517,11 @@ assert ends_of(free["reward"])[1] > ends_of(free["reward"])[0] + 0.1, "... and t
 assert bool((renewed["loss"][::SYNC].abs() < 1e-6).all()), "a new reference: the loss is 0 again"
 assert ends_of(noise["loss"])[1] > 3e-4, "shuffled rewards: the loss rises just as well ..."
 assert ends_of(noise["reward"])[1] < ends_of(main["reward"])[1] - 0.1, "... and nothing is learnt"
+assert ends_of(noise["reward"])[1] < ends_of(noise["reward"])[0] + 0.05
+assert FAST or ends_of(main["frac_reward_zero_std"])[1] > 0.3     # the fast mode stops too soon
+per_answer, logged = float(main["loss"].mean()), BETA * float(main["kl"].mean())
+print(f"mean loss {per_answer:.4f}; β x the logged KL {logged:.4f}")
+assert 0.5 < per_answer / logged < 3, "two means of one k3: over answers, and over tokens"
 
 # %%
 STYLES = {"β = 0.04": (BLUE, "-"), "β = 0": (AMBER, "-."), "renewed": (GREEN, ":"),
@@ -518,10 +547,14 @@ keep(figure, "08_loss")
 #
 # The answer to the question in one picture. Without a KL penalty the loss is 0 from the first step
 # to the last, and the reward rises all the same. With one, the loss is β times the distance from
-# the reference: it rises because the policy has moved, and falls back to 0 when the reference is
-# renewed. So look at the reward, the KL and the gradient norm, and at the loss only to see whether
-# it is finite. As the policy gets better, more groups have no spread, and a step teaches less.
+# the reference. It rises because the policy has moved, and falls back to 0 when the reference is
+# renewed. The shuffled run lacks the first of the three things, data on what is better: its loss
+# rises as well, and it learns nothing. So look at the reward, the KL and the gradient norm, and at
+# the loss only to see whether it is finite.
 #
+# On the right: as the policy gets better, more groups have no spread, and a step teaches less.
+
+# %% [markdown]
 # ## Rewards for steps
 #
 # GRPO can also use a reward for each *step* of an answer (process supervision, section 4.1.3). All
@@ -540,19 +573,20 @@ torch.testing.assert_close(step_adv, torch.tensor([[[0, 0.8485, 0], [0, 0, 1.131
                            atol=1e-4, rtol=0)
 
 # %% [markdown]
-# A weak step that is followed by a strong one is not blamed. Such advantages no longer sum to 0
-# over a group, so with them the loss need not start at 0.
-#
+# A weak step that is followed by a strong one is not blamed. These advantages do not sum to 0 over
+# the group, so with them the loss need not start at 0.
+
+# %% [markdown]
 # ## Break it
 #
-# **A group of one** has no one to be compared with. **Equal rewards** must give exactly 0. The
-# formula alone does not: the float32 mean of eight 0.7 is not 0.7, and a small ε magnifies the last
-# digit to an advantage of 0.8 for every answer. `group_advantages` looks at the largest and the
-# smallest reward first.
+# **A group of one** has no other answer to be compared with. **Equal rewards** must give exactly 0.
+# The formula alone does not: the float32 mean of eight 0.7 is not 0.7, and a small ε magnifies the
+# last digit to an advantage of 0.8 for every answer. `group_advantages` looks at the largest and
+# the smallest reward first.
 #
-# **Groups in the wrong order.** Two prompts: the first is easy, all four answers are right. The
-# second is hard, all are wrong. Neither teaches anything. If the rows were sampled prompt by prompt
-# and are read as if they alternated, every group has two of each:
+# **Groups in the wrong order.** Take two prompts. The first is easy, and all four answers are
+# right. The second is hard, and all are wrong. Neither teaches anything. But if rows that were
+# sampled prompt by prompt are read as if the prompts alternated, every group has two of each:
 
 # %%
 def plain_formula(rewards, eps):
@@ -587,10 +621,11 @@ assert bool((as_sampled == 0).all()) and abs(float(alternating.sum())) < 1e-6
 assert bool((alternating[0] > 0.8).all()) and bool((alternating[1] < -0.8).all())
 
 # %% [markdown]
-# Every answer to the easy prompt is praised, every answer to the hard one blamed, whatever it
-# says. Training runs, the loss starts at 0, and rewards may even rise, because right answers are
-# still above wrong ones. The comparison within a prompt is lost.
-#
+# Every answer to the easy prompt is praised, and every answer to the hard one blamed, whatever it
+# says. The advantages still sum to 0, so the loss still starts at 0. It does not show that the
+# comparison within a prompt is lost.
+
+# %% [markdown]
 # ## Exercises
 #
 # Write the body, run the cell, and it says how you stand. Solutions are in
@@ -625,8 +660,8 @@ def exercise_2(p, group_size, wanted):
 
 
 def check_2(answer):
-    for p, group_size, wanted, expected in ((0.5, 2, 16, 32.0), (0.1, 4, 16, 46.5252),
-                                            (0.9, 8, 16, 28.0936)):
+    for p, group_size, wanted, expected in ((0.5, 2, 16, 32.0), (0.1, 4, 16, 46.5387),
+                                            (0.9, 8, 16, 28.0932)):
         came = answer(p, group_size, wanted)
         assert came is not None and abs(came - expected) < 1e-3, \
             f"p = {p}, G = {group_size}: expected {expected}, not {came}"
@@ -680,8 +715,8 @@ judge(check_3, exercise_3)
 # ## Find the bug
 #
 # The function takes the rewards of a batch in one row, completion g of prompt p at $p \cdot G + g$,
-# as a trainer with several devices has them. It has one bug. Training with it runs, and the loss
-# starts at 0. Write a test that passes for `right_advantages` and fails for this function.
+# as a trainer with several devices has them. It has one bug. Training with it runs. Write a test
+# that passes for `right_advantages` and fails for this function.
 
 # %%
 def right_advantages(rewards, group_size):

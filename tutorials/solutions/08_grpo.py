@@ -26,8 +26,8 @@ def exercise_3(rewards, mask):
 
 def exercise_bug(function):
     # repeat(G) writes the means as mean_1 mean_2 ... mean_1 mean_2 ..., and repeat_interleave(G)
-    # would write each G times in a row. The sum over the batch is 0 in both cases. But if two
-    # prompts change places, their advantages must change places, too.
+    # would write each G times in a row. With one prompt, or with equal ones, that is the same.
+    # But if two prompts change places, their advantages must change places, too.
     a, b = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0, 1.0, 0.0])
     one_way, other_way = function(torch.cat([a, b]), 3), function(torch.cat([b, a]), 3)
     assert torch.allclose(one_way, other_way.roll(3), atol=1e-6), "the prompts' order matters"
