@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from minirl.testing.others import OTHERS
 from minirl.testing.probes import Function, Probe, Target, equations
 from minirl.testing.slips import SLIPS, Slip
 
+WIDTH = 80                             # columns of a report
 KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.04}
 
@@ -53,6 +55,7 @@ class Failure(NamedTuple):
 
     diagnosis   the known slip that gives what came; "" where none does
     choice      that slip is no mistake but another convention, such as another ddof
+    measure     what came: the value, the gradient of an argument, an error, a changed input
     """
 
     property: str
@@ -61,6 +64,7 @@ class Failure(NamedTuple):
     wanted: Any
     diagnosis: str = ""
     choice: bool = False
+    measure: str = "value"
 
 
 class Report(NamedTuple):
@@ -76,15 +80,18 @@ class Report(NamedTuple):
 
     def __str__(self) -> str:
         lines = [f"against {self.against}: {'ok' if self.ok else 'NOT ok'}"]
-        lines += [f"  {name:44} {verdict}" for name, verdict in self.properties.items()]
-        for failure in self.failures:
-            lines += ["", f"{failure.property}",
-                      *(f"  {name:10} {short(value)}" for name, value in failure.inputs.items()),
-                      f"  came       {short(failure.came)}",
-                      f"  right is   {short(failure.wanted)}"]
-            if failure.diagnosis:
-                lines.append(f"  {'by choice' if failure.choice else 'because':10} "
-                             f"{failure.diagnosis}")
+        lines += [f"  {verdict:9} {name}" for name, verdict in self.properties.items()]
+        for diagnosis in dict.fromkeys(failure.diagnosis for failure in self.failures):
+            same = [failure for failure in self.failures if failure.diagnosis == diagnosis]
+            first = same[0]
+            cause = "another convention: " if first.choice else ""
+            lines += ["", *textwrap.wrap(cause + (diagnosis or "no known slip gives what came"),
+                                         WIDTH)]
+            others = f" (and {len(same) - 1} more)" if len(same) > 1 else ""
+            lines += [f"  {first.property}{others}, for example where",
+                      *(f"    {name:14} {short(value)}" for name, value in first.inputs.items()),
+                      f"  the {first.measure} came as", f"    {short(first.came)}",
+                      "  and right is", f"    {short(first.wanted)}"]
         return "\n".join(lines)
 
 
@@ -136,13 +143,15 @@ def check(function: Function, against: str, *, sign: str = "maximise", reduced: 
         differences += found
         if found or verdicts.get(probe.property) != "fails":
             verdicts[probe.property] = "fails" if found else "holds"
-    diagnosis, choice = diagnose(subject, differences)
-    failures: dict[str, Failure] = {}
-    for difference in differences:                     # the first of each property
-        failures.setdefault(difference.probe.property, Failure(
-            difference.probe.property, difference.probe.inputs | difference.options,
-            difference.came, difference.wanted, diagnosis or difference.reason, choice))
-    return Report(against, verdicts, list(failures.values()))
+    everywhere = known_slip(subject, differences)
+    failures = []
+    for name in dict.fromkeys(difference.probe.property for difference in differences):
+        own = [difference for difference in differences if difference.probe.property == name]
+        diagnosis, choice = everywhere or diagnose(subject, own)
+        first = own[0]
+        failures.append(Failure(name, first.probe.inputs | first.options, first.came, first.wanted,
+                                diagnosis or first.reason, choice, first.measure))
+    return Report(against, verdicts, failures)
 
 
 def properties(against: str, *, reduced: str | None = None) -> list[str]:
@@ -261,17 +270,26 @@ class Subject(NamedTuple):
 
 # what is wrong
 
-def diagnose(subject: Subject, differences: list[Difference]) -> tuple[str, bool]:
-    """Return the slip that gives all that came, and whether it is a choice; "" for none."""
-    numbers = [d for d in differences if d.measure.startswith(("value", "gradient"))]
-    if not numbers or len(numbers) < len(differences):
-        return "", False
+def known_slip(subject: Subject, differences: list[Difference]) -> tuple[str, bool] | None:
+    """Return the slip that gives all that came, and whether it is a choice; None for none."""
+    if not differences or any(d.measure.startswith(("error", "input")) for d in differences):
+        return None
     for slip in (*SLIPS.get(subject.against, ()), *other_means(subject)):
         if all(agree(difference.came, slip_gives(slip, subject, difference),
-                     TOLERANCE[difference.probe.dtype]) for difference in numbers):
+                     TOLERANCE[difference.probe.dtype]) for difference in differences):
             return slip.text, slip.choice
-    hints = [difference.probe.hint for difference in numbers]
-    return (hints[0] if all(hints) else in_general(numbers)), False
+    return None
+
+
+def diagnose(subject: Subject, differences: list[Difference]) -> tuple[str, bool]:
+    """Return what is wrong with one property, as far as that can be said."""
+    slip = known_slip(subject, differences)
+    if slip is not None:
+        return slip
+    if any(d.measure.startswith(("error", "input")) for d in differences):
+        return "", False
+    hint = differences[0].probe.hint
+    return hint or in_general(differences), False
 
 
 def slip_gives(slip: Slip, subject: Subject, difference: Difference) -> Any:
@@ -326,8 +344,8 @@ def in_general(differences: list[Difference]) -> str:
     if all(d.came is not None and d.measure.startswith("gradient")
            and bool((d.came == 0).all()) for d in differences):
         return "no gradient flows: something on its way is detached"
-    if all(d.came is not None and bool((d.came.isnan() & ~d.wanted.isnan()).any())
-           for d in differences):
+    if any(d.came is not None and d.came.shape == d.wanted.shape
+           and bool((d.came.isnan() & ~d.wanted.isnan()).any()) for d in differences):
         return "NaN: 0 * NaN is NaN, so take out what is masked by torch.where, not by a product"
     if any(bool(d.came is not None and d.wanted.abs().sum() > 0) for d in differences):
         first = next(d for d in differences if d.came is not None and d.wanted.abs().sum() > 0)
@@ -339,11 +357,15 @@ def in_general(differences: list[Difference]) -> str:
 
 
 def short(value: Any) -> str:
-    if isinstance(value, Tensor):
-        numbers = value.detach().double().flatten()
-        head = ", ".join(f"{x:.4g}" for x in numbers[:8].tolist())
-        return f"{tuple(value.shape)}  {head}{', ...' if len(numbers) > 8 else ''}"
-    return str(value)
+    """Return numbers in a line."""
+    if not isinstance(value, Tensor):
+        text = " ".join(str(value).split())
+        return text if len(text) <= WIDTH else f"{text[:WIDTH - 4]} ..."
+    numbers = value.detach().double().flatten()
+    head = "  ".join(f"{x:.4g}" for x in numbers[:6].tolist())
+    if value.dim() == 0 or len(numbers) == 1:
+        return head
+    return f"{head}{'  ...' if len(numbers) > 6 else ''}   {tuple(value.shape)}"
 
 
 def _check_request(against: str, sign: str, reduced: str | None, fixed: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ class Case(NamedTuple):
     """One call of an equation, and what must come out.
 
     inputs      arguments by name, tensors in float64 (masks: bool; counts: int64)
-    value       the result; a tensor where the function returns one
+    value       the result; a tensor where the function returns one, a tuple where it returns two
     gradient    of the sum of the value with respect to some of the inputs, by their names
     why         the arithmetic
     """
@@ -91,7 +91,10 @@ def as_input(value: Any) -> Any:
 
 
 def as_tensor(value: Any) -> Any:
-    """Return lists of numbers as a tensor: of bools, of ints, or of floats in float64."""
+    """Return lists of numbers as a tensor: of bools, of ints, or of floats in float64. A tuple of
+    lists becomes a tuple of tensors."""
+    if isinstance(value, tuple):
+        return tuple(as_tensor(part) for part in value)
     if not isinstance(value, list):
         return value
     kinds = {type(number) for number in flat(value)}
@@ -113,7 +116,7 @@ def to_json() -> str:
         head = {"module": function(name).__module__,
                 "paper": " ".join(paper[1].split()) if paper else ""}
         lines = [line({"why": row.why, "inputs": row.inputs, "value": row.value,
-                       "gradient": row.gradient}) for row in table]
+                       "gradient": row.gradient, "ours": row.ours}) for row in table]
         blocks.append(f'{line(name)}: {line(head)[:-1]}, "cases": [\n'
                       + ",\n".join(lines) + "\n]}")
     note = line('float64; "nan", "inf" and "-inf" are text')

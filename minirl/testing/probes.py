@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,8 +21,8 @@ RAGGED = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0], [1, 0, 1, 1, 0, 0
                        [0, 0, 0, 1, 0, 0]]).bool()                            # (4, 6)
 SQUARE = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [1, 0, 1, 1, 0], [0, 1, 0, 0, 0],
                        [0, 0, 0, 0, 0]]).bool()                               # (5, 5): B == T
-RATIOS = torch.tensor([0.3, 0.5, 0.79, 0.9, 1.0, 1.1, 1.21, 1.3, 1.5, 2.5, 4.0, 6.0]).double()
-ADVANTAGES = torch.tensor([-2.0, -1.0, 0.0, 0.5, 1.0]).double()
+RATIOS = 1.5, 0.5, 1.0, 0.3, 0.79, 0.9, 1.1, 1.21, 1.3, 2.5, 4.0, 6.0
+ADVANTAGES = 1.0, -1.0, -2.0, 0.0, 0.5
 EQUAL = 0.1, 0.3, 0.7, 1.1, 2.3        # rewards that binary fractions do not hit
 
 
@@ -88,7 +89,8 @@ def probes(rows: list[Signature], reduced: str | None) -> Iterator[Probe]:
     for row in rows:
         masked = "M" in row.kinds or reduced is not None
         if {"logp", "old_logp", "adv"} <= set(row.names):
-            yield Probe("clip truth table", *truth_table(row), visible=None)
+            for ratio, adv in itertools.product(RATIOS, ADVANTAGES):
+                yield Probe("clip truth table", one_token(row, ratio, adv), row.options)
         yield Probe("a batch", batch(row, RAGGED), row.options, RAGGED, RAGGED)
         yield Probe("B == T, and an empty row", batch(row, SQUARE, seed=6), row.options, SQUARE,
                     SQUARE)
@@ -119,16 +121,12 @@ def probes(rows: list[Signature], reduced: str | None) -> Iterator[Probe]:
             yield from expectations(row)
 
 
-def truth_table(row: Signature) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return ratios below, inside and above every bound, each with advantages of either sign."""
-    ratio, adv = (x.flatten() for x in torch.meshgrid(RATIOS, ADVANTAGES, indexing="ij"))
-    per_token = "c" not in row.kinds
-    shape = (1, -1) if per_token else (-1, 1)
-    inputs: dict[str, Any] = {}
-    for name, kind in zip(row.names, row.kinds, strict=True):
-        x = {"logp": ratio.log(), "adv": adv}.get(name, torch.zeros_like(ratio)).reshape(shape)
-        inputs[name] = x.bool() | True if kind == "M" else adv if kind == "c" else x
-    return inputs, row.options
+def one_token(row: Signature, ratio: float, adv: float) -> dict[str, Any]:
+    """Return a single token, with a ratio below, inside or above the bounds."""
+    numbers = {"logp": math.log(ratio), "adv": adv}
+    return {name: torch.ones(1, 1).bool() if kind == "M" else
+            torch.full((1,) if kind == "c" else (1, 1), numbers.get(name, 0.0)).double()
+            for name, kind in zip(row.names, row.kinds, strict=True)}
 
 
 def under_the_mask(row: Signature, inputs: dict[str, Any], mask: Tensor, junk: float

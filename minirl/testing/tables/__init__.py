@@ -22,12 +22,14 @@ class Row(NamedTuple):
     inputs      lists of numbers become tensors; other things stay as they are
     value       of the function
     gradient    of the sum of the value, by argument
+    ours        a number that is a choice of this library, such as the cap of an exploded ratio
     """
 
     why: str
     inputs: dict[str, Any]
     value: Any
     gradient: dict[str, Numbers] = {}
+    ours: bool = False
 
 
 Table = dict[str, list[Row]]
