@@ -96,10 +96,10 @@ assert abs(total / 6 - 0.207038) < 1e-6
 # A model that knows nothing gives equal scores. Every pair then has the probability 1/2, and the
 # loss is ln 2 = 0.6931. That is where training starts.
 #
-# Where does a reward come to rest? Say a labeller prefers "12" to "13" in three of four cases. The
-# loss is least where $\sigma(r_1 - r_2) = 3/4$: at a difference of ln 3 = 1.0986, the log odds. If
-# a steadier labeller does so in nine of ten cases, the difference becomes ln 9 = 2 ln 3. Same
-# texts, twice the scale. The scale of a reward says how *consistent* labellers were.
+# Which difference is learnt? Say a labeller prefers "12" to "13" in three of four cases. The loss
+# is least where $\sigma(r_1 - r_2) = 3/4$: at a difference of ln 3 = 1.0986, the log odds. If
+# a steadier labeller does so in nine of ten cases, it becomes ln 9 = 2 ln 3. Same texts, twice the
+# scale: the scale of a reward says how *consistent* the labellers were.
 
 # %%
 difference = torch.linspace(-1.0, 4.0, 5001, dtype=torch.float64)
@@ -115,7 +115,8 @@ for share in (3 / 4, 9 / 10):
 
 # %% [markdown]
 # And the zero? Add 5 to all scores, and no difference changes, so no loss does. Every prompt may
-# even have a zero of its own, because two answers to *different* prompts are never compared.
+# even have a zero of its own, because answers to *different* prompts are never compared
+# ([nor should their scores be](https://github.com/OpenLMLab/MOSS-RLHF/issues/21)).
 # The same holds inside a text. "12" and "13" begin with the same token. Whatever reward the "1"
 # gets, it cancels in their comparison:
 
@@ -151,8 +152,8 @@ assert abs(float(leaf.grad[0, 0]) + (0.26894 + 0.11920 + 0.04743) / 6) < 1e-5
 assert abs(float(leaf.grad.sum())) < 1e-12
 
 # %% [markdown]
-# The gradient pushes the best answer up and the worst down. Its sum is 0: nothing ever moves all
-# four at once. That is the missing zero again, seen from the gradient.
+# Gradient descent pushes the best answer up and the worst down. The sum of the gradient is 0:
+# nothing ever moves all four at once. That is the missing zero again.
 #
 # ## Picture
 
@@ -185,7 +186,7 @@ keep(figure, "03_bradley_terry")
 # So somebody must choose a zero. InstructGPT shifts the scores so that the labellers' own
 # demonstrations score 0 on average: then "above 0" means "better than what people wrote". Ziegler
 # et al. also choose the scale: mean 0 and standard deviation 1 on samples of the first policy.
-# Say the demonstration for our question is "12":
+# Here, the demonstration is "12", and the samples are the four answers:
 
 # %%
 bias = reward_bias(SCORES[0, :1])
@@ -234,8 +235,8 @@ print("\n".join(page[first:first + 15]))
 # %% [markdown]
 # Now a real one, with 0.06 million parameters. The task is `tasks/instructions.py`: "sort dbca:",
 # "count dbca:", and so on. Each question gets four texts, right or wrong, short or long. A labeller
-# wants a right answer first and then a short one, and judges with noise (`draw_ranking`):
-# as the noise is known, so are the best accuracy and the least loss that any reward model can have.
+# wants a right answer first and then a short one, and judges with noise (`draw_ranking`). Because
+# the noise is known, so are the best accuracy and the least loss that any reward model can have.
 
 # %%
 class Labeller(NamedTuple):
@@ -307,7 +308,8 @@ print(f"no reward model can do better than accuracy {BEST_ACCURACY:.3f}, loss {L
 # ## One epoch against several
 #
 # InstructGPT trains its reward model for one epoch: several epochs "quickly" overfit (appendix
-# C.2). Eight epochs on 128 rankings, looked at after each:
+# C.2). Here are eight epochs on 128 rankings, measured after each, also on 150 held-out rankings:
+# other prompts, which the model has not seen.
 
 # %%
 def measure(model, rankings):
@@ -429,7 +431,9 @@ assert spread_loss < held_loss[-1]
 #
 # ## Labellers who disagree
 #
-# Rankings come from many people. Five of them, with different noise and different taste:
+# Rankings come from many people. Here are five. "careless" has the usual taste and twice the noise,
+# "strict" counts only right answers, "brief" likes short texts above all, "talkative" likes long
+# ones.
 
 # %%
 LABELLERS = {"usual": usual, "careless": Labeller(2.0, 1.0, noise=1.0),
@@ -459,12 +463,12 @@ print(f"one reward model for all five: right in at most {best_pooled:.3f}")
 assert of_two < best_pooled
 
 # %% [markdown]
-# InstructGPT's labellers agree with each other on 72.6 ± 1.5 % of the comparisons (section 3.4),
-# and its reward models predict them with 72.4 ± 0.4 % (section 4.1). It is tempting to read the
-# first as an upper bound of the second. It is a yardstick, and no bound. Say a text is preferred
-# with probability $p = 0.7$. Two labellers agree in $p^2 + (1 - p)^2 = 58 \%$ of cases, and a model
-# that always sides with the majority is right in 70 %. The bound is $E[\max(p, 1 - p)]$, and it is
-# never less than the agreement.
+# InstructGPT's labellers agree with each other 72.6 ± 1.5 % of the time (section 3.4), and its
+# reward models predict them with an accuracy of 72.4 ± 0.4 % (section 4.1). It is tempting to read
+# the first as an upper bound of the second. It is a yardstick, and no bound. Say a text is
+# preferred with probability $p = 0.7$. Two labellers agree in $p^2 + (1 - p)^2 = 58 \%$ of cases,
+# and a model that always sides with the majority is right in 70 %. The bound is
+# $E[\max(p, 1 - p)]$, and it is never less than the agreement.
 #
 # Now one budget, 480 rankings: all from one labeller, or 96 from each.
 
@@ -517,8 +521,8 @@ keep(figure, "03_labellers")
 # ## Break it
 #
 # A common accident: completions are cut to a maximal length, and two texts differ only behind the
-# cut. Then both have the same tokens and the same score: loss ln 2, and no gradient. Of the first
-# 5000 pairs of a public data set
+# cut. Then both have the same tokens and the same score: loss ln 2, and no gradient. Of 5000
+# pairs that were drawn from a public data set
 # [352 were lost like this](https://github.com/natolambert/rlhf-book/pull/504), and
 # [other code](https://github.com/OpenRLHF/OpenRLHF/issues/1311) loses them, too.
 # Cut our four answers to one token: "12", "13" and "10+1=11" all become "1". Three of the six pairs

@@ -23,7 +23,7 @@
 #
 # | what to inspect | healthy | if not |
 # |---|---|---|
-# | `value/explained_variance` | rises above 0 within a few steps | `value_lr` is too low |
+# | `value/explained_variance` (1: V predicts all returns) | rises above 0 | `value_lr` is too low |
 # | returns where gamma = 1 | the score at every token of a text | reward in a wrong slot |
 # | advantage of the token before a mistake | not negative on average | values are wrong |
 # | mean advantage before whitening | near 0 | values are off by a constant |
@@ -69,8 +69,9 @@ from minirl.train.reward_model import RewardModelConfig, score_texts, train_rewa
 #
 # In short: the score belongs to the end, because only there the text exists. What a token is worth
 # is *derived*: the value $V(s)$ of a beginning $s$ is the reward to be expected from there, and a
-# token's merit is how much the value rises when it is written. V reads the tokens *before* the
-# action, so it is a V and no Q, and it may be subtracted without a bias.
+# token's merit is how much the value rises when it is written. V reads only the tokens *before* the
+# one in question. So it is a V, and no Q (which would know that token, too), and subtracting it
+# from a reward causes no bias.
 
 # %% [markdown]
 # ## By hand
@@ -238,8 +239,9 @@ keep(figure, "04_tree")
 #
 # The policy has five logits: two for the first token, three for the one after "1". The true
 # gradient of the expected reward is known. So are the mean and the variance of the policy gradient
-# $\sum_t A_t \nabla \log \pi(y_t)$ of one sampled answer: sums of four terms. Three value
-# functions: the exact one, one that is wrong ("1" is worth 0.2, and "2" 0.3), and V = 0.
+# $\sum_t A_t \nabla \log \pi(y_t)$ of one sampled answer: sums of four terms. The variance is added
+# up over the five logits. We compare three value functions: the exact one, one that is wrong ("1"
+# is worth 0.2, and "2" 0.3), and V = 0.
 
 # %%
 leaves = [logits.clone().requires_grad_() for logits in OLD]
@@ -339,8 +341,8 @@ print(f"{len(index)} states, learnt by regression: largest error {float(error):.
 assert float(error) < 1e-6
 
 # %% [markdown]
-# PPO's first code clips the value loss, too: a value may move by 0.2 in an update, and then its
-# gradient is 0 (`clipped_value_loss`). It is in neither paper.
+# OpenAI's first PPO code clips the value loss, too: once a value has moved by 0.2, its gradient is
+# 0 (`clipped_value_loss`). Neither PPO's paper nor InstructGPT's has this.
 
 # %%
 v_new = torch.tensor([[0.1, 0.3]], requires_grad=True)
