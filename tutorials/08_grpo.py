@@ -20,7 +20,7 @@
 #
 # | what to inspect | healthy | if not |
 # |---|---|---|
-# | loss of the first step | 0, up to rounding | rewards or groups are in another order |
+# | loss of the first step | 0, up to rounding | a mean over tokens, or another reference |
 # | loss later | about β times the KL | no measure of progress: look at the reward |
 # | gradient norm where the loss is 0 | not 0 | no group has a spread: see the next row |
 # | groups without a spread | well below 1 | all right or all wrong: other prompts, or a larger G |
@@ -115,8 +115,8 @@ from minirl.train.sft import SFTConfig, train_sft
 #
 # The mean of 1, 0, 0, 0 is 1/4. The squared distances are 9/16, 1/16, 1/16, 1/16, which sum to 3/4;
 # divided by G - 1 = 3 that is 1/4, so the standard deviation is 1/2. The advantages are
-# (3/4) / (1/2) = **1.5** and (-1/4) / (1/2) = **-0.5**. (`eps` keeps a small deviation from being
-# divided by. Here it is 0, so that the numbers are round.)
+# (3/4) / (1/2) = **1.5** and (-1/4) / (1/2) = **-0.5**. (`eps` is added to the deviation, so that a
+# tiny one does not blow up the result. Here it is 0, for round numbers.)
 
 # %%
 adv = group_advantages(REWARDS, eps=0.0)  # step in: group_advantages
@@ -127,8 +127,8 @@ for name, numbers in (("rewards", REWARDS), ("R - mean", centred), ("advantages"
 assert adv.tolist() == [[1.5, -0.5, -0.5, -0.5]]
 
 # %% [markdown]
-# Why divide? A reward model's scores have no zero and no scale: Bradley-Terry sees differences
-# only, and each model has its own spread. The advantages are the same whatever they are:
+# Why divide? A reward model learns from comparisons (tutorial 03), so its scores have no zero, and
+# each model has a scale of its own. The advantages do not depend on either:
 
 # %%
 torch.testing.assert_close(group_advantages(3 * SCORES + 7, eps=0.0),
@@ -139,7 +139,7 @@ print("scores", SCORES[0].tolist(), "or 3 x scores + 7: advantages",
 # %% [markdown]
 # **R - V against R - mean.** A value is the expected reward from here on. OLD writes "12" with
 # probability 1/4, so the value of the prompt is 1/4. After a "1" it is 1/2 (the chance that "2"
-# follows), after a "2" it is 0. With these exact values in place of a trained V, GAE (tutorial 03)
+# follows), after a "2" it is 0. With these exact values in place of a trained V, GAE (tutorial 04)
 # with λ = 1 gives R - V at each token:
 
 # %%
@@ -157,7 +157,7 @@ assert monte_carlo[:, 0].tolist() == centred[0].tolist() == [0.75, -0.25, -0.25,
 
 # %% [markdown]
 # For the first token GRPO's baseline *is* PPO's: the mean of the group estimates V(prompt), and in
-# this group it hits it exactly. Then GRPO divides by the standard deviation.
+# this group it is exactly right. Then GRPO divides by the standard deviation.
 #
 # For later tokens they differ. GRPO has one number per answer, and `spread` gives it to all of its
 # tokens. PPO has a value before each token, and can say which token made the difference. With λ = 0
@@ -281,7 +281,7 @@ assert len(gone) >= 8
 # | 1 | one completion per prompt | G of them | the group is the baseline |
 # | 2 | scores, fixed for a cut-off answer | advantages, from `group_advantages` | there is no V |
 # | 3 | old log-probs, always | only if a batch is used twice | else `logp.detach()` is the same |
-# | 3 | KL in the token rewards, before GAE | – | no return per token would take it |
+# | 3 | KL in the token rewards, before GAE | – | there is no return per token |
 # | 4 | value loss, entropy bonus | k3 in the loss | the KL must stand somewhere |
 #
 # A value model is usually about as large as the policy, and needs gradients and Adam's two moments,
@@ -366,8 +366,8 @@ assert sum(together) == token_mean and sum(alone) / 2 == 0 != token_mean
 # %% [markdown]
 # ## Picture
 #
-# First the credit of each token. GRPO's map has one colour per answer. PPO's, with a perfect value
-# function, shows the decision.
+# First the credit of each token. GRPO's map has one colour per answer. The exact one shows which
+# token decided.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(9.6, 2.6), sharey=True)
@@ -388,7 +388,7 @@ keep(figure, "08_credit")
 # %% [markdown]
 # ![Advantages of each token: exact, PPO and GRPO](figures/08_credit.png)
 #
-# Second, the groups that teach anything. If all G answers are right, or all wrong, every advantage
+# Second, the groups that teach something. If all G answers are right, or all wrong, every advantage
 # is 0, and so is the gradient (but for the KL). A prompt that the policy solves with probability p
 # gives a useful group with probability $1 - p^G - (1-p)^G$. The metric `frac_reward_zero_std`
 # counts the others, and `dynamic_sampling` drops them:
@@ -526,7 +526,7 @@ assert 0.5 < per_answer / logged < 3, "two means of one k3: over answers, and ov
 # %%
 STYLES = {"β = 0.04": (BLUE, "-"), "β = 0": (AMBER, "-."), "renewed": (GREEN, ":"),
           "shuffled": (RED, "--")}
-figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.0))
+figure, axes = plt.subplots(1, 3, figsize=(9.0, 2.9))
 along = range(1, STEPS + 1)
 for axis, key in zip(axes, ("loss", "reward", "frac_reward_zero_std"), strict=True):
     for name, run in runs.items():
@@ -708,8 +708,8 @@ judge(check_3, exercise_3)
 # | equal rewards | not mentioned | exactly 0, decided by the largest and the smallest |
 # | iterative GRPO | reference and reward model renewed | the reference |
 #
-# DeepSeek-R1 has G = 16, β = 0.001 and a reference that is renewed every 400 steps:
-# `minirl grpo --preset r1-zero`.
+# DeepSeek-R1 has G = 16, β = 0.001 and a reference that is renewed every 400 updates, which are 25
+# batches of samples (`minirl grpo --preset r1-zero`).
 
 # %% [markdown]
 # ## Find the bug
