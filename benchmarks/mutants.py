@@ -185,7 +185,7 @@ def killed_by_check(mutant: Mutant) -> bool:
     exec(compile(mutant.source, "mutant", "exec"), changed.__dict__)
     for target_name, target in targets().items():
         if target.function.__module__ == name and uses(changed, target_name, mutant.function):
-            if not check(getattr(changed, target_name), target_name).ok:
+            if not check(getattr(changed, target_name), target_name, strict=True).ok:
                 return True
     return False
 

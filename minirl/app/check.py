@@ -23,7 +23,8 @@ def command_check(args: argparse.Namespace) -> int:
                          "my_module:my_loss --against grpo --sign minimise; minirl check --list "
                          "shows all names")
     report = check(function_of(args.function), args.against, sign=args.sign, reduced=args.reduced,
-                   fixed=dict(map(assignment, args.fixed or ())), arrays=arrays_of(args.arrays))
+                   fixed=dict(map(assignment, args.fixed or ())),
+                   per_sequence=args.per_sequence or (), arrays=arrays_of(args.arrays))
     print(report)
     return 0 if report.ok else 1
 

@@ -45,8 +45,8 @@ def ranking_loss(scores: Tensor) -> Tensor:
     Equation   -1 / C(K, 2) Σ_{i ranked before j} log σ(r_i - r_j)
     Paper      InstructGPT, arXiv:2203.02155, section 3.5, eq. 1; K from 4 to 9.
     Shapes     scores: (P, K), best first -> (P,)
-    Gradient   through scores. Each answer needs one forward pass. If pairs are shuffled as though
-               they were independent, the model overfits within an epoch.
+    Gradient   through scores. Each answer needs one forward pass. InstructGPT found that a model
+               overfits within an epoch if pairs are shuffled as though they were independent.
     Raises     ValueError if scores is not (P, K) with K ≥ 2.
 
     >>> ranking_loss(torch.tensor([[2.0, 1.0, 0.0, -1.0]]))  # (3 * .3133 + 2 * .1269 + .0486) / 6

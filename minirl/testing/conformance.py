@@ -15,7 +15,7 @@ import difflib
 import functools
 import inspect
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 from minirl.equations.reduce import AGGREGATIONS, aggregate
 from minirl.testing.measuring import agree, mask_of, mean_of, measured, times
 from minirl.testing.others import OTHERS
-from minirl.testing.probes import Function, Probe, Target, equations
+from minirl.testing.probes import Function, Probe, Target, equations, one_per_row
 from minirl.testing.slips import SLIPS, Slip
 
 WIDTH = 80                             # columns of a report
@@ -96,8 +96,9 @@ class Report(NamedTuple):
 
 
 def check(function: Function, against: str, *, sign: str = "maximise", reduced: str | None = None,
-          fixed: Mapping[str, Any] | None = None, arrays: Function | None = None,
-          only: str | None = None) -> Report:
+          fixed: Mapping[str, Any] | None = None, per_sequence: Sequence[str] = (),
+          arrays: Function | None = None, only: str | None = None, strict: bool = False
+          ) -> Report:
     """Compare a function with the equation called `against`, in value and gradient.
 
     against     a name that `targets` has, or one of RECIPES, such as "grpo": the function then
@@ -108,9 +109,13 @@ def check(function: Function, against: str, *, sign: str = "maximise", reduced: 
     reduced     for a function that takes the mask as its last argument and returns the mean: how
                 it averages, as reduce.aggregate's `how`
     fixed       options that are built into the function, such as {"clip_high": 0.28}
+    per_sequence  per-token arguments of which the function takes one per sequence, (B,), such as
+                ["adv"]
     arrays      makes the function's arrays from numpy's: numpy.asarray, jax.numpy.asarray. Its
                 gradients are then finite differences. Without it the function takes torch tensors
     only        one property alone, of those that `properties` lists
+    strict      ask also for what is a choice of this library: that a NaN reward is no verdict,
+                that a group of one learns nothing, where an exploded ratio is capped
     Raises      ValueError for an unknown equation, sign, mean, option or property
 
     >>> def loss(logp, old_logp, adv):                 # max where A < 0: gradients at ratio 1.5
@@ -125,8 +130,9 @@ def check(function: Function, against: str, *, sign: str = "maximise", reduced: 
     against, reduced, fixed = resolve(against, reduced, fixed)
     _check_request(against, sign, reduced, fixed)
     target = targets()[against]
-    subject = Subject(function, against, target, sign, reduced, fixed, arrays)
-    every = list(target.probes(reduced))
+    subject = Subject(function, against, target, sign, reduced, fixed, tuple(per_sequence), arrays)
+    every = [one_per_row(probe, per_sequence) for probe in target.probes(reduced)
+             if strict or not probe.ours]
     if only is not None and only not in {probe.property for probe in every}:
         raise ValueError(f"{only!r} is no property of {against}: expected one of "
                          f"{', '.join(properties(against, reduced=reduced))}")
@@ -204,6 +210,7 @@ class Subject(NamedTuple):
     sign: str
     reduced: str | None
     fixed: dict[str, Any]
+    per_sequence: tuple[str, ...]
     arrays: Function | None
 
     @property
@@ -259,8 +266,8 @@ class Subject(NamedTuple):
     def call(self, inputs: dict[str, Any], options: dict[str, Any], probe: Probe) -> Any:
         kinds = {name: parameter.kind for name, parameter
                  in inspect.signature(self.equation).parameters.items()}
-        positional = [inputs[name] for name in kinds
-                      if name in inputs and kinds[name] is not KEYWORD_ONLY]
+        positional = [inputs[name][:, 0] if name in self.per_sequence else inputs[name]
+                      for name in kinds if name in inputs and kinds[name] is not KEYWORD_ONLY]
         named = {name: value for name, value in inputs.items() if kinds[name] is KEYWORD_ONLY}
         if self.reduced and "mask" not in inputs:
             mask = mask_of(probe).clone()
@@ -272,8 +279,10 @@ class Subject(NamedTuple):
 
 def known_slip(subject: Subject, differences: list[Difference]) -> tuple[str, bool] | None:
     """Return the slip that gives all that came, and whether it is a choice; None for none."""
-    if not differences or any(d.measure.startswith(("error", "input")) for d in differences):
+    if any(d.measure.startswith(("error", "input")) for d in differences):
         return None
+    if not any(d.came is not None and bool(d.came.isfinite().any()) for d in differences):
+        return None                                    # NaN alone proves no slip
     for slip in (*SLIPS.get(subject.against, ()), *other_means(subject)):
         if all(agree(difference.came, slip_gives(slip, subject, difference),
                      TOLERANCE[difference.probe.dtype]) for difference in differences):
@@ -351,7 +360,7 @@ def in_general(differences: list[Difference]) -> str:
         first = next(d for d in differences if d.came is not None and d.wanted.abs().sum() > 0)
         if first.came.shape == first.wanted.shape:
             factor = float((first.came * first.wanted).sum() / first.wanted.square().sum())
-            if factor and ratio_is(factor):
+            if factor and abs(factor - 1) > 0.01 and ratio_is(factor):
                 return f"it is {factor:.4g} times what is right, everywhere"
     return ""
 

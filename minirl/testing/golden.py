@@ -36,12 +36,14 @@ class Case(NamedTuple):
     value       the result; a tensor where the function returns one, a tuple where it returns two
     gradient    of the sum of the value with respect to some of the inputs, by their names
     why         the arithmetic
+    ours        the number is a choice of this library, which others need not share
     """
 
     inputs: dict[str, Any]
     value: Any
     gradient: dict[str, Tensor]
     why: str
+    ours: bool = False
 
 
 def cases(name: str) -> list[Case]:
@@ -60,10 +62,22 @@ def cases(name: str) -> list[Case]:
         near = difflib.get_close_matches(name, tables, n=3) or sorted(tables)
         raise ValueError(f"{name!r} is the name of no equation: expected one such as "
                          f"{', '.join(near)}")
-    return [Case({key: as_input(value) for key, value in row.inputs.items()},
-                 as_tensor(row.value),
-                 {key: as_tensor(value) for key, value in row.gradient.items()}, row.why)
-            for row in tables[name]]
+    return [Case(inputs={key: as_input(value) for key, value in row.inputs.items()},
+                 value=as_tensor(row.value),
+                 gradient={key: as_tensor(value) for key, value in row.gradient.items()},
+                 why=row.why, ours=is_ours(row)) for row in tables[name]]
+
+
+def is_ours(row: Row) -> bool:
+    """Whether a row holds what is a choice of this library.
+
+    Besides those that say so, these are groups with a NaN reward, which is no verdict here, and
+    groups of one, which learn nothing.
+    """
+    rewards = row.inputs.get("rewards")
+    if row.ours or rewards is None or "mask" in row.inputs:
+        return row.ours
+    return len(rewards[0]) == 1 or any(x != x for x in flat(rewards))
 
 
 def rows() -> dict[str, list[Row]]:
@@ -116,7 +130,7 @@ def to_json() -> str:
         head = {"module": function(name).__module__,
                 "paper": " ".join(paper[1].split()) if paper else ""}
         lines = [line({"why": row.why, "inputs": row.inputs, "value": row.value,
-                       "gradient": row.gradient, "ours": row.ours}) for row in table]
+                       "gradient": row.gradient, "ours": is_ours(row)}) for row in table]
         blocks.append(f'{line(name)}: {line(head)[:-1]}, "cases": [\n'
                       + ",\n".join(lines) + "\n]}")
     note = line('float64; "nan", "inf" and "-inf" are text')

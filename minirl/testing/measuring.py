@@ -110,7 +110,7 @@ def agree(a: Any, b: Any, tolerance: float) -> bool:
 
     Where a ratio has exploded, only that it is no NaN counts: a cap far away is everybody's choice.
     """
-    if a is None or a.shape != b.shape:
+    if a is None or b is None or a.shape != b.shape:
         return False
     a, b = a.double(), b.double()
     exploded = (a.abs() > HUGE) | (b.abs() > HUGE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +32,7 @@ class Probe(NamedTuple):
     visible     (B, T) where the output counts; None: everywhere
     weights     (N,) probabilities of the rows, for an expectation; None: a plain sum
     read        makes the numbers to compare of what the function returns
+    ours        what is right is a choice of this library: asked for with strict=True
     hint        what is wrong where this property alone fails, if that can be said
     """
 
@@ -44,6 +45,7 @@ class Probe(NamedTuple):
     dtype: torch.dtype = torch.float64
     read: Function | None = None
     hint: str = ""
+    ours: bool = False
 
 
 class Target(NamedTuple):
@@ -79,7 +81,7 @@ def golden_probes(name: str, own: set[str] | None, reduced: str | None) -> Itera
         for case in golden.cases(name):
             mine = {key: value for key, value in case.inputs.items() if own is None or key in own}
             yield Probe("golden values", mine, {key: value for key, value in case.inputs.items()
-                                                if key not in mine})
+                                                if key not in mine}, ours=case.ours)
 
 
 def probes(rows: list[Signature], reduced: str | None) -> Iterator[Probe]:
@@ -171,3 +173,13 @@ def expectations(row: Signature) -> Iterator[Probe]:
                 oracle.prob(logp))
 
 
+def one_per_row(probe: Probe, names: Sequence[str]) -> Probe:
+    """Return the probe with all tokens of a row alike in some arguments."""
+    alike = dict(probe.inputs)
+    for name in names:
+        if name in alike and alike[name].dim() == 2:
+            x = alike[name]
+            mask = probe.mask if probe.mask is not None else torch.ones(x.shape).bool()
+            first = x.gather(1, mask.int().argmax(1, keepdim=True))              # (B, 1)
+            alike[name] = torch.where(mask.any(1, keepdim=True), first, 0).expand(x.shape).clone()
+    return probe._replace(inputs=alike)

@@ -91,6 +91,10 @@ def rounding_over_a_tiny_eps(rewards: Tensor, *, ddof: int = 1) -> Tensor:
     return _centred(rewards) / (rewards.std(1, keepdim=True, correction=ddof) + 1e-8)
 
 
+def eps_of_verl(rewards: Tensor, *, ddof: int = 1) -> Tensor:
+    return _centred(rewards) / (rewards.std(1, keepdim=True, correction=ddof) + 1e-6)
+
+
 def whole_batch(rewards: Tensor, *, ddof: int = 1, eps: float = 1e-4) -> Tensor:
     return (rewards - rewards.mean()) / (rewards.std(correction=ddof) + eps)
 
@@ -103,7 +107,7 @@ def _others(rewards: Tensor) -> Tensor:
     """The rewards of the other samples, (P, G, G - 1)."""
     size = rewards.shape[1]
     others = [[j for j in range(size) if j != i] for i in range(size)]
-    return rewards[:, torch.tensor(others)]
+    return rewards[:, torch.tensor(others, dtype=torch.long)]
 
 
 def leave_one_out_std(rewards: Tensor) -> Tensor:
@@ -348,6 +352,8 @@ SLIPS: dict[str, list[Slip]] = {
              "and min first", rounding_over_eps),
         Slip("eps is 1e-8, and equal rewards have advantages: rounding of the mean, divided by "
              "it; seen in tiny-grpo", rounding_over_a_tiny_eps),
+        Slip("eps is 1e-6, as in verl; equal rewards get small advantages", eps_of_verl,
+             choice=True),
         Slip("mean and std are the whole batch's: easy prompts are all good, hard ones all bad",
              whole_batch),
         Slip("the mean is not taken off: everything sampled is made likelier", not_centred),

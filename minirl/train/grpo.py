@@ -177,6 +177,7 @@ def train_grpo(
                         surrogate = surrogate - config.kl_coef * kl
                     loss = -aggregate(surrogate, batch.mask, config.aggregate, total=total)
                     check_finite(loss, state.step + 1, chosen[rows], answers.completions)
+                    sums.add("loss", loss, count=len(rows) / len(minibatch))
                     loss.backward()
                 sums.add("grad_norm", apply_update(state, lr, config.max_grad_norm))
         state.step += 1

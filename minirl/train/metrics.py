@@ -21,15 +21,21 @@ class Sums:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, float] = {}
 
-    def add(self, name: str, values: Tensor | float, mask: Tensor | None = None) -> None:
-        """Add all values, or those under the mask."""
+    def add(self, name: str, values: Tensor | float, mask: Tensor | None = None, *,
+            count: float | None = None) -> None:
+        """Add all values, or those under the mask.
+
+        `count` is for parts of one number, such as the losses of micro-batches, which add up to
+        their batch's: the share of the number that this part is.
+        """
         values = torch.as_tensor(values).detach()
         if mask is not None:
             values = values[mask.bool()]
         self._sums[name] = self._sums.get(name, 0.0) + values.double().sum()
-        self._counts[name] = self._counts.get(name, 0) + values.numel()
+        count = values.numel() if count is None else count
+        self._counts[name] = self._counts.get(name, 0) + count
 
     def means(self) -> dict[str, float]:
         return {name: float(total) / max(1, self._counts[name])

@@ -183,6 +183,7 @@ def train_ppo(
                                               entropy_coef=config.entropy_coef)
                     loss = -aggregate(surrogate, batch.mask, config.aggregate, total=total)
                     check_finite(loss, state.step + 1, chosen[rows], answers.completions)
+                    sums.add("loss", loss, count=len(rows) / len(minibatch))
                     loss.backward()
                 ptx.add_gradient(shuffle, sums, state.step + 1)  # eq. 2's second term
                 sums.add("grad_norm", apply_update(state, lr, config.max_grad_norm,

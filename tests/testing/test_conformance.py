@@ -15,7 +15,7 @@ from minirl.testing.slips import SLIPS
 
 @pytest.mark.parametrize("name", targets())
 def test_every_equation_agrees_with_itself(name):
-    report = check(targets()[name].function, name)
+    report = check(targets()[name].function, name, strict=True)
     assert report.ok, str(report)
     assert set(report.properties.values()) == {"holds"}
 
@@ -113,6 +113,28 @@ def test_a_recipe_is_an_equation_with_its_mean_and_numbers(name, equation, optio
     assert check(loss, name, sign="minimise").ok
     wrong = {"ppo": "grpo", "grpo": "ppo", "dapo": "ppo"}[name]
     assert not check(loss, wrong, sign="minimise").ok
+
+
+def test_a_loss_with_one_advantage_per_completion():
+    def loss(logp, old_logp, adv, mask):
+        assert adv.shape == logp.shape[:1]
+        terms = clipped_surrogate(logp, old_logp, adv[:, None].expand(logp.shape).clone())
+        return -aggregate(terms, mask, "sequence_mean")
+
+    assert check(loss, "grpo", sign="minimise", per_sequence=["adv"]).ok
+    assert not check(loss, "ppo", sign="minimise", per_sequence=["adv"]).ok
+
+
+@pytest.mark.parametrize("name, function", [
+    ("group_advantages", lambda rewards, *, eps=1e-4: torch.where(
+        rewards.amax(1, keepdim=True) - rewards.amin(1, keepdim=True) < 1e-6, 0,
+        (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + eps))),
+    ("leave_one_out_advantages", lambda rewards: rewards - (
+        rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)),
+])
+def test_a_textbook_function_is_right_though_it_knows_no_verdict_of_nan(name, function):
+    assert check(function, name).ok, str(check(function, name))
+    assert not check(function, name, strict=True).ok
 
 
 def test_gspo_is_a_recipe():

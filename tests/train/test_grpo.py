@@ -327,6 +327,8 @@ def test_metrics_of_a_batch_by_hand():
     assert metrics["reward"] == 0.25
     assert metrics["reward_std"] == pytest.approx((9 / 44) ** 0.5)
     assert metrics["frac_reward_zero_std"] == 0
+    assert metrics["loss"] == pytest.approx(0, abs=1e-6)
+    assert metrics["grad_norm"] > 1e-3
 
 
 def test_the_learning_rate_rises_and_falls():

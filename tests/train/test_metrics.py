@@ -15,6 +15,15 @@ def test_means_are_those_of_all_values_and_not_of_the_parts():
     assert sums.means() == {"loss": pytest.approx(0.65)}
 
 
+def test_parts_of_a_loss_add_up():
+    """Two updates: micro-batches of 1 and 3 rows with losses 1 and 2, and one of 4 rows with 5.
+    Their losses are 3 and 5, and the mean is 4."""
+    sums = Sums()
+    for loss, rows in ((1.0, 1), (2.0, 3), (5.0, 4)):
+        sums.add("loss", loss, count=rows / 4)
+    assert sums.means() == {"loss": pytest.approx(4.0)}
+
+
 def test_an_empty_mask_adds_nothing():
     sums = Sums()
     sums.add("kl", torch.tensor([[float("nan")]]), torch.tensor([[0]]))

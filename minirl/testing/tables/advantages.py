@@ -135,7 +135,7 @@ TABLE: Table = {
             {"rewards": [[0.7] * 8], "eps": 0.0}, [[0.0] * 8]),
         Row("0.3 and 0.1 + 0.2 are equal but for rounding, and 1e-9 and 0 are not: ± 1/√2",
             {"rewards": [[0.3, 0.30000000000000004], [1e-9, 0.0]], "eps": 0.0},
-            [[0.0, 0.0], [ROOT2 / 2, -ROOT2 / 2]]),
+            [[0.0, 0.0], [ROOT2 / 2, -ROOT2 / 2]], ours=True),
         Row("a group of one has nothing to compare with", {"rewards": [[3.0]]}, [[0.0]]),
     ],
     "batch_mean_advantages": [
