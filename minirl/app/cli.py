@@ -22,7 +22,7 @@ from typing import NamedTuple
 from minirl.app.flags import fields_of, flag, keys_of
 from minirl.app.survival import Stopped, catching_signals
 from minirl.app.tasks import TASKS
-from minirl.app.text import WIDTH, visible
+from minirl.lm.text import WIDTH, visible
 
 TYPES = {"int": int, "float": float, "str": str}
 

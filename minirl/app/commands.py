@@ -27,7 +27,6 @@ from minirl.app.stages import KINDS, Settings, Stages, first_model
 from minirl.app.sums import BaseConfig, SumsSettings
 from minirl.app.survival import warn
 from minirl.app.tasks import DEFAULT, make_task, with_changes
-from minirl.app.text import table
 from minirl.inference.evaluate import Evaluation
 from minirl.inference.intervals import wilson_interval
 from minirl.lm.checkpoint import load_pretrained
@@ -35,6 +34,7 @@ from minirl.lm.files import read_json
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in, pick_device, slowdown
 from minirl.lm.sampling import check_choices
+from minirl.lm.text import table
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.instructions import WORDS
 from minirl.tasks.problem import Task

@@ -26,7 +26,6 @@ from minirl.app.looks import SAMPLES, Agreement, Comparison, KeepEpochs, pretrai
 from minirl.app.preflight import Start, check_prompts, refuse
 from minirl.app.rundir import RunDir
 from minirl.app.stages import Settings, Stages, worth_compiling
-from minirl.app.text import hanging, table
 from minirl.inference.evaluate import Evaluation, best_of
 from minirl.inference.intervals import mean_interval
 from minirl.lm.checkpoint import load_reward_model
@@ -35,6 +34,7 @@ from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
 from minirl.lm.seeds import derive_seed
+from minirl.lm.text import hanging, table
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.instructions import Instructions, answers, base_texts
 from minirl.tasks.preferences import Ranking, load_rankings, save_rankings, split_rankings

@@ -14,12 +14,12 @@ from minirl.app.plots import plot_calibration, plot_epochs
 from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir
 from minirl.app.stages import Look, Stages
-from minirl.app.text import code_span
 from minirl.inference.evaluate import Evaluation, evaluate, text_loss
 from minirl.lm.checkpoint import load_pretrained, save_pretrained
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
 from minirl.lm.seeds import derive_seed
+from minirl.lm.text import code_span
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.instructions import Instructions, pretraining_text
 from minirl.tasks.preferences import Ranking, pairs

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 
 from minirl.app.progress import Progress
-from minirl.app.text import WIDTH, columns_of, visible
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
 from minirl.lm.sampling import sample
+from minirl.lm.text import WIDTH, columns_of, visible
 from minirl.lm.tokenizer import Tokenizer
 
 INDENT = 5                       # columns before a completion

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from minirl.app.rundir import RunDir
 from minirl.app.tasks import make_task
-from minirl.app.text import escaped, shortened, visible
 from minirl.inference.intervals import wilson_interval
+from minirl.lm.text import escaped, shortened, visible
 
 
 class Panel(NamedTuple):

@@ -20,11 +20,11 @@ from torch import nn
 from minirl.app.plots import plot_runs
 from minirl.app.rundir import RunDir
 from minirl.app.runlog import RunLog
-from minirl.app.text import table
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
+from minirl.lm.text import table
 from minirl.lm.tiny import SIZE_NAMES, TinySizes, make_base
 from minirl.lm.tokenizer import Tokenizer
 from minirl.train.checks import POSITIVE, SHARE, SIDE_BY_SIDE, check

@@ -13,12 +13,12 @@ from minirl.app.preflight import LOOKED_AT, Start, check_prompts, check_sampling
 from minirl.app.rundir import RunDir
 from minirl.app.stages import INTERVALS, Look, Settings, Stages, worth_compiling
 from minirl.app.tasks import make_task
-from minirl.app.text import hanging, table
 from minirl.inference.collect import ROWS
 from minirl.inference.evaluate import Evaluation
 from minirl.inference.intervals import wilson_interval
 from minirl.lm.model import Transformer
 from minirl.lm.seeds import derive_seed
+from minirl.lm.text import hanging, table
 from minirl.lm.tiny import SIZE_NAMES, TinySizes
 from minirl.tasks.arithmetic import SYMBOLS, demonstrations
 from minirl.tasks.preferences import load_demonstrations

@@ -11,7 +11,6 @@ from minirl.app.plots import plot_stages
 from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir
 from minirl.app.stages import KINDS, Stages
-from minirl.app.text import columns_of, hanging, padded, table
 from minirl.inference.evaluate import evaluate
 from minirl.inference.intervals import wilson_interval
 from minirl.lm.checkpoint import load_pretrained
@@ -19,6 +18,7 @@ from minirl.lm.files import read_json
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
 from minirl.lm.seeds import derive_seed
+from minirl.lm.text import columns_of, hanging, padded, table
 from minirl.tasks.instructions import Instructions
 from minirl.train.r1 import LANGUAGE, R1Config
 from minirl.train.stage import Page

@@ -22,12 +22,12 @@ from minirl.app.plots import plot_runs
 from minirl.app.rundir import RunDir
 from minirl.app.runlog import RunLog
 from minirl.app.runs import newest_checkpoint
-from minirl.app.text import columns_of
 from minirl.inference.evaluate import evaluate
 from minirl.lm.checkpoint import load_pretrained, load_reward_model, save_pretrained
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.seeds import derive_seed
+from minirl.lm.text import columns_of
 from minirl.lm.tokenizer import build_tokenizer
 from minirl.tasks import instructions
 from minirl.tasks.instructions import KINDS, Instructions

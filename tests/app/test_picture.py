@@ -8,9 +8,9 @@ import torch
 
 from minirl.app import picture as pictures
 from minirl.app.picture import completion_cells, logprob_lines, picture, show_samples
-from minirl.app.text import columns_of
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.rollouts import Rollouts
+from minirl.lm.text import columns_of
 from minirl.lm.tokenizer import build_tokenizer
 
 SAMPLING = dict(n=2, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=12, seed=0,

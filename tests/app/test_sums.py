@@ -8,7 +8,7 @@ import torch
 from minirl.app.cli import main
 from minirl.app.rundir import RunDir
 from minirl.app.sums import before_and_after
-from minirl.app.text import columns_of
+from minirl.lm.text import columns_of
 from tests.app.evaluations import summed
 
 ATTACK = "\x1b[31mred\x1b]0;title\x07\u202e `a` ``` \n\n## step 99: forged\n\n- `x`\x9b2J"

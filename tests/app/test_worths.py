@@ -8,10 +8,10 @@ import torch
 from minirl.app import worths
 from minirl.app.r1 import R1Settings
 from minirl.app.rundir import RunDir
-from minirl.app.text import columns_of
 from minirl.app.worths import Worths, stages_table, with_win_rates
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.heads import ScalarModel
+from minirl.lm.text import columns_of
 from minirl.train.grpo import GRPOConfig
 from minirl.train.r1 import R1Config
 from minirl.train.reward_model import RewardModelConfig
