@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
 import random
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,9 +18,9 @@ from minirl.app import instructgpt, r1, sums
 from minirl.app.flags import fields_of, flag
 from minirl.app.instructgpt import InstructSettings
 from minirl.app.looks import watched
-from minirl.app.picture import show_samples
 from minirl.app.plots import plot_runs
 from minirl.app.preflight import Start, check_flags, starting_point
+from minirl.app.progress import Progress
 from minirl.app.r1 import R1Settings
 from minirl.app.rundir import RunDir
 from minirl.app.runs import RUNS, new_run, newest_checkpoint, newest_run
@@ -29,6 +30,7 @@ from minirl.app.survival import warn
 from minirl.app.tasks import DEFAULT, make_task, with_changes
 from minirl.inference.evaluate import Evaluation
 from minirl.inference.intervals import wilson_interval
+from minirl.inference.picture import show_samples
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.files import read_json
 from minirl.lm.model import Transformer
@@ -228,11 +230,21 @@ def command_sample(args: argparse.Namespace) -> None:
     path, model, tokenizer = open_checkpoint(args)
     prompts = args.prompts or [problem.prompt for problem in trained_on(path).sample(
         2, random.Random(args.seed), split="test")]
-    text = show_samples(model, tokenizer, prompts, n=args.n, temperature=args.temperature,
-                        top_k=args.top_k, top_p=args.top_p, max_new_tokens=args.max_new_tokens,
-                        seed=args.seed, dtype=args.dtype, numbers=args.logprobs)
+    rows = args.n * len(prompts)
+    with compute_in(args.dtype, model.device), Progress("sampling", rows,
+                                                        unit="completion") as progress:
+        text = show_samples(model, tokenizer, prompts, n=args.n, temperature=args.temperature,
+                            top_k=args.top_k, top_p=args.top_p, max_new_tokens=args.max_new_tokens,
+                            seed=args.seed, numbers=args.logprobs, colour=terminal_has_colours())
+        progress.update(rows)
     print(f"checkpoint: {path}", file=sys.stderr)
     print(text)
+
+
+def terminal_has_colours() -> bool:
+    """See https://no-color.org for NO_COLOR."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stdout.isatty() and not plain
 
 
 def command_eval(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from minirl.app import commands
 from minirl.app.cli import main
 from minirl.app.commands import evaluation_table
 from minirl.app.runs import newest_checkpoint
@@ -76,6 +77,15 @@ def test_without_a_checkpoint_a_base_model_is_trained_first(inside, monkeypatch,
     assert out.startswith("1+1=\n"), "nothing but the samples"
     assert "training the base model first" in error
     assert newest_checkpoint(inside / "runs") == inside / "runs" / "sft" / "final"
+
+
+def test_sample_marks_in_colours_where_the_terminal_has_some(monkeypatch):
+    for tty, env, want in ((True, {}, True), (False, {}, False), (True, {"NO_COLOR": "1"}, False),
+                           (True, {"TERM": "dumb"}, False)):
+        stream = type("Stream", (), {"isatty": lambda self, tty=tty: tty})()
+        monkeypatch.setattr(commands.os, "environ", env)
+        monkeypatch.setattr(commands.sys, "stdout", stream)
+        assert commands.terminal_has_colours() is want
 
 
 # the table of minirl eval
