@@ -22,19 +22,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from minirl.app.looks import SAMPLES, Agreement, Comparison, KeepEpochs, pretraining, rank, verdict
+from minirl.app.looks import Agreement, Comparison, KeepEpochs, pretraining, rank
 from minirl.app.preflight import Start, check_prompts, refuse
 from minirl.app.rundir import RunDir
 from minirl.app.stages import Settings, Stages, worth_compiling
 from minirl.inference.evaluate import Evaluation, best_of
-from minirl.inference.intervals import mean_interval
+from minirl.inference.tables import comparison
 from minirl.lm.checkpoint import load_reward_model
 from minirl.lm.files import read_json
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
 from minirl.lm.seeds import derive_seed
-from minirl.lm.text import hanging, table
+from minirl.lm.text import table
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.instructions import Instructions, answers, base_texts
 from minirl.tasks.preferences import Ranking, load_rankings, save_rankings, split_rankings
@@ -248,26 +248,6 @@ def report(stages: Stages[InstructSettings], rows: Mapping[str, Evaluation]) -> 
     return (f"\n{comparison(rows)}\n\n{stages.seconds:.0f} s. {stages.run.path}/ holds "
             "curves.png, samples.md, summary.json, metrics.jsonl"
             "\nand final/, a checkpoint in Hugging Face layout.")
-
-
-def comparison(policies: Mapping[str, Evaluation]) -> str:
-    """Return a row per policy, and what the first and the last say to a few problems."""
-    first, *_, last = policies.items()
-    problems = first[1].problems
-    rows = [("", "true reward", "right", "reward model", "KL", "tokens")]
-    for name, result in policies.items():
-        distance = result.kl_bound if result.kl is None else result.kl
-        kl = "" if distance is None else f"{round(distance, 2) + 0.0:.2f}"  # not -0.00
-        rows.append((name, mean_interval(result.numbers("true_reward")), f"{result.accuracy:.3f}",
-                     f"{result.mean('reward_model'):.3f}", kl, f"{result.mean_length:.1f}"))
-    lines = [f"{len(problems)} distinct held-out instructions", table(rows), ""]
-    width = max(len(first[0]), len(last[0]))
-    for i, problem in enumerate(problems[:SAMPLES]):
-        lines += hanging("", problem.prompt)
-        for name, result in (first, last):
-            head = f"  {name:{width}}  {verdict(result, i)}  "
-            lines += hanging(head, result.completions[i][0])
-    return "\n".join(lines)
 
 
 def epochs_table(epochs: Sequence[Mapping[str, Any]]) -> str:

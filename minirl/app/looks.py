@@ -15,11 +15,11 @@ from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir
 from minirl.app.stages import Look, Stages
 from minirl.inference.evaluate import Evaluation, evaluate, text_loss
+from minirl.inference.tables import markdown
 from minirl.lm.checkpoint import load_pretrained, save_pretrained
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
 from minirl.lm.seeds import derive_seed
-from minirl.lm.text import code_span
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.instructions import Instructions, pretraining_text
 from minirl.tasks.preferences import Ranking, pairs
@@ -34,8 +34,6 @@ from minirl.train.instructgpt import (
     scored_by,
 )
 from minirl.train.reward_model import preference_margins
-
-SAMPLES = 4              # instructions that samples.md shows
 
 
 def watched(title: str, model: Transformer, tokenizer: Tokenizer, task: Task, *, n: int,
@@ -94,24 +92,6 @@ class BeforeAndAfter(Look):
 
     def write_samples(self, run: RunDir, step: int, heading: str, evaluation: Evaluation) -> None:
         run.write_samples(step, heading, markdown(evaluation, self.samples, self.verdicts))
-
-
-def verdict(evaluation: Evaluation, i: int) -> str:
-    """Return right, wrong or no verdict for problem i's first completion."""
-    accuracy = evaluation.verdicts["accuracy"][i][0]
-    return "no verdict" if accuracy is None else "right" if accuracy == 1.0 else "wrong"
-
-
-def markdown(evaluation: Evaluation, n: int, rewards: tuple[str, ...] = ()) -> str:
-    """Return the first n problems with their first completions, as a list."""
-    lines = []
-    for i, problem in enumerate(evaluation.problems[:n]):
-        words = [verdict(evaluation, i)]
-        words += [f"{name.replace('_', ' ')} {evaluation.verdicts[name][i][0]:.2f}"
-                  for name in rewards]
-        lines += [f"- {code_span(problem.prompt)} (right: {code_span(problem.answer)})",
-                  f"  - {', '.join(words)}: {code_span(evaluation.completions[i][0])}"]
-    return "\n".join(lines)
 
 
 # of InstructGPT
@@ -174,7 +154,7 @@ class Comparison(BeforeAndAfter):
                  max_new_tokens: int = MAX_NEW_TOKENS, temperature: float = 1.0) -> None:
         seed = stages.settings.seed
         task = scored_by(reward_model, stages.tokenizer, Instructions())
-        super().__init__(stages, task, samples=SAMPLES,
+        super().__init__(stages, task, samples=4,
                          verdicts=("true_reward", "reward_model"), max_new_tokens=max_new_tokens,
                          temperature=temperature, seed=derive_seed(seed, "instruct", "evaluate"))
         self.texts = pretraining(seed, 1000, "test")

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from minirl.app import instructgpt, looks
 from minirl.app.cli import main
 from minirl.app.instructgpt import (
     InstructSettings,
-    comparison,
     epochs_table,
     given_rankings,
     tokens_of_rankings,
@@ -27,7 +25,6 @@ from minirl.lm.checkpoint import load_pretrained, load_reward_model, save_pretra
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.seeds import derive_seed
-from minirl.lm.text import columns_of
 from minirl.lm.tokenizer import build_tokenizer
 from minirl.tasks import instructions
 from minirl.tasks.instructions import KINDS, Instructions
@@ -35,7 +32,6 @@ from minirl.tasks.preferences import load_rankings, pairs
 from minirl.tasks.problem import split_of
 from minirl.train import instructgpt as pipeline
 from minirl.train.sft import SFTConfig
-from tests.app.evaluations import instructed
 
 SMALL = ["--eval-problems", "16", "--device", "cpu", "--checkpoint-every", "1"]
 LABELLED = ["--demonstrations", "96", "--ranked-prompts", "80"]      # makes its own rankings
@@ -410,31 +406,6 @@ def test_a_policy_without_a_bos_and_in_bfloat16_is_trained(rm, tmp_path):
 
 
 # tables
-
-ATTACK = "\x1b[31mred\x1b]0;title\x07\u202e `a` ``` \n\n## step 99: forged\n\n- `x`\x9b2J"
-
-
-@pytest.mark.parametrize("text", [ATTACK, "한글" * 50], ids=["attack", "Hangul"])
-def test_what_models_say_steers_no_terminal_and_the_table_fits_it(text):
-    """A policy that emits escapes steered the terminal at the end of its run."""
-    result = instructed(text)
-    lines = comparison({"SFT": result, "best of 1024": replace(result, kl=0.5),
-                        "PPO": replace(result, kl=None)}).split("\n")
-    assert lines[0] == "4 distinct held-out instructions"
-    assert all(line.isprintable() for line in lines) and max(map(columns_of, lines)) <= 80
-    assert not any(line.strip().startswith(("## ", "- ")) for line in lines)
-
-
-def test_a_kl_of_next_to_nothing_is_not_negative():
-    row = comparison({"SFT": instructed("x"), "PPO": replace(instructed("x"), kl=-1e-4)})
-    assert re.search(r"(?m)^PPO +1\.250 \+- \S+ +0\.500 +123\.457 +0\.00 +4\.0$", row), row
-
-
-def test_the_kl_of_best_of_n_is_its_bound():
-    best = replace(instructed("x"), kl=None, kl_bound=1.84)
-    row = comparison({"SFT": instructed("x"), "best of 16": best})
-    assert re.search(r"(?m)^best of 16 +1\.250 \+- \S+ +0\.500 +123\.457 +1\.84 +4\.0$", row), row
-
 
 def test_the_epochs_fit_a_terminal():
     epochs = [{"epoch": i, "validation_loss": 12345.678, "score": -12345.678,
