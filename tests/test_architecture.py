@@ -29,6 +29,7 @@ HELPERS = {
     "profiling",
     "stage",
     "state",
+    "worth",
 }
 PIPELINES = {"r1", "instructgpt"}       # pages whose lines are pages
 NAMES_PAGES = {"presets", "__init__"}   # the table of the pages' numbers, and what the room offers

@@ -8,7 +8,7 @@ import torch
 from minirl.app import worths
 from minirl.app.r1 import R1Settings
 from minirl.app.rundir import RunDir
-from minirl.app.worths import Worths, stages_table, with_win_rates
+from minirl.app.worths import Worths, stages_table
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.heads import ScalarModel
 from minirl.lm.text import columns_of
@@ -70,14 +70,6 @@ def test_what_is_left_at_the_end(base, tmp_path):
     summary = runner.run.summary
     assert (summary["accuracy_before"], summary["accuracy_after"]) == (0.1, 0.3)
     assert summary["seconds"] == 1.5 and (runner.run.path / "stages.png").stat().st_size > 10_000
-
-
-def test_win_rates_by_hand():
-    """Against (1, 0): (2, 0) wins one and ties one; (0, -1) loses both."""
-    entries = with_win_rates([
-        {"stage": "sft", "general": [1.0, 0.0]}, {"stage": "a", "general": [2.0, 0.0]},
-        {"stage": "b", "general": [0.0, -1.0]}])
-    assert [entry["win_rate"] for entry in entries] == [0.5, 0.75, 0.0]
 
 
 @pytest.mark.parametrize("text", [ATTACK, "한글" * 50], ids=["attack", "Hangul"])
