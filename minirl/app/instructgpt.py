@@ -25,10 +25,11 @@ from typing import Any
 from minirl.app.looks import Agreement, Comparison, KeepEpochs, pretraining, rank
 from minirl.app.preflight import Start, check_prompts, refuse
 from minirl.app.rundir import RunDir
-from minirl.app.stages import Settings, Stages, worth_compiling
+from minirl.app.stages import Settings, Stages
 from minirl.inference.evaluate import Evaluation, best_of
 from minirl.inference.tables import comparison
 from minirl.lm.checkpoint import load_reward_model
+from minirl.lm.compiled import worth_compiling
 from minirl.lm.files import read_json
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer

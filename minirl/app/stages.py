@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from minirl.app.plots import plot_runs
 from minirl.app.rundir import RunDir
 from minirl.app.runlog import RunLog
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
-from minirl.lm.heads import ScalarModel
+from minirl.lm.compiled import check_compile
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
 from minirl.lm.text import table
@@ -37,9 +37,6 @@ from minirl.train.sft import SFTConfig, train_sft
 from minirl.train.stage import Page
 from minirl.train.state import TrainState
 
-CPU_FLOPS = 1e11         # what two cores reach in float32, roughly
-PAYS_FROM = 300          # seconds of matrix products: compiling takes up to a minute, and saves a
-                         # tenth to a third of a step
 TEXTS = "[1, 16777216]"  # texts to learn from: all are made and encoded before the first step
 INTERVALS = {            # of the fields of all commands' settings
     **dict.fromkeys((*SIZE_NAMES, "eval_problems", "checkpoint_every", "best_of", "samples"),
@@ -76,22 +73,6 @@ class Settings:
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Settings)
-
-
-def check_compile(choice: str) -> None:
-    if choice not in ("auto", "on", "off"):
-        raise ValueError(f"compile is {choice!r}: one of auto, on, off is wanted")
-
-
-def worth_compiling(choice: str, model: Transformer, tokens: int) -> bool:
-    """Return whether to compile a model that learns from so many tokens.
-
-    The answer depends on the run's numbers alone, so that a resumed run gets the same.
-    """
-    check_compile(choice)
-    seconds = 6 * model.num_parameters() * tokens / CPU_FLOPS
-    pays = model.device.type == "cuda" or seconds > PAYS_FROM
-    return choice == "on" or choice == "auto" and pays
 
 
 def first_model(settings: Settings, sizes: TinySizes, *, words: tuple[str, ...] = (),
@@ -179,7 +160,7 @@ class Stages(Generic[S]):
         run = self.run if is_run else self.run.stage(name, kind.command, **{kind.command: config})
         if run.finished:
             model, _ = kind.load(run.path / "final", dtype=torch.float32, device=self.device)
-            same_compiled(start, model)
+            model.compiled = start.compiled
         else:
             model = self._train(run, name, config, start, page)
         seconds = run.summary.get("seconds", 0.0)
@@ -191,7 +172,7 @@ class Stages(Generic[S]):
         checkpoint = run.load_checkpoint(device=self.device, load=kind.load)
         model: Any
         model, _, state = checkpoint or (copy.deepcopy(start), self.tokenizer, None)
-        same_compiled(start, model)
+        model.compiled = start.compiled
         look = self.looks.get(name, Look())
         log = RunLog(run, self.tokenizer, title=self.title(name), bar=kind.bar, state=state,
                      steps=config.steps if kind.has_steps else None,
@@ -244,13 +225,3 @@ class Stages(Generic[S]):
             with self.run.replacing(name) as partial:
                 save(content, partial)
         return load(path)
-
-
-def same_compiled(start: nn.Module, model: nn.Module) -> None:
-    """Compile a model, or a reward model's transformer, where `start` is compiled."""
-    transformer_of(model).compiled = transformer_of(start).compiled
-
-
-def transformer_of(model: nn.Module) -> Transformer:
-    """Return a policy itself, or the transformer inside a reward model."""
-    return model.backbone if isinstance(model, ScalarModel) else cast(Transformer, model)

@@ -11,10 +11,11 @@ from typing import Any
 from minirl.app.looks import BeforeAndAfter, watched
 from minirl.app.preflight import LOOKED_AT, Start, check_prompts, check_sampling, refuse
 from minirl.app.rundir import RunDir
-from minirl.app.stages import INTERVALS, Look, Settings, Stages, worth_compiling
+from minirl.app.stages import INTERVALS, Look, Settings, Stages
 from minirl.app.tasks import make_task
 from minirl.inference.collect import ROWS
 from minirl.inference.tables import before_and_after
+from minirl.lm.compiled import worth_compiling
 from minirl.lm.model import Transformer
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tiny import SIZE_NAMES, TinySizes
