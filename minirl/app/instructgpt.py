@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from minirl.app.looks import Agreement, Comparison, KeepEpochs, pretraining, rank
-from minirl.app.preflight import Start, check_prompts, refuse
+from minirl.app.preflight import Start, refuse
 from minirl.app.rundir import RunDir
 from minirl.app.stages import Settings, Stages
+from minirl.inference.collect import check_prompts
 from minirl.inference.evaluate import Evaluation, best_of
 from minirl.inference.tables import comparison
 from minirl.lm.checkpoint import load_reward_model
@@ -281,10 +282,9 @@ def check_instructions(configs: Mapping[str, Any], flags: Collection[str], start
         if settings.reward_model is not None:
             raise ValueError("--reward-model is given to minirl rm, which trains one: leave it out,"
                              " or use minirl ppo or minirl dpo")
-    longest = MAX_NEW_TOKENS
-    if "ppo" in configs:
-        longest = max(longest, configs["ppo"].max_new_tokens)
-    check_prompts(start, Instructions(), longest)
+    longest = max(MAX_NEW_TOKENS, getattr(configs.get("ppo"), "max_new_tokens", 0))
+    check_prompts(start.tokenizer, Instructions(), max_new_tokens=longest,
+                  context=start.config.max_seq_len)
     if settings.rankings is not None:
         for rankings in given_rankings(settings):
             if rankings:

@@ -1,9 +1,8 @@
-"""What can be checked before a run has a folder or a model learns: numbers, device, files, sizes
-and lengths. A check that fails raises ValueError."""
+"""What can be checked before a run has a folder or a model learns: device, checkpoint, memory and
+flags. A check that fails raises ValueError."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -13,19 +12,16 @@ import torch
 from minirl.app.flags import flag
 from minirl.app.stages import Settings
 from minirl.lm.checkpoint import inspect_pretrained
-from minirl.lm.memory import ADAMW, check_room, parameters_of, sampling_bytes
+from minirl.lm.memory import ADAMW, check_room, parameters_of
 from minirl.lm.model import ModelConfig
 from minirl.lm.precision import pick_device
-from minirl.lm.sampling import check_context
 from minirl.lm.tiny import TinySizes, tiny_config
 from minirl.lm.tokenizer import TAGS, Tokenizer, build_tokenizer
-from minirl.tasks.problem import Task
 from minirl.train.presets import PRESETS
 
 # a field, and the value of another field with which no page reads it
 UNREAD = {"ref_sync_steps": ("kl_coef", 0), "ddof": ("scale", "none"),
           "ptx_batch_size": ("ptx_coef", 0)}
-LOOKED_AT = 200          # problems or demonstrations whose lengths stand for all
 
 
 @dataclass(frozen=True)
@@ -85,20 +81,3 @@ def check_flags(command: str, preset: str, flag_names: Collection[str],
         except ValueError as error:
             raise ValueError(f"{flag('overlong_cache')} gives rewards below 0, which preset "
                              f"{preset} cannot take: leave it out ({error})") from error
-
-
-def check_prompts(start: Start, task: Task, max_new_tokens: int) -> None:
-    """Raise ValueError where a task's prompts leave no room for completions in the context."""
-    rng = random.Random(0)
-    prompts = [problem.prompt for split in ("train", "test")
-               for problem in task.sample(LOOKED_AT, rng, split=split)]
-    lengths = {prompt: len(start.tokenizer.encode_prompt(prompt)) for prompt in prompts}
-    longest = max(lengths, key=lengths.__getitem__)
-    check_context(f"the prompt {longest!r}", lengths[longest], max_new_tokens,
-                  start.config.max_seq_len)
-
-
-def check_sampling(start: Start, rows: int, length: int) -> None:
-    """Raise ValueError where a step's completions do not fit into memory."""
-    check_room(sampling_bytes(start.config, rows, length), start.device,
-               f"sampling {rows:,} completions of {length:,} tokens in a step")

@@ -22,10 +22,11 @@ from torch import nn
 
 from minirl.app.looks import rank
 from minirl.app.plots import plot_hacking
-from minirl.app.preflight import LOOKED_AT, Start
+from minirl.app.preflight import Start
 from minirl.app.rundir import RunDir
 from minirl.app.stages import Settings, Stages
 from minirl.app.worths import Worths, stages_table
+from minirl.inference.collect import LOOKED_AT
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.lm.compiled import worth_compiling
 from minirl.lm.model import Transformer

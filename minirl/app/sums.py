@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from minirl.app.looks import BeforeAndAfter, watched
-from minirl.app.preflight import LOOKED_AT, Start, check_prompts, check_sampling, refuse
+from minirl.app.preflight import Start, refuse
 from minirl.app.rundir import RunDir
 from minirl.app.stages import INTERVALS, Look, Settings, Stages
 from minirl.app.tasks import make_task
-from minirl.inference.collect import ROWS
+from minirl.inference.collect import LOOKED_AT, ROWS, check_prompts
 from minirl.inference.tables import before_and_after
 from minirl.lm.compiled import worth_compiling
+from minirl.lm.memory import check_room, sampling_bytes
 from minirl.lm.model import Transformer
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tiny import SIZE_NAMES, TinySizes
@@ -151,6 +152,9 @@ def check_sums(configs: Mapping[str, Any], flags: Collection[str], start: Start)
                                worked_share=float(base.worked_share > 0))
         encode_pairs(start.tokenizer, pairs, start.config.max_seq_len)
     if config is not None:
-        check_prompts(start, task, config.max_new_tokens)
+        length = config.max_new_tokens
+        check_prompts(start.tokenizer, task, max_new_tokens=length,
+                      context=start.config.max_seq_len)
         rows = max(config.prompts_per_step * config.group_size, min(settings.eval_problems, ROWS))
-        check_sampling(start, rows, config.max_new_tokens)
+        check_room(sampling_bytes(start.config, rows, length), start.device,
+                   f"sampling {rows:,} completions of {length:,} tokens in a step")
