@@ -18,7 +18,7 @@ import random
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,11 @@ class InstructSettings(Settings):
     def task_fields(self) -> dict[str, Any]:
         return {"name": "instructions"}
 
+    @cached_property
+    def rankings_in_file(self) -> list[Ranking]:
+        """What --rankings holds, read once."""
+        return load_rankings(str(self.rankings))
+
 
 # stages 1 and 2
 
@@ -85,12 +90,15 @@ class ModelsAndRankings:
     held_out: list[Ranking]
 
 
-def first_stage(stages: Stages[InstructSettings], model: Transformer) -> ModelsAndRankings:
+def first_stage(stages: Stages[InstructSettings], model: Transformer, *,
+                tokens: int) -> ModelsAndRankings:
     """Train the SFT models, and let people rank completions.
 
-    A model or file that a flag names is used instead.
+    A model or file that a flag names is used instead. The command's own page learns from so many
+    tokens: they decide whether all models are compiled.
     """
     settings = stages.settings
+    model.compiled = worth_compiling(settings.compile, model, tokens)
     seed, sft, start = settings.seed, model, model
     if settings.init is None:
         rng = random.Random(derive_seed(seed, "instruct", "reading"))
@@ -135,11 +143,10 @@ def demonstrations(settings: InstructSettings, split: str = "train") -> list[Pai
 
 def given_rankings(settings: InstructSettings) -> tuple[list[Ranking], list[Ranking]]:
     """Read --rankings; hold out a tenth of its prompts unless --reward-model is given."""
-    rankings = load_rankings(str(settings.rankings))
     if settings.reward_model is not None:
-        return rankings, []
+        return settings.rankings_in_file, []
     try:
-        return split_rankings(rankings)
+        return split_rankings(settings.rankings_in_file)
     except ValueError as error:
         raise ValueError(f"{settings.rankings} has {error}") from error
 
@@ -147,12 +154,11 @@ def given_rankings(settings: InstructSettings) -> tuple[list[Ranking], list[Rank
 # stage 3
 
 def train_by_dpo(stages: Stages[InstructSettings], stage_1: ModelsAndRankings, config: DPOConfig,
-                 reward_model: ScalarModel) -> tuple[Transformer, Comparison]:
-    """DPO on the rankings. The reward model is asked for evaluation only."""
-    look = stages.looks["dpo"] = Comparison(stages, reward_model)
-    policy = pipeline.prefer(stage_1.start, stages.tokenizer, lambda: stage_1.rankings, config,
-                             seed=stages.settings.seed, stage=stages)
-    return policy, look
+                 look: Comparison) -> Transformer:
+    """DPO on the rankings. The look's reward model is asked for evaluation only."""
+    stages.looks["dpo"] = look
+    return pipeline.prefer(stage_1.start, stages.tokenizer, lambda: stage_1.rankings, config,
+                           seed=stages.settings.seed, stage=stages)
 
 
 # the commands
@@ -160,10 +166,9 @@ def train_by_dpo(stages: Stages[InstructSettings], stage_1: ModelsAndRankings, c
 def rm(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl rm` does, stages 1 and 2 -> what it prints at the end."""
     run, settings = stages.run, stages.settings
-    tokens = configs["rm"].epochs * tokens_of_rankings(settings)
-    model.compiled = worth_compiling(settings.compile, model, tokens)
     stages.looks["sft"] = KeepEpochs(stages.tokenizer, pipeline.DEMONSTRATIONS_SFT.epochs)
-    second_stage(stages, first_stage(stages, model), configs["rm"])
+    tokens = configs["rm"].epochs * tokens_of_rankings(settings)
+    second_stage(stages, first_stage(stages, model, tokens=tokens), configs["rm"])
     summary, epochs = run.summary, read_json(run.path / "sft-epochs.json").get("epochs")
     return (f"\n{summary['rankings']} rankings, {summary['comparisons']} comparisons; of "
             f"{summary['held_out_comparisons']} held-out comparisons the reward model decides "
@@ -178,13 +183,12 @@ def rm(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[st
 def ppo(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl ppo` does, all three stages, and DPO beside them -> what it prints."""
     run, settings, config = stages.run, stages.settings, configs["ppo"]
-    tokens = config.steps * config.episodes * config.max_new_tokens
-    model.compiled = worth_compiling(settings.compile, model, tokens)
-    stage_1 = first_stage(stages, model)
+    stage_1 = first_stage(stages, model,
+                          tokens=config.steps * config.episodes * config.max_new_tokens)
     reward_model = second_stage(stages, stage_1, RewardModelConfig())
-    dpo_policy, _ = train_by_dpo(stages, stage_1, DPOConfig(), reward_model)
     look = stages.looks["ppo"] = Comparison(
         stages, reward_model, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
+    dpo_policy = train_by_dpo(stages, stage_1, DPOConfig(), look)
     variant = PRESETS["ppo"][run.config["preset"]].arguments(config)
     pipeline.reinforce(stage_1.start, stages.tokenizer, Instructions(), config,
                        reward_model=reward_model, pretraining=pretraining(settings.seed),
@@ -198,11 +202,10 @@ def ppo(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[s
 def dpo(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl dpo` does -> what it prints at the end."""
     run, settings = stages.run, stages.settings
-    tokens = configs["dpo"].epochs * tokens_of_rankings(settings)
-    model.compiled = worth_compiling(settings.compile, model, tokens)
-    stage_1 = first_stage(stages, model)
-    reward_model = second_stage(stages, stage_1, RewardModelConfig())
-    _, look = train_by_dpo(stages, stage_1, configs["dpo"], reward_model)
+    stage_1 = first_stage(stages, model,
+                          tokens=configs["dpo"].epochs * tokens_of_rankings(settings))
+    look = Comparison(stages, second_stage(stages, stage_1, RewardModelConfig()))
+    train_by_dpo(stages, stage_1, configs["dpo"], look)
     rows = compare(stages, stage_1.start, look, {}) | {"DPO": look.last}
     return f"{report(stages, rows)}\nNext, from the same start: minirl ppo " \
            f"{same_start(run, settings)}"
@@ -216,7 +219,7 @@ def tokens_of_rankings(settings: InstructSettings) -> int:
     """
     if settings.rankings is None:
         return settings.ranked_prompts * MOST * 2 * MAX_NEW_TOKENS
-    return sum(len(ranking.prompt) + len(completion) for ranking in load_rankings(settings.rankings)
+    return sum(len(ranking.prompt) + len(completion) for ranking in settings.rankings_in_file
                for completion in ranking.completions)
 
 

@@ -148,7 +148,10 @@ class Agreement(Look):
 
 class Comparison(BeforeAndAfter):
     """A policy before and after preference learning: what people think, what the reward model does,
-    how far the policy went, and what it lost on other text."""
+    how far the policy went, and what it lost on other text.
+
+    It may look at several stages from one start. A policy that was measured is not measured again.
+    """
 
     def __init__(self, stages: Stages, reward_model: ScalarModel, *,
                  max_new_tokens: int = MAX_NEW_TOKENS, temperature: float = 1.0) -> None:
@@ -158,6 +161,14 @@ class Comparison(BeforeAndAfter):
                          verdicts=("true_reward", "reward_model"), max_new_tokens=max_new_tokens,
                          temperature=temperature, seed=derive_seed(seed, "instruct", "evaluate"))
         self.texts = pretraining(seed, 1000, "test")
+        self.evaluations: dict[tuple[Transformer, int], Evaluation] = {}
+
+    def evaluate(self, title: str, model: Transformer, *, samples: int = 1,
+                 **more: Any) -> Evaluation:
+        key = model, samples
+        if key not in self.evaluations:
+            self.evaluations[key] = super().evaluate(title, model, samples=samples, **more)
+        return self.evaluations[key]
 
     def loss_on_text(self, model: Transformer) -> float:
         texts = encode_texts(self.tokenizer, self.texts, model.config.max_seq_len)

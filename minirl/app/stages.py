@@ -50,7 +50,8 @@ INTERVALS = {            # of the fields of all commands' settings
 
 @dataclass(frozen=True)
 class Settings:
-    """What every training command takes beside the configurations of its pages."""
+    """What every training command takes beside the configurations of its pages. A command's own
+    settings add `task_fields`: the task, as config.json keeps it (app/tasks.py)."""
 
     seed: int = 0
     device: str = "auto"               # auto, cpu or cuda
@@ -64,11 +65,6 @@ class Settings:
         check(self, **INTERVALS)
         check_compile(self.compile)
         compute_in(self.dtype, torch.device("cpu"))
-
-    @property
-    def task_fields(self) -> dict[str, Any]:
-        """The task, as config.json keeps it: see app/tasks.py."""
-        raise NotImplementedError
 
 
 T = TypeVar("T")

@@ -145,6 +145,16 @@ def test_ppo_leaves_its_files_and_one_table_of_all_four(rm, tmp_path, capsys):
     assert "complete" in capsys.readouterr().out
 
 
+def test_no_policy_is_measured_twice(rm, tmp_path, monkeypatch):
+    """DPO and PPO start from one policy, and DPO's own stage measures what the table shows."""
+    titles, watched = [], looks.watched
+    monkeypatch.setattr(looks, "watched", lambda title, *args, **options: (
+        titles.append(title), watched(title, *args, **options))[1])
+    assert main(["ppo", "--run-dir", str(tmp_path / "ppo"), *from_rm(rm, *BEST_OF, *PPO)]) == 0
+    assert titles == ["measuring before", "measuring after", "measuring after",
+                      "measuring best of 4"]
+
+
 def test_dpo_alone(rm, tmp_path, capsys):
     assert main(["dpo", "--run-dir", str(tmp_path / "dpo"), *from_rm(rm)]) == 0
     assert "DPO" in capsys.readouterr().out
