@@ -19,7 +19,6 @@ from minirl.app.instructgpt import InstructSettings
 from minirl.app.looks import watched
 from minirl.app.plots import plot_runs
 from minirl.app.preflight import Start, check_flags, starting_point
-from minirl.app.progress import Progress
 from minirl.app.r1 import R1Settings
 from minirl.app.rundir import RunDir
 from minirl.app.runs import RUNS, new_run, newest_checkpoint, newest_run
@@ -33,6 +32,7 @@ from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.files import read_json
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in, pick_device, slowdown
+from minirl.lm.progress import Progress
 from minirl.lm.sampling import check_choices
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.instructions import WORDS

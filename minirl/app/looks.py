@@ -11,7 +11,6 @@ from typing import Any
 from torch.nn.functional import logsigmoid
 
 from minirl.app.plots import plot_calibration, plot_epochs
-from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir
 from minirl.app.stages import Look, Stages
 from minirl.inference.evaluate import Evaluation, evaluate, text_loss
@@ -19,6 +18,7 @@ from minirl.inference.tables import markdown
 from minirl.lm.checkpoint import load_pretrained, save_pretrained
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
+from minirl.lm.progress import Progress
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.instructions import Instructions, pretraining_text

@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from minirl.app.plots import plot_stages
-from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir
 from minirl.app.stages import KINDS, Stages
 from minirl.inference.intervals import wilson_interval
@@ -16,6 +15,7 @@ from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.files import read_json
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
+from minirl.lm.progress import Progress
 from minirl.lm.text import columns_of, hanging, padded, table
 from minirl.tasks.instructions import Instructions
 from minirl.train.r1 import R1Config

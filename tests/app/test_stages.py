@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 
 from minirl.app.cli import main
 from minirl.app.commands import config_json, work
-from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir
 from minirl.app.runlog import RunLog
 from minirl.app.stages import Look, Stages
 from minirl.app.sums import BaseConfig, SumsSettings
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.digests import seal
+from minirl.lm.progress import Progress
 from minirl.train.grpo import GRPOConfig
 from minirl.train.metrics import NonFiniteError
 from minirl.train.sft import SFTConfig, train_sft
