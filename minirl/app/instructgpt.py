@@ -37,7 +37,6 @@ from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
 from minirl.lm.seeds import derive_seed
 from minirl.lm.text import table
-from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.instructions import Instructions, answers, base_texts
 from minirl.tasks.preferences import Ranking, load_rankings, save_rankings, split_rankings
 from minirl.train import instructgpt as pipeline
@@ -293,17 +292,10 @@ def check_instructions(configs: Mapping[str, Any], flags: Collection[str], start
             if rankings:
                 encode_rankings(start.tokenizer, rankings, start.config.max_seq_len)
     if settings.reward_model is not None:
-        check_tokenizers(settings, start.tokenizer)
-
-
-def check_tokenizers(settings: InstructSettings, tokenizer: Tokenizer) -> None:
-    """A reward model must read the policy's ids: the same tokens, under the same numbers."""
-    _, other = load_reward_model(str(settings.reward_model))
-    if (tokenizer.backend.get_vocab() == other.backend.get_vocab()
-            and tokenizer.stop_ids == other.stop_ids):
-        return
-    raise ValueError(f"the reward model {settings.reward_model} and the policy "
-                     f"{settings.init or 'of this toy'} have different tokenizers "
-                     f"({other.vocab_size} and {tokenizer.vocab_size} tokens): it would read other "
-                     "words than the policy writes; use a reward model that was trained from this "
-                     "policy")
+        own, (_, other) = start.tokenizer, load_reward_model(settings.reward_model)
+        if not own.same_ids(other):
+            raise ValueError(f"the reward model {settings.reward_model} and the policy "
+                             f"{settings.init or 'of this toy'} have different tokenizers "
+                             f"({other.vocab_size} and {own.vocab_size} tokens): it would read "
+                             "other words than the policy writes; use a reward model that was "
+                             "trained from this policy")
