@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import random
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -36,13 +36,12 @@ from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
 from minirl.lm.seeds import derive_seed
-from minirl.lm.text import table
 from minirl.tasks.instructions import Instructions, answers, base_texts
 from minirl.tasks.preferences import Ranking, load_rankings, save_rankings, split_rankings
 from minirl.train import instructgpt as pipeline
 from minirl.train.dpo import DPOConfig
 from minirl.train.encoding import encode_rankings
-from minirl.train.instructgpt import MAX_NEW_TOKENS, MOST, Pair
+from minirl.train.instructgpt import MAX_NEW_TOKENS, MOST, Pair, epochs_table
 from minirl.train.presets import PRESETS
 from minirl.train.reward_model import RewardModelConfig
 from minirl.train.sft import SFTConfig, train_sft
@@ -252,20 +251,6 @@ def report(stages: Stages[InstructSettings], rows: Mapping[str, Evaluation]) -> 
     return (f"\n{comparison(rows)}\n\n{stages.seconds:.0f} s. {stages.run.path}/ holds "
             "curves.png, samples.md, summary.json, metrics.jsonl"
             "\nand final/, a checkpoint in Hugging Face layout.")
-
-
-def epochs_table(epochs: Sequence[Mapping[str, Any]]) -> str:
-    """Return every other epoch, the chosen one, and the one that validation loss would choose."""
-    least = min(epochs, key=lambda epoch: epoch["validation_loss"])
-    names = "validation_loss", "score", "true_reward"
-    rows: list[tuple[str, ...]] = [("SFT epoch", "validation loss", "reward model",
-                                    "true reward", "")]
-    for epoch in epochs:
-        notes = ["chosen"] * epoch["chosen"] + ["least validation loss"] * (epoch is least)
-        if epoch["epoch"] in (1, 2, 4, 8, 16) or notes:
-            rows.append((str(epoch["epoch"]), *(f"{epoch[name]:.3f}" for name in names),
-                         " and ".join(notes)))
-    return table(rows)
 
 
 # before a run has a folder

@@ -1,8 +1,7 @@
-"""What R1's policies are worth on held-out problems: stages.json, and the table of minirl r1."""
+"""What R1's policies are worth on held-out problems, as files of the run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -10,19 +9,15 @@ from torch import nn
 from minirl.app.plots import plot_stages
 from minirl.app.rundir import RunDir
 from minirl.app.stages import KINDS, Stages
-from minirl.inference.intervals import wilson_interval
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.files import read_json
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
 from minirl.lm.progress import Progress
-from minirl.lm.text import columns_of, hanging, padded, table
 from minirl.tasks.instructions import Instructions
 from minirl.train.r1 import R1Config
 from minirl.train.stage import Page
-from minirl.train.worth import with_win_rates, worth
-
-SIDE = ("too-long", "small-base", "small-rl", "distilled")     # not on the way to the final model
+from minirl.train.worth import SIDE, with_win_rates, worth
 
 
 class Worths:
@@ -68,25 +63,3 @@ class Worths:
             "language_after": after["language"], "win_rate_after": after["win_rate"],
             "seconds": round(self.stages.seconds, 1)})
         return entries
-
-
-def stages_table(entries: Sequence[Mapping[str, Any]], samples: int) -> str:
-    """Return a row per policy, and what each says to one problem."""
-    counts = entries[0]["problems"]
-    right = [("right answers", "easy", "hard", "95 %", f"maj@{samples}", f"pass@{samples}")]
-    rest = [("how they are said", "format", "language", "tokens", "win rate", "seconds")]
-    for entry in sorted(entries, key=lambda entry: entry["stage"] in SIDE):
-        low, high = wilson_interval(entry["hard"], counts["hard"])
-        right.append((entry["stage"], f"{entry['easy']:.3f}", f"{entry['hard']:.3f}",
-                      f"{low:.2f} to {high:.2f}", f"{entry['majority']:.3f}",
-                      f"{entry['pass']:.3f}"))
-        rest.append((entry["stage"], f"{entry['format']:.3f}", f"{entry['language']:.3f}",
-                     f"{entry['length']:.1f}", f"{entry['win_rate']:.3f}",
-                     f"{entry['seconds']:.0f}"))
-    problems = ", ".join(f"{n} {kind}" for kind, n in counts.items())
-    lines = [f"distinct held-out problems: {problems}", "", table(right), "", table(rest), ""]
-    lines += hanging("", entries[0]["problem"])
-    width = max(columns_of(entry["stage"]) for entry in entries)
-    for entry in entries:
-        lines += hanging(f"  {padded(entry['stage'], width)}  ", entry["example"])
-    return "\n".join(lines)

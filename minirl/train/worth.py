@@ -1,5 +1,5 @@
 """What the policies of R1's pipeline are worth on held-out problems: easy and hard ones, judged by
-the rules, and general prompts, judged by what people want."""
+the rules, and general prompts, judged by what people want; and all of them in a table."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from typing import Any
 
 from minirl.inference.collect import Counter
 from minirl.inference.evaluate import evaluate
+from minirl.inference.intervals import wilson_interval
 from minirl.lm.model import Transformer
 from minirl.lm.seeds import derive_seed
+from minirl.lm.text import columns_of, hanging, padded, table
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.problem import Task
+
+SIDE = ("too-long", "small-base", "small-rl", "distilled")     # not on the way to the final model
 
 
 def worth(model: Transformer, tokenizer: Tokenizer, *, easy: Task, hard: Task, general: Task,
@@ -44,3 +48,25 @@ def with_win_rates(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
         return sum(wins) / len(wins)
 
     return [{**entry, "win_rate": win_rate(entry["general"])} for entry in entries]
+
+
+def stages_table(entries: Sequence[Mapping[str, Any]], samples: int) -> str:
+    """Return a row per policy, and what each says to one problem."""
+    counts = entries[0]["problems"]
+    right = [("right answers", "easy", "hard", "95 %", f"maj@{samples}", f"pass@{samples}")]
+    rest = [("how they are said", "format", "language", "tokens", "win rate", "seconds")]
+    for entry in sorted(entries, key=lambda entry: entry["stage"] in SIDE):
+        low, high = wilson_interval(entry["hard"], counts["hard"])
+        right.append((entry["stage"], f"{entry['easy']:.3f}", f"{entry['hard']:.3f}",
+                      f"{low:.2f} to {high:.2f}", f"{entry['majority']:.3f}",
+                      f"{entry['pass']:.3f}"))
+        rest.append((entry["stage"], f"{entry['format']:.3f}", f"{entry['language']:.3f}",
+                     f"{entry['length']:.1f}", f"{entry['win_rate']:.3f}",
+                     f"{entry['seconds']:.0f}"))
+    problems = ", ".join(f"{n} {kind}" for kind, n in counts.items())
+    lines = [f"distinct held-out problems: {problems}", "", table(right), "", table(rest), ""]
+    lines += hanging("", entries[0]["problem"])
+    width = max(columns_of(entry["stage"]) for entry in entries)
+    for entry in entries:
+        lines += hanging(f"  {padded(entry['stage'], width)}  ", entry["example"])
+    return "\n".join(lines)

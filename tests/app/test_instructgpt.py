@@ -12,7 +12,6 @@ from minirl.app import instructgpt, looks
 from minirl.app.cli import main
 from minirl.app.instructgpt import (
     InstructSettings,
-    epochs_table,
     given_rankings,
     tokens_of_rankings,
 )
@@ -413,12 +412,3 @@ def test_a_policy_without_a_bos_and_in_bfloat16_is_trained(rm, tmp_path):
     again[again.index("--init") + 1] = str(start)
     assert main(["ppo", "--run-dir", str(tmp_path / "ppo"), *again, *PPO]) == 0
     assert load_pretrained(tmp_path / "ppo" / "final")[0].dtype == torch.float32
-
-
-# tables
-
-def test_the_epochs_fit_a_terminal():
-    epochs = [{"epoch": i, "validation_loss": 12345.678, "score": -12345.678,
-               "true_reward": 12345.678, "chosen": i == 3} for i in range(1, 17)]
-    table = epochs_table(epochs)
-    assert max(map(len, table.splitlines())) <= 80 and "chosen" in table
