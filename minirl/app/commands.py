@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 
 from minirl.app import instructgpt, r1, sums
-from minirl.app.flags import fields_of, flag
+from minirl.app.flags import fields_of
 from minirl.app.instructgpt import InstructSettings
 from minirl.app.looks import watched
 from minirl.app.plots import plot_runs
-from minirl.app.preflight import Start, check_flags, starting_point
+from minirl.app.preflight import Start, starting_point
 from minirl.app.r1 import R1Settings
 from minirl.app.rundir import RunDir
 from minirl.app.runs import RUNS, new_run, newest_checkpoint, newest_run
@@ -34,13 +34,14 @@ from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in, pick_device, slowdown
 from minirl.lm.progress import Progress
 from minirl.lm.sampling import check_choices
+from minirl.lm.text import flag
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.instructions import WORDS
 from minirl.tasks.problem import Task
 from minirl.train.dpo import DPOConfig
 from minirl.train.grpo import GRPOConfig
 from minirl.train.ppo import PPOConfig
-from minirl.train.presets import PRESETS
+from minirl.train.presets import PRESETS, check_flags
 from minirl.train.r1 import R1Config
 from minirl.train.reward_model import RewardModelConfig
 from minirl.train.sft import SFTConfig
