@@ -24,6 +24,7 @@ HELPERS = {
     "checks",
     "encoding",
     "metrics",
+    "metrics_file",
     "presets",
     "pretraining",
     "profiling",
