@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -84,16 +84,12 @@ def first_model(settings: Settings, sizes: TinySizes, *, words: tuple[str, ...] 
 
 @dataclass(frozen=True)
 class Kind:
-    """How the page that a configuration belongs to becomes a run.
-
-    has_steps   whether config.steps is the page's length; otherwise config.epochs is
-    """
+    """How the page that a configuration belongs to becomes a run."""
 
     command: str
     page: Callable[..., nn.Module]     # what --profile watches
     bar: dict[str, str]                # metrics on the progress bar, and their labels there
     load: Callable[..., Any] = load_pretrained
-    has_steps: bool = False
     every: int = 1                     # a factor on the steps between two checkpoints
 
 
@@ -104,11 +100,10 @@ KINDS: dict[type, Kind] = {
     GRPOConfig: Kind("grpo", train_grpo, {
         "reward": "reward", "rewards/accuracy/mean": "accuracy",
         "rewards/language_consistency/mean": "language", "rewards/preference/mean": "preference",
-        "kl": "KL", "completions/mean_length": "length"}, has_steps=True),
+        "kl": "KL", "completions/mean_length": "length"}),
     PPOConfig: Kind("ppo", train_ppo, {
         "objective/scores": "score", "objective/kl": "KL",
-        "value/explained_variance": "explained", "completions/mean_length": "length"},
-        has_steps=True),
+        "value/explained_variance": "explained", "completions/mean_length": "length"}),
     DPOConfig: Kind("dpo", train_dpo, {
         "loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}),
 }
@@ -135,18 +130,18 @@ class Stages(Generic[S]):
     inside it: one that is finished is loaded, one that was cut short goes on from its newest
     checkpoint.
 
-    names     all stages in order, for numbers on the progress bar
     profile   measure the steps of the run itself
+    names     all stages in order, for numbers on the progress bar
     looks     by the stage's name
     seconds   what the stages took so far, together
     """
 
     def __init__(self, run: RunDir, tokenizer: Tokenizer, settings: S, *,
-                 device: torch.device, names: Sequence[str] = (), profile: bool = False,
-                 looks: Mapping[str, Look] | None = None) -> None:
+                 device: torch.device, profile: bool = False) -> None:
         self.run, self.tokenizer, self.settings = run, tokenizer, settings
-        self.device, self.names, self.profile = device, names, profile
-        self.looks = dict(looks or {})
+        self.device, self.profile = device, profile
+        self.names: Sequence[str] = ()
+        self.looks: dict[str, Look] = {}
         self.seconds = 0.0
 
     def __call__(self, name: str, config: Any, start: nn.Module, page: Page) -> Any:
@@ -171,8 +166,7 @@ class Stages(Generic[S]):
         model.compiled = start.compiled
         look = self.looks.get(name, Look())
         log = RunLog(run, self.tokenizer, title=self.title(name), bar=kind.bar, state=state,
-                     steps=config.steps if kind.has_steps else None,
-                     epochs=1 if kind.has_steps else config.epochs,
+                     steps=getattr(config, "steps", None), epochs=getattr(config, "epochs", 1),
                      every=kind.every * self.settings.checkpoint_every,
                      seconds=self.seconds if run is self.run else 0.0)
 
