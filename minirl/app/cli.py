@@ -19,10 +19,10 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from minirl.app.flags import fields_of, flag, keys_of
+from minirl.app.flags import fields_of, keys_of
 from minirl.app.survival import Stopped, catching_signals
 from minirl.app.tasks import TASKS
-from minirl.app.text import WIDTH, visible
+from minirl.lm.text import WIDTH, flag, visible
 
 TYPES = {"int": int, "float": float, "str": str}
 
