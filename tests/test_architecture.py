@@ -24,11 +24,13 @@ HELPERS = {
     "checks",
     "encoding",
     "metrics",
+    "metrics_file",
     "presets",
     "pretraining",
     "profiling",
     "stage",
     "state",
+    "worth",
 }
 PIPELINES = {"r1", "instructgpt"}       # pages whose lines are pages
 NAMES_PAGES = {"presets", "__init__"}   # the table of the pages' numbers, and what the room offers

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from minirl.app.cli import build_parser
-from minirl.app.text import columns_of
 from minirl.equations.objectives import clipped_surrogate
+from minirl.lm.text import columns_of
 
 ROOT = Path(__file__).parent.parent
 READMES = [ROOT / "README.md", ROOT / "README.ko.md"]

@@ -19,10 +19,10 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from minirl.app.flags import fields_of, flag, keys_of
+from minirl.app.flags import fields_of, keys_of
 from minirl.app.survival import Stopped, catching_signals
 from minirl.app.tasks import TASKS
-from minirl.app.text import WIDTH, visible
+from minirl.lm.text import WIDTH, flag, visible
 
 TYPES = {"int": int, "float": float, "str": str}
 
@@ -217,6 +217,24 @@ def add_equations(parser: Parser) -> None:
                         help="the index as tutorials/EQUATIONS.md holds it")
 
 
+def add_check(parser: Parser) -> None:
+    parser.add_argument("function", nargs="?", default=None, metavar="MODULE:FUNCTION",
+                        help="such as my_module:my_loss, from this folder or installed")
+    parser.add_argument("--against", default=None, metavar="NAME",
+                        help="what it should compute: grpo, clipped_surrogate, k3, ...")
+    parser.add_argument("--list", action="store_true", help="all names for --against")
+    parser.add_argument("--sign", choices=["maximise", "minimise"], default="maximise",
+                        help="minimise for a loss (default maximise)")
+    parser.add_argument("--reduced", default=None, metavar="MEAN",
+                        help="it takes the mask last and returns the mean: sequence_mean, ...")
+    parser.add_argument("--fixed", nargs="+", default=None, metavar="NAME=VALUE",
+                        help="numbers that are built into it, such as clip_high=0.28")
+    parser.add_argument("--per-sequence", nargs="+", default=None, metavar="NAME",
+                        help="arguments of which it takes one per completion, such as adv")
+    parser.add_argument("--arrays", choices=["torch", "numpy", "jax"], default="torch",
+                        help="what it computes with (default torch)")
+
+
 class Command(NamedTuple):
     """What a command is for, which flags it takes, and what runs it: "module:function"."""
 
@@ -256,6 +274,8 @@ COMMANDS = {
                     "minirl.app.commands:command_eval"),
     "equations": Command("which function computes which equation of which paper", add_equations,
                          "minirl.app.equations:command_equations"),
+    "check": Command("hold your own loss against ground truth, and hear what is wrong with it",
+                     add_check, "minirl.app.check:command_check"),
     "plot": Command("draw the curves of one run or several", add_plot,
                     "minirl.app.commands:command_plot"),
 }

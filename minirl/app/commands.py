@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
+import os
 import random
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from minirl.app import instructgpt, r1, sums
-from minirl.app.flags import fields_of, flag
+from minirl.app.flags import fields_of
 from minirl.app.instructgpt import InstructSettings
 from minirl.app.looks import watched
-from minirl.app.picture import show_samples
 from minirl.app.plots import plot_runs
-from minirl.app.preflight import Start, check_flags, starting_point
+from minirl.app.preflight import Start, starting_point
 from minirl.app.r1 import R1Settings
 from minirl.app.rundir import RunDir
 from minirl.app.runs import RUNS, new_run, newest_checkpoint, newest_run
@@ -27,21 +26,22 @@ from minirl.app.stages import KINDS, Settings, Stages, first_model
 from minirl.app.sums import BaseConfig, SumsSettings
 from minirl.app.survival import warn
 from minirl.app.tasks import DEFAULT, make_task, with_changes
-from minirl.app.text import table
-from minirl.inference.evaluate import Evaluation
-from minirl.inference.intervals import wilson_interval
+from minirl.inference.picture import show_samples
+from minirl.inference.tables import evaluation_table
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.files import read_json
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in, pick_device, slowdown
+from minirl.lm.progress import Progress
 from minirl.lm.sampling import check_choices
+from minirl.lm.text import flag
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.instructions import WORDS
 from minirl.tasks.problem import Task
 from minirl.train.dpo import DPOConfig
 from minirl.train.grpo import GRPOConfig
 from minirl.train.ppo import PPOConfig
-from minirl.train.presets import PRESETS
+from minirl.train.presets import PRESETS, check_flags
 from minirl.train.r1 import R1Config
 from minirl.train.reward_model import RewardModelConfig
 from minirl.train.sft import SFTConfig
@@ -228,11 +228,21 @@ def command_sample(args: argparse.Namespace) -> None:
     path, model, tokenizer = open_checkpoint(args)
     prompts = args.prompts or [problem.prompt for problem in trained_on(path).sample(
         2, random.Random(args.seed), split="test")]
-    text = show_samples(model, tokenizer, prompts, n=args.n, temperature=args.temperature,
-                        top_k=args.top_k, top_p=args.top_p, max_new_tokens=args.max_new_tokens,
-                        seed=args.seed, dtype=args.dtype, numbers=args.logprobs)
+    rows = args.n * len(prompts)
+    with compute_in(args.dtype, model.device), Progress("sampling", rows,
+                                                        unit="completion") as progress:
+        text = show_samples(model, tokenizer, prompts, n=args.n, temperature=args.temperature,
+                            top_k=args.top_k, top_p=args.top_p, max_new_tokens=args.max_new_tokens,
+                            seed=args.seed, numbers=args.logprobs, colour=terminal_has_colours())
+        progress.update(rows)
     print(f"checkpoint: {path}", file=sys.stderr)
     print(text)
+
+
+def terminal_has_colours() -> bool:
+    """See https://no-color.org for NO_COLOR."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stdout.isatty() and not plain
 
 
 def command_eval(args: argparse.Namespace) -> None:
@@ -253,38 +263,6 @@ def command_eval(args: argparse.Namespace) -> None:
     print(task.name)
     print(evaluation_table(result, ks, asked=args.problems, samples=args.samples,
                            temperature=args.temperature))
-
-
-def evaluation_table(result: Evaluation, ks: Sequence[int], *, asked: int, samples: int,
-                     temperature: float) -> str:
-    """Return accuracy and unbiased pass@k, each with its 95 % interval, and the other means."""
-    def number(mean: float) -> str:
-        return "no verdict" if math.isnan(mean) else f"{mean:.3f}"
-
-    n = len(result.problems)
-    lines = [f"{n} distinct held-out problems, {samples} samples each, "
-             f"temperature {temperature:g}"]
-    if n < asked:
-        lines.append(f"({asked} were asked for, and the task seems to have no more)")
-    rows = [("", "mean", "95 % interval")]
-    means = [("accuracy", result.accuracy, result.judged_problems)]
-    means += [(f"pass@{k}", result.pass_at(k), problems_with_verdicts(result, k)) for k in ks]
-    for name, mean, judged in means:
-        low, high = wilson_interval(mean, judged)
-        rows.append((name, number(mean), f"{low:.3f} to {high:.3f}"))
-    if result.judged_problems < n:
-        rows.append(("problems with a verdict", str(result.judged_problems), ""))
-    rows += [(f"{name}, mean", number(mean), "") for name, mean in result.rewards.items()
-             if name != "accuracy"]
-    rows += [("response length, tokens", f"{result.mean_length:.1f}", ""),
-             ("cut off", f"{result.truncated:.3f}", "")]
-    return "\n".join([*lines, table(rows)])
-
-
-def problems_with_verdicts(result: Evaluation, k: int) -> int:
-    """Return how many problems have k verdicts or more: those that pass@k is the mean of."""
-    return sum(sum(verdict is not None for verdict in verdicts) >= k
-               for verdicts in result.verdicts["accuracy"])
 
 
 def command_plot(args: argparse.Namespace) -> None:

@@ -97,8 +97,3 @@ def keys_of(path: str) -> list[str]:
     table = module(name).values[variable]
     assert isinstance(table, ast.Dict), f"{path} is not spelt out"
     return [module(name).value(key) for key in table.keys]
-
-
-def flag(name: str) -> str:
-    """Return how a field is written on the command line: "--group-size" for "group_size"."""
-    return "--" + name.replace("_", "-")

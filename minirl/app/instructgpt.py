@@ -16,32 +16,32 @@ from __future__ import annotations
 
 import random
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from minirl.app.looks import SAMPLES, Agreement, Comparison, KeepEpochs, pretraining, rank, verdict
-from minirl.app.preflight import Start, check_prompts, refuse
+from minirl.app.looks import Agreement, Comparison, KeepEpochs, pretraining, rank
+from minirl.app.preflight import Start, refuse
 from minirl.app.rundir import RunDir
-from minirl.app.stages import Settings, Stages, worth_compiling
-from minirl.app.text import hanging, table
+from minirl.app.stages import Settings, Stages
+from minirl.inference.collect import check_prompts
 from minirl.inference.evaluate import Evaluation, best_of
-from minirl.inference.intervals import mean_interval
+from minirl.inference.tables import comparison
 from minirl.lm.checkpoint import load_reward_model
+from minirl.lm.compiled import worth_compiling
 from minirl.lm.files import read_json
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
 from minirl.lm.seeds import derive_seed
-from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.instructions import Instructions, answers, base_texts
 from minirl.tasks.preferences import Ranking, load_rankings, save_rankings, split_rankings
 from minirl.train import instructgpt as pipeline
 from minirl.train.dpo import DPOConfig
 from minirl.train.encoding import encode_rankings
-from minirl.train.instructgpt import MAX_NEW_TOKENS, MOST, Pair
+from minirl.train.instructgpt import MAX_NEW_TOKENS, MOST, Pair, epochs_table
 from minirl.train.presets import PRESETS
 from minirl.train.reward_model import RewardModelConfig
 from minirl.train.sft import SFTConfig, train_sft
@@ -67,6 +67,11 @@ class InstructSettings(Settings):
     def task_fields(self) -> dict[str, Any]:
         return {"name": "instructions"}
 
+    @cached_property
+    def rankings_in_file(self) -> list[Ranking]:
+        """What --rankings holds, read once."""
+        return load_rankings(str(self.rankings))
+
 
 # stages 1 and 2
 
@@ -83,12 +88,15 @@ class ModelsAndRankings:
     held_out: list[Ranking]
 
 
-def first_stage(stages: Stages[InstructSettings], model: Transformer) -> ModelsAndRankings:
+def first_stage(stages: Stages[InstructSettings], model: Transformer, *,
+                tokens: int) -> ModelsAndRankings:
     """Train the SFT models, and let people rank completions.
 
-    A model or file that a flag names is used instead.
+    A model or file that a flag names is used instead. The command's own page learns from so many
+    tokens: they decide whether all models are compiled.
     """
     settings = stages.settings
+    model.compiled = worth_compiling(settings.compile, model, tokens)
     seed, sft, start = settings.seed, model, model
     if settings.init is None:
         rng = random.Random(derive_seed(seed, "instruct", "reading"))
@@ -133,11 +141,10 @@ def demonstrations(settings: InstructSettings, split: str = "train") -> list[Pai
 
 def given_rankings(settings: InstructSettings) -> tuple[list[Ranking], list[Ranking]]:
     """Read --rankings; hold out a tenth of its prompts unless --reward-model is given."""
-    rankings = load_rankings(str(settings.rankings))
     if settings.reward_model is not None:
-        return rankings, []
+        return settings.rankings_in_file, []
     try:
-        return split_rankings(rankings)
+        return split_rankings(settings.rankings_in_file)
     except ValueError as error:
         raise ValueError(f"{settings.rankings} has {error}") from error
 
@@ -145,12 +152,11 @@ def given_rankings(settings: InstructSettings) -> tuple[list[Ranking], list[Rank
 # stage 3
 
 def train_by_dpo(stages: Stages[InstructSettings], stage_1: ModelsAndRankings, config: DPOConfig,
-                 reward_model: ScalarModel) -> tuple[Transformer, Comparison]:
-    """DPO on the rankings. The reward model is asked for evaluation only."""
-    look = stages.looks["dpo"] = Comparison(stages, reward_model)
-    policy = pipeline.prefer(stage_1.start, stages.tokenizer, lambda: stage_1.rankings, config,
-                             seed=stages.settings.seed, stage=stages)
-    return policy, look
+                 look: Comparison) -> Transformer:
+    """DPO on the rankings. The look's reward model is asked for evaluation only."""
+    stages.looks["dpo"] = look
+    return pipeline.prefer(stage_1.start, stages.tokenizer, lambda: stage_1.rankings, config,
+                           seed=stages.settings.seed, stage=stages)
 
 
 # the commands
@@ -158,10 +164,9 @@ def train_by_dpo(stages: Stages[InstructSettings], stage_1: ModelsAndRankings, c
 def rm(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl rm` does, stages 1 and 2 -> what it prints at the end."""
     run, settings = stages.run, stages.settings
-    tokens = configs["rm"].epochs * tokens_of_rankings(settings)
-    model.compiled = worth_compiling(settings.compile, model, tokens)
     stages.looks["sft"] = KeepEpochs(stages.tokenizer, pipeline.DEMONSTRATIONS_SFT.epochs)
-    second_stage(stages, first_stage(stages, model), configs["rm"])
+    tokens = configs["rm"].epochs * tokens_of_rankings(settings)
+    second_stage(stages, first_stage(stages, model, tokens=tokens), configs["rm"])
     summary, epochs = run.summary, read_json(run.path / "sft-epochs.json").get("epochs")
     return (f"\n{summary['rankings']} rankings, {summary['comparisons']} comparisons; of "
             f"{summary['held_out_comparisons']} held-out comparisons the reward model decides "
@@ -176,13 +181,12 @@ def rm(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[st
 def ppo(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl ppo` does, all three stages, and DPO beside them -> what it prints."""
     run, settings, config = stages.run, stages.settings, configs["ppo"]
-    tokens = config.steps * config.episodes * config.max_new_tokens
-    model.compiled = worth_compiling(settings.compile, model, tokens)
-    stage_1 = first_stage(stages, model)
+    stage_1 = first_stage(stages, model,
+                          tokens=config.steps * config.episodes * config.max_new_tokens)
     reward_model = second_stage(stages, stage_1, RewardModelConfig())
-    dpo_policy, _ = train_by_dpo(stages, stage_1, DPOConfig(), reward_model)
     look = stages.looks["ppo"] = Comparison(
         stages, reward_model, max_new_tokens=config.max_new_tokens, temperature=config.temperature)
+    dpo_policy = train_by_dpo(stages, stage_1, DPOConfig(), look)
     variant = PRESETS["ppo"][run.config["preset"]].arguments(config)
     pipeline.reinforce(stage_1.start, stages.tokenizer, Instructions(), config,
                        reward_model=reward_model, pretraining=pretraining(settings.seed),
@@ -196,11 +200,10 @@ def ppo(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[s
 def dpo(stages: Stages[InstructSettings], model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl dpo` does -> what it prints at the end."""
     run, settings = stages.run, stages.settings
-    tokens = configs["dpo"].epochs * tokens_of_rankings(settings)
-    model.compiled = worth_compiling(settings.compile, model, tokens)
-    stage_1 = first_stage(stages, model)
-    reward_model = second_stage(stages, stage_1, RewardModelConfig())
-    _, look = train_by_dpo(stages, stage_1, configs["dpo"], reward_model)
+    stage_1 = first_stage(stages, model,
+                          tokens=configs["dpo"].epochs * tokens_of_rankings(settings))
+    look = Comparison(stages, second_stage(stages, stage_1, RewardModelConfig()))
+    train_by_dpo(stages, stage_1, configs["dpo"], look)
     rows = compare(stages, stage_1.start, look, {}) | {"DPO": look.last}
     return f"{report(stages, rows)}\nNext, from the same start: minirl ppo " \
            f"{same_start(run, settings)}"
@@ -214,7 +217,7 @@ def tokens_of_rankings(settings: InstructSettings) -> int:
     """
     if settings.rankings is None:
         return settings.ranked_prompts * MOST * 2 * MAX_NEW_TOKENS
-    return sum(len(ranking.prompt) + len(completion) for ranking in load_rankings(settings.rankings)
+    return sum(len(ranking.prompt) + len(completion) for ranking in settings.rankings_in_file
                for completion in ranking.completions)
 
 
@@ -250,40 +253,6 @@ def report(stages: Stages[InstructSettings], rows: Mapping[str, Evaluation]) -> 
             "\nand final/, a checkpoint in Hugging Face layout.")
 
 
-def comparison(policies: Mapping[str, Evaluation]) -> str:
-    """Return a row per policy, and what the first and the last say to a few problems."""
-    first, *_, last = policies.items()
-    problems = first[1].problems
-    rows = [("", "true reward", "right", "reward model", "KL", "tokens")]
-    for name, result in policies.items():
-        distance = result.kl_bound if result.kl is None else result.kl
-        kl = "" if distance is None else f"{round(distance, 2) + 0.0:.2f}"  # not -0.00
-        rows.append((name, mean_interval(result.numbers("true_reward")), f"{result.accuracy:.3f}",
-                     f"{result.mean('reward_model'):.3f}", kl, f"{result.mean_length:.1f}"))
-    lines = [f"{len(problems)} distinct held-out instructions", table(rows), ""]
-    width = max(len(first[0]), len(last[0]))
-    for i, problem in enumerate(problems[:SAMPLES]):
-        lines += hanging("", problem.prompt)
-        for name, result in (first, last):
-            head = f"  {name:{width}}  {verdict(result, i)}  "
-            lines += hanging(head, result.completions[i][0])
-    return "\n".join(lines)
-
-
-def epochs_table(epochs: Sequence[Mapping[str, Any]]) -> str:
-    """Return every other epoch, the chosen one, and the one that validation loss would choose."""
-    least = min(epochs, key=lambda epoch: epoch["validation_loss"])
-    names = "validation_loss", "score", "true_reward"
-    rows: list[tuple[str, ...]] = [("SFT epoch", "validation loss", "reward model",
-                                    "true reward", "")]
-    for epoch in epochs:
-        notes = ["chosen"] * epoch["chosen"] + ["least validation loss"] * (epoch is least)
-        if epoch["epoch"] in (1, 2, 4, 8, 16) or notes:
-            rows.append((str(epoch["epoch"]), *(f"{epoch[name]:.3f}" for name in names),
-                         " and ".join(notes)))
-    return table(rows)
-
-
 # before a run has a folder
 
 def check_instructions(configs: Mapping[str, Any], flags: Collection[str], start: Start) -> None:
@@ -300,26 +269,18 @@ def check_instructions(configs: Mapping[str, Any], flags: Collection[str], start
         if settings.reward_model is not None:
             raise ValueError("--reward-model is given to minirl rm, which trains one: leave it out,"
                              " or use minirl ppo or minirl dpo")
-    longest = MAX_NEW_TOKENS
-    if "ppo" in configs:
-        longest = max(longest, configs["ppo"].max_new_tokens)
-    check_prompts(start, Instructions(), longest)
+    longest = max(MAX_NEW_TOKENS, getattr(configs.get("ppo"), "max_new_tokens", 0))
+    check_prompts(start.tokenizer, Instructions(), max_new_tokens=longest,
+                  context=start.config.max_seq_len)
     if settings.rankings is not None:
         for rankings in given_rankings(settings):
             if rankings:
                 encode_rankings(start.tokenizer, rankings, start.config.max_seq_len)
     if settings.reward_model is not None:
-        check_tokenizers(settings, start.tokenizer)
-
-
-def check_tokenizers(settings: InstructSettings, tokenizer: Tokenizer) -> None:
-    """A reward model must read the policy's ids: the same tokens, under the same numbers."""
-    _, other = load_reward_model(str(settings.reward_model))
-    if (tokenizer.backend.get_vocab() == other.backend.get_vocab()
-            and tokenizer.stop_ids == other.stop_ids):
-        return
-    raise ValueError(f"the reward model {settings.reward_model} and the policy "
-                     f"{settings.init or 'of this toy'} have different tokenizers "
-                     f"({other.vocab_size} and {tokenizer.vocab_size} tokens): it would read other "
-                     "words than the policy writes; use a reward model that was trained from this "
-                     "policy")
+        own, (_, other) = start.tokenizer, load_reward_model(settings.reward_model)
+        if not own.same_ids(other):
+            raise ValueError(f"the reward model {settings.reward_model} and the policy "
+                             f"{settings.init or 'of this toy'} have different tokenizers "
+                             f"({other.vocab_size} and {own.vocab_size} tokens): it would read "
+                             "other words than the policy writes; use a reward model that was "
+                             "trained from this policy")

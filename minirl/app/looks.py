@@ -11,14 +11,14 @@ from typing import Any
 from torch.nn.functional import logsigmoid
 
 from minirl.app.plots import plot_calibration, plot_epochs
-from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir
 from minirl.app.stages import Look, Stages
-from minirl.app.text import code_span
 from minirl.inference.evaluate import Evaluation, evaluate, text_loss
+from minirl.inference.tables import markdown
 from minirl.lm.checkpoint import load_pretrained, save_pretrained
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
+from minirl.lm.progress import Progress
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.instructions import Instructions, pretraining_text
@@ -34,8 +34,6 @@ from minirl.train.instructgpt import (
     scored_by,
 )
 from minirl.train.reward_model import preference_margins
-
-SAMPLES = 4              # instructions that samples.md shows
 
 
 def watched(title: str, model: Transformer, tokenizer: Tokenizer, task: Task, *, n: int,
@@ -96,24 +94,6 @@ class BeforeAndAfter(Look):
         run.write_samples(step, heading, markdown(evaluation, self.samples, self.verdicts))
 
 
-def verdict(evaluation: Evaluation, i: int) -> str:
-    """Return right, wrong or no verdict for problem i's first completion."""
-    accuracy = evaluation.verdicts["accuracy"][i][0]
-    return "no verdict" if accuracy is None else "right" if accuracy == 1.0 else "wrong"
-
-
-def markdown(evaluation: Evaluation, n: int, rewards: tuple[str, ...] = ()) -> str:
-    """Return the first n problems with their first completions, as a list."""
-    lines = []
-    for i, problem in enumerate(evaluation.problems[:n]):
-        words = [verdict(evaluation, i)]
-        words += [f"{name.replace('_', ' ')} {evaluation.verdicts[name][i][0]:.2f}"
-                  for name in rewards]
-        lines += [f"- {code_span(problem.prompt)} (right: {code_span(problem.answer)})",
-                  f"  - {', '.join(words)}: {code_span(evaluation.completions[i][0])}"]
-    return "\n".join(lines)
-
-
 # of InstructGPT
 
 class KeepEpochs(Look):
@@ -168,16 +148,27 @@ class Agreement(Look):
 
 class Comparison(BeforeAndAfter):
     """A policy before and after preference learning: what people think, what the reward model does,
-    how far the policy went, and what it lost on other text."""
+    how far the policy went, and what it lost on other text.
+
+    It may look at several stages from one start. A policy that was measured is not measured again.
+    """
 
     def __init__(self, stages: Stages, reward_model: ScalarModel, *,
                  max_new_tokens: int = MAX_NEW_TOKENS, temperature: float = 1.0) -> None:
         seed = stages.settings.seed
         task = scored_by(reward_model, stages.tokenizer, Instructions())
-        super().__init__(stages, task, samples=SAMPLES,
+        super().__init__(stages, task, samples=4,
                          verdicts=("true_reward", "reward_model"), max_new_tokens=max_new_tokens,
                          temperature=temperature, seed=derive_seed(seed, "instruct", "evaluate"))
         self.texts = pretraining(seed, 1000, "test")
+        self.evaluations: dict[tuple[Transformer, int], Evaluation] = {}
+
+    def evaluate(self, title: str, model: Transformer, *, samples: int = 1,
+                 **more: Any) -> Evaluation:
+        key = model, samples
+        if key not in self.evaluations:
+            self.evaluations[key] = super().evaluate(title, model, samples=samples, **more)
+        return self.evaluations[key]
 
     def loss_on_text(self, model: Transformer) -> float:
         texts = encode_texts(self.tokenizer, self.texts, model.config.max_seq_len)

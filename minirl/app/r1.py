@@ -22,11 +22,13 @@ from torch import nn
 
 from minirl.app.looks import rank
 from minirl.app.plots import plot_hacking
-from minirl.app.preflight import LOOKED_AT, Start
+from minirl.app.preflight import Start
 from minirl.app.rundir import RunDir
-from minirl.app.stages import Settings, Stages, worth_compiling
-from minirl.app.worths import Worths, stages_table
+from minirl.app.stages import Settings, Stages
+from minirl.app.worths import Worths
+from minirl.inference.collect import LOOKED_AT
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
+from minirl.lm.compiled import worth_compiling
 from minirl.lm.model import Transformer
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tiny import TinySizes, make_base
@@ -37,6 +39,7 @@ from minirl.tasks.preferences import Ranking
 from minirl.train.r1 import General, Pair, R1Config, distill, over_optimise, train_r1
 from minirl.train.sft import SFTConfig, train_sft
 from minirl.train.stage import Stage
+from minirl.train.worth import stages_table
 
 # What base models read. Shares: reasoned at length, reasoned briefly, in mixed languages, with a
 # slip where it is hasty, without tags. For each easy problem there are HARD_ONES hard ones.

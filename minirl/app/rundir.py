@@ -25,7 +25,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from minirl.app.metrics import cut_metrics, read_lines
 from minirl.app.survival import GO_ON, warn
 from minirl.lm import files
 from minirl.lm.checkpoint import CheckpointError, load_pretrained, save_pretrained
@@ -42,6 +41,7 @@ from minirl.train.checkpoints import (
     put_aside,
     save_checkpoint,
 )
+from minirl.train.metrics_file import append_metrics, cut_metrics, read_metrics
 from minirl.train.state import TrainState, check_weights
 
 SECTION = re.compile(r"## step (\d+)")
@@ -177,17 +177,15 @@ class RunDir:
     # metrics
 
     def append_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        file = self.path / "metrics.jsonl"
-        with files.room(self.path, GO_ON), open(file, "a", encoding="utf-8") as f:
-            f.write(json.dumps({"step": step, **metrics}) + "\n")
+        with files.room(self.path, GO_ON):
+            append_metrics(self.path / "metrics.jsonl", step, metrics)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl, without those that a kill or a bad disk spoiled.
 
         Raises ValueError, naming the line, where there is JSON that is not a step's metrics.
         """
-        lines = read_lines(self.path / "metrics.jsonl")
-        return [metrics for _, metrics in lines if metrics is not None]
+        return read_metrics(self.path / "metrics.jsonl")
 
     # samples
 
@@ -223,7 +221,8 @@ class RunDir:
         """
         checkpoint = load_checkpoint(self.path, device=device, load=load, warn=warn)
         last = checkpoint[2]["step"] if checkpoint else 0
-        cut_metrics(self.path / "metrics.jsonl", last)
+        with files.room(self.path, GO_ON):
+            cut_metrics(self.path / "metrics.jsonl", last, warn)
         if (samples := self._sections(last)) != self._sections(sys.maxsize):
             self.write_text("samples.md", samples)
         return checkpoint

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
-from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir
 from minirl.app.survival import Stopped, catching_signals, tell_at_once
+from minirl.lm.progress import Progress
 from minirl.lm.tokenizer import Tokenizer
 from minirl.train.state import TrainState
 

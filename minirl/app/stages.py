@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -20,11 +20,11 @@ from torch import nn
 from minirl.app.plots import plot_runs
 from minirl.app.rundir import RunDir
 from minirl.app.runlog import RunLog
-from minirl.app.text import table
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
-from minirl.lm.heads import ScalarModel
+from minirl.lm.compiled import check_compile
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
+from minirl.lm.text import table
 from minirl.lm.tiny import SIZE_NAMES, TinySizes, make_base
 from minirl.lm.tokenizer import Tokenizer
 from minirl.train.checks import POSITIVE, SHARE, SIDE_BY_SIDE, check
@@ -37,9 +37,6 @@ from minirl.train.sft import SFTConfig, train_sft
 from minirl.train.stage import Page
 from minirl.train.state import TrainState
 
-CPU_FLOPS = 1e11         # what two cores reach in float32, roughly
-PAYS_FROM = 300          # seconds of matrix products: compiling takes up to a minute, and saves a
-                         # tenth to a third of a step
 TEXTS = "[1, 16777216]"  # texts to learn from: all are made and encoded before the first step
 INTERVALS = {            # of the fields of all commands' settings
     **dict.fromkeys((*SIZE_NAMES, "eval_problems", "checkpoint_every", "best_of", "samples"),
@@ -53,7 +50,8 @@ INTERVALS = {            # of the fields of all commands' settings
 
 @dataclass(frozen=True)
 class Settings:
-    """What every training command takes beside the configurations of its pages."""
+    """What every training command takes beside the configurations of its pages. A command's own
+    settings add `task_fields`: the task, as config.json keeps it (app/tasks.py)."""
 
     seed: int = 0
     device: str = "auto"               # auto, cpu or cuda
@@ -68,30 +66,9 @@ class Settings:
         check_compile(self.compile)
         compute_in(self.dtype, torch.device("cpu"))
 
-    @property
-    def task_fields(self) -> dict[str, Any]:
-        """The task, as config.json keeps it: see app/tasks.py."""
-        raise NotImplementedError
-
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Settings)
-
-
-def check_compile(choice: str) -> None:
-    if choice not in ("auto", "on", "off"):
-        raise ValueError(f"compile is {choice!r}: one of auto, on, off is wanted")
-
-
-def worth_compiling(choice: str, model: Transformer, tokens: int) -> bool:
-    """Return whether to compile a model that learns from so many tokens.
-
-    The answer depends on the run's numbers alone, so that a resumed run gets the same.
-    """
-    check_compile(choice)
-    seconds = 6 * model.num_parameters() * tokens / CPU_FLOPS
-    pays = model.device.type == "cuda" or seconds > PAYS_FROM
-    return choice == "on" or choice == "auto" and pays
 
 
 def first_model(settings: Settings, sizes: TinySizes, *, words: tuple[str, ...] = (),
@@ -107,16 +84,12 @@ def first_model(settings: Settings, sizes: TinySizes, *, words: tuple[str, ...] 
 
 @dataclass(frozen=True)
 class Kind:
-    """How the page that a configuration belongs to becomes a run.
-
-    has_steps   whether config.steps is the page's length; otherwise config.epochs is
-    """
+    """How the page that a configuration belongs to becomes a run."""
 
     command: str
     page: Callable[..., nn.Module]     # what --profile watches
     bar: dict[str, str]                # metrics on the progress bar, and their labels there
     load: Callable[..., Any] = load_pretrained
-    has_steps: bool = False
     every: int = 1                     # a factor on the steps between two checkpoints
 
 
@@ -127,11 +100,10 @@ KINDS: dict[type, Kind] = {
     GRPOConfig: Kind("grpo", train_grpo, {
         "reward": "reward", "rewards/accuracy/mean": "accuracy",
         "rewards/language_consistency/mean": "language", "rewards/preference/mean": "preference",
-        "kl": "KL", "completions/mean_length": "length"}, has_steps=True),
+        "kl": "KL", "completions/mean_length": "length"}),
     PPOConfig: Kind("ppo", train_ppo, {
         "objective/scores": "score", "objective/kl": "KL",
-        "value/explained_variance": "explained", "completions/mean_length": "length"},
-        has_steps=True),
+        "value/explained_variance": "explained", "completions/mean_length": "length"}),
     DPOConfig: Kind("dpo", train_dpo, {
         "loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}),
 }
@@ -158,18 +130,18 @@ class Stages(Generic[S]):
     inside it: one that is finished is loaded, one that was cut short goes on from its newest
     checkpoint.
 
-    names     all stages in order, for numbers on the progress bar
     profile   measure the steps of the run itself
+    names     all stages in order, for numbers on the progress bar
     looks     by the stage's name
     seconds   what the stages took so far, together
     """
 
     def __init__(self, run: RunDir, tokenizer: Tokenizer, settings: S, *,
-                 device: torch.device, names: Sequence[str] = (), profile: bool = False,
-                 looks: Mapping[str, Look] | None = None) -> None:
+                 device: torch.device, profile: bool = False) -> None:
         self.run, self.tokenizer, self.settings = run, tokenizer, settings
-        self.device, self.names, self.profile = device, names, profile
-        self.looks = dict(looks or {})
+        self.device, self.profile = device, profile
+        self.names: Sequence[str] = ()
+        self.looks: dict[str, Look] = {}
         self.seconds = 0.0
 
     def __call__(self, name: str, config: Any, start: nn.Module, page: Page) -> Any:
@@ -179,7 +151,7 @@ class Stages(Generic[S]):
         run = self.run if is_run else self.run.stage(name, kind.command, **{kind.command: config})
         if run.finished:
             model, _ = kind.load(run.path / "final", dtype=torch.float32, device=self.device)
-            same_compiled(start, model)
+            model.compiled = start.compiled
         else:
             model = self._train(run, name, config, start, page)
         seconds = run.summary.get("seconds", 0.0)
@@ -191,11 +163,10 @@ class Stages(Generic[S]):
         checkpoint = run.load_checkpoint(device=self.device, load=kind.load)
         model: Any
         model, _, state = checkpoint or (copy.deepcopy(start), self.tokenizer, None)
-        same_compiled(start, model)
+        model.compiled = start.compiled
         look = self.looks.get(name, Look())
         log = RunLog(run, self.tokenizer, title=self.title(name), bar=kind.bar, state=state,
-                     steps=config.steps if kind.has_steps else None,
-                     epochs=1 if kind.has_steps else config.epochs,
+                     steps=getattr(config, "steps", None), epochs=getattr(config, "epochs", 1),
                      every=kind.every * self.settings.checkpoint_every,
                      seconds=self.seconds if run is self.run else 0.0)
 
@@ -244,13 +215,3 @@ class Stages(Generic[S]):
             with self.run.replacing(name) as partial:
                 save(content, partial)
         return load(path)
-
-
-def same_compiled(start: nn.Module, model: nn.Module) -> None:
-    """Compile a model, or a reward model's transformer, where `start` is compiled."""
-    transformer_of(model).compiled = transformer_of(start).compiled
-
-
-def transformer_of(model: nn.Module) -> Transformer:
-    """Return a policy itself, or the transformer inside a reward model."""
-    return model.backbone if isinstance(model, ScalarModel) else cast(Transformer, model)

@@ -8,15 +8,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minirl.app.looks import BeforeAndAfter, verdict, watched
-from minirl.app.preflight import LOOKED_AT, Start, check_prompts, check_sampling, refuse
+from minirl.app.looks import BeforeAndAfter, watched
+from minirl.app.preflight import Start, refuse
 from minirl.app.rundir import RunDir
-from minirl.app.stages import INTERVALS, Look, Settings, Stages, worth_compiling
+from minirl.app.stages import INTERVALS, Look, Settings, Stages
 from minirl.app.tasks import make_task
-from minirl.app.text import hanging, table
-from minirl.inference.collect import ROWS
-from minirl.inference.evaluate import Evaluation
-from minirl.inference.intervals import wilson_interval
+from minirl.inference.collect import LOOKED_AT, ROWS, check_prompts
+from minirl.inference.tables import before_and_after
+from minirl.lm.compiled import worth_compiling
+from minirl.lm.memory import check_room, sampling_bytes
 from minirl.lm.model import Transformer
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tiny import SIZE_NAMES, TinySizes
@@ -29,7 +29,6 @@ from minirl.train.grpo import train_grpo
 from minirl.train.presets import PRESETS
 from minirl.train.sft import SFTConfig, train_sft
 
-SAMPLES = 3              # problems that a run shows
 SUMS_FLAGS = ("examples", "worked_share", "guessed_share", "task", "digits", "eval_problems")
 
 
@@ -122,7 +121,7 @@ def grpo(stages: Stages[SumsSettings], model: Transformer, configs: Mapping[str,
         model = read_sums(stages, "base", model, configs["base"], configs["sft"])
     rollouts = config.steps * config.prompts_per_step * config.group_size
     model.compiled = worth_compiling(settings.compile, model, rollouts * config.max_new_tokens)
-    look = BeforeAndAfter(stages, task, samples=SAMPLES, max_new_tokens=config.max_new_tokens,
+    look = BeforeAndAfter(stages, task, samples=3, max_new_tokens=config.max_new_tokens,
                           seed=settings.seed)
     stages.looks["grpo"] = look
     variant = PRESETS["grpo"][stages.run.config["preset"]].arguments(config)
@@ -133,30 +132,6 @@ def grpo(stages: Stages[SumsSettings], model: Transformer, configs: Mapping[str,
             f"{stages.seconds:.0f} s. {run.path}/ holds curves.png, samples.md, summary.json, "
             "metrics.jsonl\nand final/, a checkpoint in Hugging Face layout.\n"
             "Next: minirl sample '123+456='  |  minirl eval  |  minirl plot")
-
-
-def before_and_after(before: Evaluation, after: Evaluation) -> str:
-    """Return the short table and the few problems that end `minirl grpo`."""
-    both = before, after
-    rows = [("", "before", "after"), ("accuracy (95 % interval)", *map(accuracy, both))]
-    if any(result.judged_problems < len(result.problems) for result in both):
-        rows.append(("problems with a verdict", *(str(r.judged_problems) for r in both)))
-    rows += [("format", *(f"{result.rewards['format_reward']:.3f}" for result in both)),
-             ("mean response length, tokens", *(f"{r.mean_length:.1f}" for r in both))]
-    lines = [f"{len(before.problems)} distinct held-out problems, temperature 1", table(rows), ""]
-    for i, problem in enumerate(before.problems[:SAMPLES]):
-        lines += hanging("", problem.prompt)
-        for when, result in (("before", before), ("after", after)):
-            lines.append(f"  {when}: {verdict(result, i)}")
-            lines += hanging("    ", result.completions[i][0])
-    return "\n".join(lines)
-
-
-def accuracy(result: Evaluation) -> str:
-    if result.judged_problems == 0:
-        return "no verdict"
-    low, high = wilson_interval(result.accuracy, result.judged_problems)
-    return f"{result.accuracy:.3f} ({low:.3f} to {high:.3f})"
 
 
 # before a run has a folder
@@ -177,6 +152,9 @@ def check_sums(configs: Mapping[str, Any], flags: Collection[str], start: Start)
                                worked_share=float(base.worked_share > 0))
         encode_pairs(start.tokenizer, pairs, start.config.max_seq_len)
     if config is not None:
-        check_prompts(start, task, config.max_new_tokens)
+        length = config.max_new_tokens
+        check_prompts(start.tokenizer, task, max_new_tokens=length,
+                      context=start.config.max_seq_len)
         rows = max(config.prompts_per_step * config.group_size, min(settings.eval_problems, ROWS))
-        check_sampling(start, rows, config.max_new_tokens)
+        check_room(sampling_bytes(start.config, rows, length), start.device,
+                   f"sampling {rows:,} completions of {length:,} tokens in a step")

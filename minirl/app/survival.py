@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from minirl.app.text import visible
+from minirl.lm.text import visible
 
 GO_ON = "go on with --resume"    # what to do when there is room on the disk again
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP

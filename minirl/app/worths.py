@@ -1,29 +1,23 @@
-"""What R1's policies are worth on held-out problems: stages.json, and the table of minirl r1."""
+"""What R1's policies are worth on held-out problems, as files of the run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from minirl.app.plots import plot_stages
-from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir
 from minirl.app.stages import KINDS, Stages
-from minirl.app.text import columns_of, hanging, padded, table
-from minirl.inference.evaluate import evaluate
-from minirl.inference.intervals import wilson_interval
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.files import read_json
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
-from minirl.lm.seeds import derive_seed
+from minirl.lm.progress import Progress
 from minirl.tasks.instructions import Instructions
-from minirl.train.r1 import LANGUAGE, R1Config
+from minirl.train.r1 import R1Config
 from minirl.train.stage import Page
-
-SIDE = ("too-long", "small-base", "small-rl", "distilled")     # not on the way to the final model
+from minirl.train.worth import SIDE, with_win_rates, worth
 
 
 class Worths:
@@ -45,9 +39,14 @@ class Worths:
             return
         run, settings = self.stages.run, self.stages.settings
         seconds = RunDir(run.path / name).summary.get("seconds", 0.0)
-        with compute_in(settings.dtype, self.stages.device):
-            self.entries[name] = {"stage": name, "seconds": seconds,
-                                  **worth(name, model, self.stages, self.config)}
+        completions = settings.eval_problems * (2 * settings.samples + 1)
+        with (compute_in(settings.dtype, self.stages.device),
+              Progress(f"measuring {name}", completions, unit="completion") as progress):
+            numbers = worth(
+                model, self.stages.tokenizer, easy=settings.easy, hard=settings.hard,
+                general=Instructions(), n=settings.eval_problems, samples=settings.samples,
+                max_new_tokens=self.config.max_new_tokens, seed=settings.seed, progress=progress)
+        self.entries[name] = {"stage": name, "seconds": seconds, **numbers}
         run.write_json(self.file.name, {"stages": list(self.entries.values())})
 
     def finish(self) -> list[dict[str, Any]]:
@@ -64,58 +63,3 @@ class Worths:
             "language_after": after["language"], "win_rate_after": after["win_rate"],
             "seconds": round(self.stages.seconds, 1)})
         return entries
-
-
-def worth(name: str, model: Transformer, stages: Stages, config: R1Config) -> dict[str, Any]:
-    """Measure a policy on held-out problems: easy, hard (both `samples` times) and general ones."""
-    settings: Any = stages.settings
-    kinds = {"easy": (settings.easy, settings.samples), "hard": (settings.hard, settings.samples),
-             "general": (Instructions(), 1)}
-    completions = settings.eval_problems * sum(samples for _, samples in kinds.values())
-    with Progress(f"measuring {name}", completions, unit="completion") as progress:
-        results = {kind: evaluate(model, stages.tokenizer, task, n=settings.eval_problems,
-                                  samples=samples, max_new_tokens=config.max_new_tokens,
-                                  seed=derive_seed(settings.seed, "r1", "evaluate", kind),
-                                  progress=progress)
-                   for kind, (task, samples) in kinds.items()}
-    easy, hard, general = results.values()
-    return {"easy": easy.accuracy, "hard": hard.accuracy, "majority": hard.majority,
-            "pass": hard.pass_at(settings.samples), "format": hard.rewards["format_reward"],
-            "language": hard.rewards[LANGUAGE], "length": hard.mean_length,
-            "general": general.numbers("true_reward"),
-            "problems": {kind: len(result.problems) for kind, result in results.items()},
-            "problem": hard.problems[0].prompt, "example": hard.completions[0][0]}
-
-
-def with_win_rates(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Add how often a policy's completion of a general prompt has a greater true reward than that
-    of the sft stage. Equal ones count half."""
-    others = next(entry for entry in entries if entry["stage"] == "sft")["general"]
-
-    def win_rate(rewards: Sequence[float]) -> float:
-        wins = [(a > b) + 0.5 * (a == b) for a, b in zip(rewards, others, strict=True)]
-        return sum(wins) / len(wins)
-
-    return [{**entry, "win_rate": win_rate(entry["general"])} for entry in entries]
-
-
-def stages_table(entries: Sequence[Mapping[str, Any]], samples: int) -> str:
-    """Return a row per policy, and what each says to one problem."""
-    counts = entries[0]["problems"]
-    right = [("right answers", "easy", "hard", "95 %", f"maj@{samples}", f"pass@{samples}")]
-    rest = [("how they are said", "format", "language", "tokens", "win rate", "seconds")]
-    for entry in sorted(entries, key=lambda entry: entry["stage"] in SIDE):
-        low, high = wilson_interval(entry["hard"], counts["hard"])
-        right.append((entry["stage"], f"{entry['easy']:.3f}", f"{entry['hard']:.3f}",
-                      f"{low:.2f} to {high:.2f}", f"{entry['majority']:.3f}",
-                      f"{entry['pass']:.3f}"))
-        rest.append((entry["stage"], f"{entry['format']:.3f}", f"{entry['language']:.3f}",
-                     f"{entry['length']:.1f}", f"{entry['win_rate']:.3f}",
-                     f"{entry['seconds']:.0f}"))
-    problems = ", ".join(f"{n} {kind}" for kind, n in counts.items())
-    lines = [f"distinct held-out problems: {problems}", "", table(right), "", table(rest), ""]
-    lines += hanging("", entries[0]["problem"])
-    width = max(columns_of(entry["stage"]) for entry in entries)
-    for entry in entries:
-        lines += hanging(f"  {padded(entry['stage'], width)}  ", entry["example"])
-    return "\n".join(lines)

@@ -7,6 +7,7 @@ functions as text and as the ids that were sampled, so that nothing is decoded a
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,12 +17,13 @@ from torch import Tensor
 
 from minirl.lm.model import Transformer
 from minirl.lm.rollouts import Rollouts
-from minirl.lm.sampling import sample
+from minirl.lm.sampling import check_context, sample
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.problem import Problem, Task, columns, weights_of
 from minirl.tasks.rewards import judge, weighted_sum
 
 ROWS = 512        # completions that are sampled together, unless the caller says otherwise
+LOOKED_AT = 200   # problems of a split whose lengths stand for all
 
 
 class Counter(Protocol):
@@ -76,6 +78,17 @@ def collect(model: Transformer, tokenizer: Tokenizer, task: Task, problems: Sequ
     if verdicts:
         sums = weighted_sum(list(verdicts.values()), list(weights.values()))
     return Collected(problems, rollouts, completions, verdicts, rewards=verdict_tensor(sums))
+
+
+def check_prompts(tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, context: int) -> None:
+    """Raise ValueError where a task's prompts leave no room for completions in a model's context:
+    before the first step, and not when the longest of them is drawn."""
+    rng = random.Random(0)
+    prompts = [problem.prompt for split in ("train", "test")
+               for problem in task.sample(LOOKED_AT, rng, split=split)]
+    lengths = {prompt: len(tokenizer.encode_prompt(prompt)) for prompt in prompts}
+    longest = max(lengths, key=lengths.__getitem__)
+    check_context(f"the prompt {longest!r}", lengths[longest], max_new_tokens, context)
 
 
 def verdict_tensor(verdicts: Sequence[float | None]) -> Tensor:

@@ -1,4 +1,5 @@
-"""torch.compile where a compiler works, and the plain function where none does."""
+"""torch.compile where a compiler works, and the plain function where none does; and for which runs
+compiling pays."""
 
 from __future__ import annotations
 
@@ -7,14 +8,21 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+if TYPE_CHECKING:                        # the model imports this module
+    from minirl.lm.model import Transformer
 
 # Compiled code is kept between runs, and not in /tmp, torch's choice, which is emptied.
 if os.access(Path.home(), os.W_OK):
     cache = Path.home() / ".cache" / "minirl" / "inductor"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+
+CPU_FLOPS = 1e11         # what two cores reach in float32, roughly
+PAYS_FROM = 300          # seconds of matrix products: compiling takes up to a minute, and saves a
+                         # tenth to a third of a step
 
 _broken = False
 
@@ -59,3 +67,19 @@ def compiled(function: Callable, *, lists: tuple[int, ...] = ()) -> Callable:
             return result
 
     return run
+
+
+def worth_compiling(choice: str, model: Transformer, tokens: int) -> bool:
+    """Return whether to compile a model that learns from so many tokens: "on", "off", or "auto".
+
+    The answer depends on the run's numbers alone, so that a resumed run gets the same.
+    """
+    check_compile(choice)
+    seconds = 6 * model.num_parameters() * tokens / CPU_FLOPS
+    pays = model.device.type == "cuda" or seconds > PAYS_FROM
+    return choice == "on" or choice == "auto" and pays
+
+
+def check_compile(choice: str) -> None:
+    if choice not in ("auto", "on", "off"):
+        raise ValueError(f"compile is {choice!r}: one of auto, on, off is wanted")

@@ -73,6 +73,14 @@ class ScalarModel(nn.Module):
     def device(self) -> torch.device:
         return self.backbone.device
 
+    @property
+    def compiled(self) -> bool:
+        return self.backbone.compiled
+
+    @compiled.setter
+    def compiled(self, choice: bool) -> None:
+        self.backbone.compiled = choice
+
     def set_dropout(self, p: float) -> None:
         self.backbone.set_dropout(p)
 

@@ -55,6 +55,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self.backend.get_vocab_size()
 
+    def same_ids(self, other: Tokenizer) -> bool:
+        """Whether both have the same tokens under the same ids, and stop at the same ones."""
+        return (self.backend.get_vocab() == other.backend.get_vocab()
+                and self.stop_ids == other.stop_ids)
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, with nothing added at either end."""
         try:

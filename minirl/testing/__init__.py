@@ -1,2 +1,4 @@
-"""For people who test their own losses. Here belongs what has a known answer: examples whose
-numbers can be checked by hand, and what compares a function with them. Nothing here trains."""
+"""For people who test their own losses: the oracle, golden tables, the conformance check, the
+running example of the tutorials, and the index of equations and their tests. Here belongs what has
+a known answer; nothing here trains.
+"""

@@ -22,7 +22,7 @@ Each stage is one call of a page, on a copy of the model it starts from.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,7 @@ from minirl.inference.evaluate import distinct_problems, evaluate, text_loss
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
 from minirl.lm.seeds import derive_seed
+from minirl.lm.text import table
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.preferences import Ranking, draw_ranking
 from minirl.tasks.problem import JudgedTask, Task
@@ -155,6 +156,20 @@ def compare_epochs(checkpoints: Iterable[tuple[int, Transformer]], reward_model:
             progress.update()
     entries[best_of_n([entry["score"] for entry in entries])]["chosen"] = True
     return entries
+
+
+def epochs_table(epochs: Sequence[Mapping[str, Any]]) -> str:
+    """Return every other epoch, the chosen one, and the one that validation loss would choose."""
+    least = min(epochs, key=lambda epoch: epoch["validation_loss"])
+    names = "validation_loss", "score", "true_reward"
+    rows: list[tuple[str, ...]] = [("SFT epoch", "validation loss", "reward model",
+                                    "true reward", "")]
+    for epoch in epochs:
+        notes = ["chosen"] * epoch["chosen"] + ["least validation loss"] * (epoch is least)
+        if epoch["epoch"] in (1, 2, 4, 8, 16) or notes:
+            rows.append((str(epoch["epoch"]), *(f"{epoch[name]:.3f}" for name in names),
+                         " and ".join(notes)))
+    return table(rows)
 
 
 def rank_completions(policy: Transformer, tokenizer: Tokenizer, task: Task, n: int, *, noise: float,

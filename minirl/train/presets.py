@@ -4,16 +4,17 @@
     papers' settings  the numbers that a paper (or TRL) gives, for models of billions of parameters
 
 A preset's functions take by name the fields of the configuration that they read, and get no others.
-So their signatures say which fields count, and app/preflight.py refuses flags for the rest.
+So their signatures say which fields count, and check_flags refuses flags for the rest.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from minirl.equations.advantages import (
@@ -31,6 +32,7 @@ from minirl.equations.objectives import (
     sapo,
     sequence_clipped_surrogate,
 )
+from minirl.lm.text import flag
 from minirl.train.grpo import Advantages, Objective
 from minirl.train.ppo import KLControl
 from minirl.train.r1 import rl_numbers
@@ -214,3 +216,36 @@ R1_PRESETS = {
 
 PRESETS = {"sft": SFT_PRESETS, "rm": RM_PRESETS, "dpo": DPO_PRESETS, "grpo": GRPO_PRESETS,
            "ppo": PPO_PRESETS, "r1": R1_PRESETS}
+
+# a field, and the value of another field with which no page reads it
+UNREAD = {"ref_sync_steps": ("kl_coef", 0), "ddof": ("scale", "none"),
+          "ptx_batch_size": ("ptx_coef", 0)}
+
+
+def check_flags(command: str, preset: str, flag_names: Collection[str],
+                config: Any = None) -> None:
+    """Raise ValueError for a field that was given as a flag and that a run of this preset does not
+    read. With the finished configuration, also for a field that its other numbers leave unread, a
+    controller that could change nothing, and a penalty that the advantages could not take."""
+    presets = PRESETS[command]
+    for name in flag_names:
+        readers = [other for other in presets if name in presets[other].reads]
+        if readers and preset not in readers:
+            raise ValueError(f"{flag(name)} is not read by preset {preset}: leave it out, or "
+                             f"choose one that reads it ({', '.join(readers)})")
+        if config is not None and name in UNREAD:
+            other, value = UNREAD[name]
+            if getattr(config, other) == value:
+                raise ValueError(f"{flag(name)} is not read where {other} is {value}: leave it "
+                                 f"out, or give another {flag(other)}")
+    if config is None:
+        return
+    if "kl_control" in presets[preset].functions and config.kl_coef == 0:
+        raise ValueError("kl_coef is 0 and would stay 0, as this preset's controller multiplies"
+                         " it: give a positive one, or choose a preset without a controller")
+    if getattr(config, "overlong_cache", 0):
+        try:
+            presets[preset].arguments(config)["advantages"](torch.tensor([[0.0, -1.0]]))
+        except ValueError as error:
+            raise ValueError(f"{flag('overlong_cache')} gives rewards below 0, which preset "
+                             f"{preset} cannot take: leave it out ({error})") from error

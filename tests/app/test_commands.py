@@ -1,21 +1,14 @@
-"""minirl/app/commands.py: which task is asked, and what minirl eval makes of the answers."""
+"""minirl/app/commands.py: which task is asked, and how the terminal is."""
 
 import json
 import re
 import shutil
-from dataclasses import replace
 
 import pytest
 
+from minirl.app import commands
 from minirl.app.cli import main
-from minirl.app.commands import evaluation_table
 from minirl.app.runs import newest_checkpoint
-from minirl.inference.evaluate import evaluate
-from minirl.inference.intervals import wilson_interval
-from minirl.lm.checkpoint import load_pretrained
-from minirl.tasks.arithmetic import Arithmetic
-from minirl.tasks.problem import Problem
-from tests.app.evaluations import summed
 
 FEW = ["--problems", "2", "--samples", "1", "--max-new-tokens", "8"]
 
@@ -78,54 +71,10 @@ def test_without_a_checkpoint_a_base_model_is_trained_first(inside, monkeypatch,
     assert newest_checkpoint(inside / "runs") == inside / "runs" / "sft" / "final"
 
 
-# the table of minirl eval
-
-def table(result, asked, samples=2):
-    return evaluation_table(result, [1, 2], asked=asked, samples=samples, temperature=1.0)
-
-
-@pytest.fixture(scope="module")
-def policy(base):
-    return load_pretrained(base)
-
-
-def test_eval_says_how_many_problems_there_were(policy):
-    result = evaluate(*policy, Arithmetic("addition", 1), n=64, samples=2, max_new_tokens=4)
-    out = table(result, asked=64)
-    lines = out.splitlines()
-    assert re.fullmatch(r"\d distinct held-out problems, 2 samples each, temperature 1", lines[0])
-    assert "64 were asked for" in lines[1]
-    assert max(map(len, lines)) <= 80
-    assert re.search(r"(?m)^pass@2 +[\d.]+ +[\d.]+ to [\d.]+$", out)
-    interval = re.search(r"(?m)^accuracy +[\d.]+ +([\d.]+) to ([\d.]+)$", out)
-    low, high = map(float, interval.groups())
-    assert high - low > 0.25, "of nine problems, whatever was asked for"
-    result = evaluate(*policy, Arithmetic("addition", 2), n=8, samples=2, max_new_tokens=4)
-    assert "asked for" not in table(result, asked=8)
-
-
-def test_eval_says_how_many_problems_have_a_verdict(policy):
-    class Half:
-        name, weights = "half", {}
-        rewards = {
-            "accuracy": lambda prompts, completions, answer, **_: [
-                None if a == "1" else 1.0 for a in answer],
-            "taste": lambda prompts, completions, **_: [None] * len(completions)}
-
-        def sample(self, n, rng, *, split="train"):
-            return [Problem("a", "1"), Problem("b", "2")][:n]
-
-    out = table(evaluate(*policy, Half(), n=2, samples=2, max_new_tokens=4), asked=2)
-    assert re.search(r"(?m)^accuracy +1\.000 ", out)
-    assert re.search(r"(?m)^problems with a verdict +1$", out)
-    assert re.search(r"(?m)^taste, mean +no verdict$", out)
-
-
-def test_the_interval_of_pass_at_k_counts_the_problems_with_k_verdicts():
-    """Of two problems one has both verdicts: pass@2 is of that one alone, and its interval too."""
-    result = replace(summed("x"), problems=summed("x").problems[:2],
-                     completions=[["x", "x"]] * 2, verdicts={"accuracy": [[1.0, 1.0], [1.0, None]]})
-    out = table(result, asked=2)
-    for name, n in (("pass@1", 2), ("pass@2", 1)):
-        low, high = wilson_interval(1.0, n)
-        assert re.search(rf"(?m)^{name} +1\.000 +{low:.3f} to {high:.3f}$", out)
+def test_sample_marks_in_colours_where_the_terminal_has_some(monkeypatch):
+    for tty, env, want in ((True, {}, True), (False, {}, False), (True, {"NO_COLOR": "1"}, False),
+                           (True, {"TERM": "dumb"}, False)):
+        stream = type("Stream", (), {"isatty": lambda self, tty=tty: tty})()
+        monkeypatch.setattr(commands.os, "environ", env)
+        monkeypatch.setattr(commands.sys, "stdout", stream)
+        assert commands.terminal_has_colours() is want

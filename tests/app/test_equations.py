@@ -1,76 +1,7 @@
-"""Tests of minirl.app.equations: the index agrees with the code, and every example runs."""
-
-import doctest
-from pathlib import Path
-
-import pytest
+"""minirl/app/equations.py: the command `minirl equations`."""
 
 from minirl.app.cli import main
-from minirl.app.equations import (
-    MARKDOWN,
-    entries,
-    markdown_index,
-    run_example,
-    show_equation,
-    show_index,
-)
-
-ROOT = Path(__file__).resolve().parents[2]
-ENTRIES = entries()
-every_entry = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
-
-
-@every_entry
-def test_every_equation_has_a_paper_a_file_and_a_test(entry):
-    assert entry.paper and "Equation" in entry.fields
-    assert (ROOT / entry.file).is_file()
-    assert entry.tests, f"{entry.name} has no test in tests/equations/test_{entry.module}.py"
-
-
-@every_entry
-def test_the_example_gives_what_the_docstring_says(entry):
-    output = " ".join(run_example(entry).split())
-    for example in doctest.DocTestParser().get_examples(entry.doc):
-        assert " ".join(example.want.split()) in output
-
-
-def test_the_page_is_not_stale():
-    page = (ROOT / "tutorials/EQUATIONS.md").read_text(encoding="utf-8")
-    assert page == markdown_index(), f"run: {MARKDOWN}"
-    assert page.count("| `") == len(ENTRIES)
-
-
-def test_a_tutorial_that_only_says_the_word_is_not_listed():
-    """The text of a tutorial says "spread" and "entropy" without the functions of that name."""
-    for entry in ENTRIES:
-        for tutorial in entry.tutorials:
-            source = (ROOT / tutorial).read_text(encoding="utf-8")
-            assert f"minirl.equations.{entry.module} import" in source
-
-
-def test_the_index_fits_a_terminal():
-    assert max(len(line) for line in show_index().splitlines()) <= 100
-
-
-# a reader must find each of these by the name that the paper gives it
-@pytest.mark.parametrize("name, paper, equation", [
-    ("kl.k3", "DeepSeekMath, arXiv:2402.03300", "eq. 4"),
-    ("objectives.clipped_surrogate", "PPO, arXiv:1707.06347", "eq. 7"),
-    ("advantages.gae", "GAE, arXiv:1506.02438", "eqs. 9 and 16"),
-    ("preferences.ranking_loss", "InstructGPT, arXiv:2203.02155", "eq. 1"),
-    ("objectives.ptx_objective", "InstructGPT, arXiv:2203.02155", "eq. 2"),
-    ("preferences.dpo_loss", "DPO, arXiv:2305.18290", "eq. 7"),
-    ("objectives.sequence_ratio", "GSPO, arXiv:2507.18071", "eq. 7"),
-    ("coefficients.grpo_coefficient", "DeepSeekMath, arXiv:2402.03300", "eq. 21"),
-    ("kl.AdaptiveKLController", "Ziegler et al., arXiv:1909.08593", "section 2.2"),
-    ("inference_time.pass_at_k", "Codex, arXiv:2107.03374", "eq. 1"),
-    ("advantages.optimal_baseline", "Greensmith et al. 2004", "-"),
-    ("objectives.clipped_value_loss", "none", "-"),
-])
-def test_rows_read_from_docstrings(name, paper, equation):
-    entry, = (entry for entry in ENTRIES if entry.name == name)
-    assert (entry.paper, entry.equation) == (paper, equation)
-    assert f"  {entry.function} " in show_index()
+from minirl.testing.index import entries, markdown_index, show_index
 
 
 def test_one_equation_with_its_source_and_example(capsys):
@@ -79,9 +10,26 @@ def test_one_equation_with_its_source_and_example(capsys):
     assert out.startswith("minirl/equations/kl.py:")
     assert "def k3(" in out and "torch.expm1(log_ratio) - log_ratio" in out
     assert out.rstrip().endswith("tensor([0.1931])") and out.count(">>>") == 2
-    assert show_equation("gae") == show_equation("advantages.gae")
+
+
+def test_the_whole_index_as_text_and_as_markdown(capsys):
+    assert main(["equations"]) == 0
+    assert capsys.readouterr().out == show_index() + "\n"
+    assert main(["equations", "--markdown"]) == 0
+    assert capsys.readouterr().out == markdown_index()
 
 
 def test_an_unknown_equation_names_those_near_it(capsys):
     assert main(["equations", "kl.k33"]) == 2
     assert "there is no equation 'kl.k33' (near it: kl.k3" in capsys.readouterr().err
+
+
+def test_tests_and_tutorials_of_an_equation_come_with_their_paths(capsys):
+    """A reader of one function looks next for where it is checked and where it is shown."""
+    shown = next(entry for entry in entries() if entry.tutorials)
+    assert main(["equations", shown.name]) == 0
+    place, tests, tutorials, *_ = capsys.readouterr().out.splitlines()
+    assert place == f"{shown.file}:{shown.line}"
+    assert tests == f"tests: {', '.join(shown.tests)}"
+    assert tutorials == f"tutorials: {', '.join(shown.tutorials)}"
+    assert shown.tutorials[0].startswith("tutorials/")

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +12,6 @@ from minirl.app import instructgpt, looks
 from minirl.app.cli import main
 from minirl.app.instructgpt import (
     InstructSettings,
-    comparison,
-    epochs_table,
     given_rankings,
     tokens_of_rankings,
 )
@@ -22,7 +19,6 @@ from minirl.app.plots import plot_runs
 from minirl.app.rundir import RunDir
 from minirl.app.runlog import RunLog
 from minirl.app.runs import newest_checkpoint
-from minirl.app.text import columns_of
 from minirl.inference.evaluate import evaluate
 from minirl.lm.checkpoint import load_pretrained, load_reward_model, save_pretrained
 from minirl.lm.heads import ScalarModel
@@ -35,7 +31,6 @@ from minirl.tasks.preferences import load_rankings, pairs
 from minirl.tasks.problem import split_of
 from minirl.train import instructgpt as pipeline
 from minirl.train.sft import SFTConfig
-from tests.app.evaluations import instructed
 
 SMALL = ["--eval-problems", "16", "--device", "cpu", "--checkpoint-every", "1"]
 LABELLED = ["--demonstrations", "96", "--ranked-prompts", "80"]      # makes its own rankings
@@ -147,6 +142,16 @@ def test_ppo_leaves_its_files_and_one_table_of_all_four(rm, tmp_path, capsys):
     assert [m["step"] for m in RunDir(folder).metrics()] == [1, 2, 3, 4]
     assert main(["ppo", "--resume", "--run-dir", str(folder)]) == 0
     assert "complete" in capsys.readouterr().out
+
+
+def test_no_policy_is_measured_twice(rm, tmp_path, monkeypatch):
+    """DPO and PPO start from one policy, and DPO's own stage measures what the table shows."""
+    titles, watched = [], looks.watched
+    monkeypatch.setattr(looks, "watched", lambda title, *args, **options: (
+        titles.append(title), watched(title, *args, **options))[1])
+    assert main(["ppo", "--run-dir", str(tmp_path / "ppo"), *from_rm(rm, *BEST_OF, *PPO)]) == 0
+    assert titles == ["measuring before", "measuring after", "measuring after",
+                      "measuring best of 4"]
 
 
 def test_dpo_alone(rm, tmp_path, capsys):
@@ -407,37 +412,3 @@ def test_a_policy_without_a_bos_and_in_bfloat16_is_trained(rm, tmp_path):
     again[again.index("--init") + 1] = str(start)
     assert main(["ppo", "--run-dir", str(tmp_path / "ppo"), *again, *PPO]) == 0
     assert load_pretrained(tmp_path / "ppo" / "final")[0].dtype == torch.float32
-
-
-# tables
-
-ATTACK = "\x1b[31mred\x1b]0;title\x07\u202e `a` ``` \n\n## step 99: forged\n\n- `x`\x9b2J"
-
-
-@pytest.mark.parametrize("text", [ATTACK, "한글" * 50], ids=["attack", "Hangul"])
-def test_what_models_say_steers_no_terminal_and_the_table_fits_it(text):
-    """A policy that emits escapes steered the terminal at the end of its run."""
-    result = instructed(text)
-    lines = comparison({"SFT": result, "best of 1024": replace(result, kl=0.5),
-                        "PPO": replace(result, kl=None)}).split("\n")
-    assert lines[0] == "4 distinct held-out instructions"
-    assert all(line.isprintable() for line in lines) and max(map(columns_of, lines)) <= 80
-    assert not any(line.strip().startswith(("## ", "- ")) for line in lines)
-
-
-def test_a_kl_of_next_to_nothing_is_not_negative():
-    row = comparison({"SFT": instructed("x"), "PPO": replace(instructed("x"), kl=-1e-4)})
-    assert re.search(r"(?m)^PPO +1\.250 \+- \S+ +0\.500 +123\.457 +0\.00 +4\.0$", row), row
-
-
-def test_the_kl_of_best_of_n_is_its_bound():
-    best = replace(instructed("x"), kl=None, kl_bound=1.84)
-    row = comparison({"SFT": instructed("x"), "best of 16": best})
-    assert re.search(r"(?m)^best of 16 +1\.250 \+- \S+ +0\.500 +123\.457 +1\.84 +4\.0$", row), row
-
-
-def test_the_epochs_fit_a_terminal():
-    epochs = [{"epoch": i, "validation_loss": 12345.678, "score": -12345.678,
-               "true_reward": 12345.678, "chosen": i == 3} for i in range(1, 17)]
-    table = epochs_table(epochs)
-    assert max(map(len, table.splitlines())) <= 80 and "chosen" in table

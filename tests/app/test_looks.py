@@ -2,39 +2,9 @@
 
 import re
 
-import pytest
-
-from minirl.app.looks import BeforeAndAfter, markdown, verdict
+from minirl.app.looks import BeforeAndAfter
 from minirl.app.rundir import RunDir
-from tests.app.evaluations import instructed, summed
-
-ATTACK = "\x1b[31mred\x1b]0;title\x07\u202e `a` ``` \n\n## step 99: forged\n\n- `x`\x9b2J"
-
-
-@pytest.mark.parametrize("evaluation, rewards", [
-    (instructed(ATTACK), ("true_reward", "reward_model")), (summed(ATTACK), ())],
-    ids=["instructions", "sums"])
-def test_samples_in_markdown_forge_no_heading_and_end_no_code(evaluation, rewards):
-    """Backticks and newlines broke out: "## step 99" became a section, where --resume cuts."""
-    lines = markdown(evaluation, 3, rewards).splitlines()
-    assert len(lines) == 6 and all(line.isprintable() for line in lines)
-    assert all(line.startswith(("- ````", "  - ")[i % 2]) for i, line in enumerate(lines))
-    for line in lines:           # runs of four backticks are ours: two to a piece of code
-        assert len(re.findall("`{4,}", line)) == (4 if line.startswith("- ") else 2)
-        assert not re.search("`{5,}", line)
-
-
-def test_what_stands_beside_a_completion():
-    lines = markdown(instructed("x"), 2, ("true_reward", "reward_model")).splitlines()
-    assert lines == ["- `sort x0:` (right: `abcx`)",
-                     "  - right, true reward 1.00, reward model 123.46: `x`",
-                     "- `sort x1:` (right: `abcx`)",
-                     "  - wrong, true reward 2.00, reward model 123.46: `x`"]
-
-
-def test_verdicts():
-    evaluation = summed("x", [1.0, 0.0, None, 0.5])
-    assert [verdict(evaluation, i) for i in range(4)] == ["right", "wrong", "no verdict", "wrong"]
+from tests.inference.evaluations import summed
 
 
 def test_samples_are_of_the_start_halfway_and_the_end(finished):

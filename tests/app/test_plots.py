@@ -17,13 +17,8 @@ from minirl.app.plots import (
     plot_runs,
     plot_stages,
     points,
-    smooth,
 )
 from minirl.app.rundir import RunDir
-
-
-def test_smooth_takes_the_neighbours_that_are_there():
-    assert smooth([0.0, 3.0, 6.0], reach=1) == [1.5, 3.0, 4.5]
 
 
 def test_runs_without_metrics_are_named(tmp_path):

@@ -10,14 +10,13 @@ from safetensors.torch import load_file
 
 from minirl.app.cli import main
 from minirl.app.commands import config_json, work
-from minirl.app.progress import Progress
 from minirl.app.rundir import RunDir
 from minirl.app.runlog import RunLog
-from minirl.app.stages import Look, Stages, worth_compiling
+from minirl.app.stages import Look, Stages
 from minirl.app.sums import BaseConfig, SumsSettings
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.digests import seal
-from minirl.lm.tiny import TinySizes, make_base
+from minirl.lm.progress import Progress
 from minirl.train.grpo import GRPOConfig
 from minirl.train.metrics import NonFiniteError
 from minirl.train.sft import SFTConfig, train_sft
@@ -337,22 +336,6 @@ def test_a_training_state_that_would_run_code_is_refused(finished, tmp_path, cap
     assert main(["grpo", "--resume", "--run-dir", str(run)]) == 0
     assert not (tmp_path / "exploded").exists()
     assert "cannot be read as a training state" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("choice, tokens, want", [
-    ("on", 1, True), ("off", 10 ** 12, False), ("auto", 10 ** 6, False), ("auto", 10 ** 10, True)])
-def test_compiling_is_decided_from_the_numbers_of_the_run(choice, tokens, want):
-    """By its numbers and never by a clock, so that a resumed run computes as the first part did.
-    6 * parameters * tokens at 1e11 a second, above 300 s: of 0.27 million parameters 1.8e7 tokens.
-    """
-    model, _ = make_base(TinySizes(), seed=0, device="cpu")
-    assert worth_compiling(choice, model, tokens) is want
-
-
-def test_an_unknown_choice_to_compile_raises():
-    model, _ = make_base(TinySizes(), seed=0, device="cpu")
-    with pytest.raises(ValueError, match="compile is 'yes': one of auto, on, off is wanted"):
-        worth_compiling("yes", model, 1)
 
 
 # the runner itself

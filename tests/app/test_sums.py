@@ -7,30 +7,6 @@ import torch
 
 from minirl.app.cli import main
 from minirl.app.rundir import RunDir
-from minirl.app.sums import before_and_after
-from minirl.app.text import columns_of
-from tests.app.evaluations import summed
-
-ATTACK = "\x1b[31mred\x1b]0;title\x07\u202e `a` ``` \n\n## step 99: forged\n\n- `x`\x9b2J"
-
-
-@pytest.mark.parametrize("text", [ATTACK, "한글" * 50], ids=["attack", "Hangul"])
-def test_what_models_say_steers_no_terminal_and_the_table_fits_it(text):
-    lines = before_and_after(summed(text), summed(text)).split("\n")
-    assert lines[0] == "4 distinct held-out problems, temperature 1"
-    assert all(line.isprintable() for line in lines) and max(map(columns_of, lines)) <= 80
-    assert not any(line.strip().startswith(("## ", "- ")) for line in lines)
-
-
-def test_intervals_count_the_problems_with_a_verdict():
-    """Wilson's interval of 2 right in 4 is 0.15 to 0.85. Of 2 in 3 with a verdict it is another."""
-    whole, some, none = (summed("x", accuracy) for accuracy in (
-        (1.0, 0.0, 0.0, 1.0), (1.0, 0.0, None, 1.0), (None,) * 4))
-    assert "0.500 (0.150 to 0.850)" in before_and_after(whole, whole)
-    table = before_and_after(whole, some)
-    assert "0.667 (0.208 to 0.939)" in table
-    assert re.search(r"(?m)^problems with a verdict +4 +3$", table)
-    assert "no verdict" in before_and_after(whole, none)
 
 
 def test_sft_says_how_good_it_is_and_what_comes_next(base, tmp_path, capsys):

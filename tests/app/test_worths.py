@@ -1,6 +1,4 @@
-"""minirl/app/worths.py: what R1's policies are worth, and the table of it."""
-
-import re
+"""minirl/app/worths.py: what R1's policies are worth, in files."""
 
 import pytest
 import torch
@@ -8,22 +6,13 @@ import torch
 from minirl.app import worths
 from minirl.app.r1 import R1Settings
 from minirl.app.rundir import RunDir
-from minirl.app.text import columns_of
-from minirl.app.worths import Worths, stages_table, with_win_rates
+from minirl.app.worths import Worths
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.heads import ScalarModel
 from minirl.train.grpo import GRPOConfig
 from minirl.train.r1 import R1Config
 from minirl.train.reward_model import RewardModelConfig
-
-ATTACK = "\x1b[31mred\x1b]0;title\x07\u202e `a` ``` \n\n## step 99: forged\n\n- `x`\x9b2J"
-SHARES = "easy", "hard", "majority", "pass", "format", "language", "win_rate"
-
-
-def entry(name, text="x", n=128):
-    return {"stage": name, **dict.fromkeys(SHARES, 0.9876), "length": 12345.6,
-            "seconds": 123456.0, "problems": {"easy": 54, "hard": n, "general": n},
-            "problem": f"1+1={text}", "example": text}
+from tests.train.entries import entry
 
 
 class Runner:
@@ -70,28 +59,3 @@ def test_what_is_left_at_the_end(base, tmp_path):
     summary = runner.run.summary
     assert (summary["accuracy_before"], summary["accuracy_after"]) == (0.1, 0.3)
     assert summary["seconds"] == 1.5 and (runner.run.path / "stages.png").stat().st_size > 10_000
-
-
-def test_win_rates_by_hand():
-    """Against (1, 0): (2, 0) wins one and ties one; (0, -1) loses both."""
-    entries = with_win_rates([
-        {"stage": "sft", "general": [1.0, 0.0]}, {"stage": "a", "general": [2.0, 0.0]},
-        {"stage": "b", "general": [0.0, -1.0]}])
-    assert [entry["win_rate"] for entry in entries] == [0.5, 0.75, 0.0]
-
-
-@pytest.mark.parametrize("text", [ATTACK, "한글" * 50], ids=["attack", "Hangul"])
-def test_what_models_say_steers_no_terminal_and_the_table_fits_it(text):
-    """It took 130 columns."""
-    entries = [entry("cold-start", text), entry("small-base", text)]
-    lines = stages_table(entries, 16).split("\n")
-    assert lines[0] == "distinct held-out problems: 54 easy, 128 hard, 128 general"
-    assert all(line.isprintable() for line in lines) and max(map(columns_of, lines)) <= 80
-    assert not any(line.strip().startswith(("## ", "- ")) for line in lines)
-
-
-def test_intervals_count_the_distinct_problems():
-    few, many = (re.search(r"(?m)^base .* (\S+) to (\S+) ",
-                           stages_table([entry("base", n=n)], 16)).groups()
-                 for n in (9, 900))
-    assert float(few[0]) < 0.75 < 0.97 < float(many[0])

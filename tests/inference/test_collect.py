@@ -7,13 +7,13 @@ import random
 import pytest
 import torch
 
-from minirl.inference.collect import collect, collect_in_parts, verdict_tensor
+from minirl.inference.collect import check_prompts, collect, collect_in_parts, verdict_tensor
 from minirl.lm.heads import ScalarModel, score_ids
 from minirl.lm.sampling import sample
 from minirl.tasks.arithmetic import Arithmetic
 from minirl.tasks.bilingual import Bilingual
 from minirl.tasks.instructions import Instructions
-from minirl.tasks.problem import JudgedTask, columns
+from minirl.tasks.problem import JudgedTask, Problem, columns
 from minirl.tasks.rewards import judge, weighted_sum
 
 
@@ -163,6 +163,14 @@ class Updates(list):
 
     def update(self, n=1, note=""):
         self.append(n)
+
+
+def test_the_longest_prompt_of_a_task_leaves_room_for_completions(base, listed):
+    """BOS and eight bytes: nine tokens, and a tenth that is sampled."""
+    tokenizer, task = base[1], listed([Problem("1234567=", ""), Problem("1=", "")])
+    check_prompts(tokenizer, task, max_new_tokens=1, context=10)
+    with pytest.raises(ValueError, match="the prompt '1234567=' has 9 tokens; with max_new_token"):
+        check_prompts(tokenizer, task, max_new_tokens=2, context=10)
 
 
 def test_parts_hold_at_most_so_many_completions_in_the_order_of_the_problems(base, listed):

@@ -1,4 +1,4 @@
-"""minirl/lm/compiled.py: the same numbers with a compiler and without one."""
+"""minirl/lm/compiled.py: the same numbers with a compiler and without one, and when it pays."""
 
 import warnings
 
@@ -7,7 +7,8 @@ import torch
 import torch._dynamo.testing
 
 from minirl.lm import compiled as module
-from minirl.lm.compiled import compiled
+from minirl.lm.compiled import compiled, worth_compiling
+from minirl.lm.tiny import TinySizes, make_base
 
 
 def work(x, y, scale):
@@ -83,3 +84,19 @@ def test_the_number_of_rows_may_change_and_a_width_is_compiled_for_itself(monkey
         for rows, features in shapes:
             assert isinstance(rows, torch.SymInt)
             assert type(features) is int and features == width
+
+
+@pytest.mark.parametrize("choice, tokens, want", [
+    ("on", 1, True), ("off", 10 ** 12, False), ("auto", 10 ** 6, False), ("auto", 10 ** 10, True)])
+def test_compiling_is_decided_from_the_numbers_of_the_run(choice, tokens, want):
+    """By its numbers and never by a clock, so that a resumed run computes as the first part did.
+    6 * parameters * tokens at 1e11 a second, above 300 s: of 0.27 million parameters 1.8e7 tokens.
+    """
+    model, _ = make_base(TinySizes(), seed=0, device="cpu")
+    assert worth_compiling(choice, model, tokens) is want
+
+
+def test_an_unknown_choice_to_compile_raises():
+    model, _ = make_base(TinySizes(), seed=0, device="cpu")
+    with pytest.raises(ValueError, match="compile is 'yes': one of auto, on, off is wanted"):
+        worth_compiling("yes", model, 1)

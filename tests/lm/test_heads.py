@@ -152,6 +152,14 @@ def test_a_shift_moves_every_value_and_score_alike(scalar_model):
     torch.testing.assert_close(after[1], before[1] + 1.5)
 
 
+def test_a_scalar_model_is_compiled_where_its_transformer_is(scalar_model):
+    assert scalar_model.compiled is False
+    scalar_model.compiled = True
+    assert scalar_model.backbone.compiled is True and scalar_model.compiled is True
+    scalar_model.compiled = False
+    assert scalar_model.backbone.compiled is False
+
+
 def test_the_head_is_in_float32_also_where_products_are_not(scalar_model):
     """A reward in bfloat16 has two to three digits: 3.14 and 3.15 are one number."""
     tokens, mask = batch_of([[3]], [[4, 5]])

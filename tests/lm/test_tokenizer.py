@@ -92,6 +92,13 @@ def test_training_merges_what_is_frequent_and_no_more():
     assert a == b
 
 
+def test_the_same_ids_are_those_of_all_tokens_and_stops(tokenizer):
+    assert tokenizer.same_ids(tokenizer)
+    assert not tokenizer.same_ids(build_tokenizer(special_tokens=[*TAGS, "<other>"]))
+    more = Tokenizer(tokenizer.backend, pad=PAD, bos=BOS, eos=EOS, stops=[tokenizer.pad_id])
+    assert not tokenizer.same_ids(more), "it would read on behind another's last token"
+
+
 def test_special_ids_are_distinct_and_one_id_each(tokenizer):
     tags = [tokenizer.backend.token_to_id(tag) for tag in TAGS]
     ids = [tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id, *tags]

@@ -17,6 +17,7 @@ from minirl.train.instructgpt import (
     MOST,
     InstructGPTConfig,
     compare_epochs,
+    epochs_table,
     learn_rewards,
     prefer,
     rank_completions,
@@ -157,3 +158,10 @@ def test_dpo_stands_in_the_place_of_stages_two_and_three(base):
     policy = prefer(base, TOKENIZER, lambda: rank(base), DPOConfig(batch_size=4), seed=0,
                     stage=in_memory(None))
     assert not torch.equal(weights(policy), weights(base))
+
+
+def test_the_epochs_fit_a_terminal():
+    epochs = [{"epoch": i, "validation_loss": 12345.678, "score": -12345.678,
+               "true_reward": 12345.678, "chosen": i == 3} for i in range(1, 17)]
+    table = epochs_table(epochs)
+    assert max(map(len, table.splitlines())) <= 80 and "chosen" in table

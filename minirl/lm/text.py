@@ -1,4 +1,4 @@
-"""Text for people: what a model wrote made safe to show, and aligned tables."""
+"""Text for people: what a model wrote made safe to show, aligned tables, and names of flags."""
 
 from __future__ import annotations
 
@@ -119,3 +119,12 @@ def table(rows: Sequence[Sequence[str]], width: int = WIDTH) -> str:
         cells += [padded(cell, w, right=True) for cell, w in zip(others, widths[1:], strict=True)]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def flag(name: str) -> str:
+    """How a field of a configuration is written on the command line.
+
+    >>> flag("group_size")
+    '--group-size'
+    """
+    return "--" + name.replace("_", "-")

@@ -1,4 +1,4 @@
-"""minirl/app/text.py"""
+"""minirl/lm/text.py"""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from minirl.app.text import code_span, columns_of, shortened, table, visible
+from minirl.lm.text import code_span, columns_of, shortened, table, visible
 
 
 @pytest.mark.parametrize("text, printed", [
@@ -93,5 +93,5 @@ def test_names_are_shortened_in_the_middle(text, width, short):
 
 
 def test_text_and_progress_load_no_torch():
-    code = "import sys, minirl.app.text, minirl.app.progress; sys.exit('torch' in sys.modules)"
+    code = "import sys, minirl.lm.text, minirl.lm.progress; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,14 +1,34 @@
-"""metrics.jsonl: a line per step, and what to make of lines that a kill or a bad disk spoiled."""
+"""What a page reports, in a file: a line of JSON per step, and what to make of lines that a kill or
+a bad disk spoiled.
+
+    train_sft(model, tokenizer, pairs, config, log=partial(append_metrics, file))
+
+A page that goes on from a checkpoint (checkpoints.py) first takes out what came after it:
+cut_metrics(file, state["step"]).
+"""
 
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from minirl.app.survival import GO_ON, warn
 from minirl.lm.files import replacing
 
 Line = tuple[bytes, dict | None]           # as it stands, and what it says: None where unreadable
+
+
+def append_metrics(file: Path, step: int, metrics: dict[str, float]) -> None:
+    with open(file, "a", encoding="utf-8") as f:
+        f.write(json.dumps({"step": step, **metrics}) + "\n")
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file, without those that were spoiled. Raises ValueError as read_lines.
+    """
+    return [metrics for _, metrics in read_lines(file) if metrics is not None]
 
 
 def read_lines(file: Path) -> list[Line]:
@@ -37,8 +57,8 @@ def is_metrics(content: object) -> bool:
     return all(isinstance(value, (int, float)) for value in content.values())
 
 
-def cut_metrics(file: Path, last: int) -> None:
-    """Take out what came after step `last`, and say what is missing before it.
+def cut_metrics(file: Path, last: int, warn: Callable[[str], None] = warnings.warn) -> None:
+    """Take out what came after step `last`; warn(message) says what is missing before it.
 
     A line that cannot be read stays as it is, as whoever knows more may mend it.
     """
@@ -60,7 +80,7 @@ def cut_metrics(file: Path, last: int) -> None:
         warn(f"{file}: {', '.join(faults)}; all lines are kept, and the run goes on")
     content = b"".join(line + b"\n" for line, _ in lines)
     if content != (file.read_bytes() if file.is_file() else b""):
-        with replacing(file, GO_ON) as partial:
+        with replacing(file) as partial:
             partial.write_bytes(content)
 
 

@@ -1,14 +1,13 @@
-"""minirl/app/preflight.py: flags that the preset, or the other numbers of a run, leave unread."""
+"""minirl/train/presets.py: flags that the preset, or the other numbers of a run, leave unread."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from minirl.app.preflight import UNREAD, check_flags
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.ppo import PPOConfig, train_ppo
-from minirl.train.presets import GRPO_PRESETS
+from minirl.train.presets import GRPO_PRESETS, UNREAD, check_flags
 from tests.train.small import TOKENIZER, Digits, length, tiny, weights
 
 

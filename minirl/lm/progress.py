@@ -9,7 +9,7 @@ import time
 
 from tqdm import tqdm
 
-from minirl.app.text import visible
+from minirl.lm.text import visible
 
 BAR_AFTER = 2.0           # seconds: shorter work shows nothing
 LINE_EVERY = 10.0         # seconds between two lines, at least, and before the first

@@ -1,4 +1,4 @@
-"""minirl/app/picture.py: how minirl sample shows what a policy was unsure of."""
+"""minirl/inference/picture.py: how a picture shows what a policy was unsure of."""
 
 import math
 import re
@@ -6,27 +6,20 @@ import re
 import pytest
 import torch
 
-from minirl.app import picture as pictures
-from minirl.app.picture import completion_cells, logprob_lines, picture, show_samples
-from minirl.app.text import columns_of
-from minirl.lm.checkpoint import load_pretrained
+from minirl.inference import picture as pictures
+from minirl.inference.picture import completion_cells, logprob_lines, picture, show_samples
 from minirl.lm.rollouts import Rollouts
+from minirl.lm.text import columns_of
 from minirl.lm.tokenizer import build_tokenizer
 
-SAMPLING = dict(n=2, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=12, seed=0,
-                dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def policy(base):
-    return load_pretrained(base)
+SAMPLING = dict(n=2, max_new_tokens=12, seed=0)
 
 
 @pytest.fixture
-def says(policy, monkeypatch):
+def says(base, monkeypatch):
     """show_samples of a policy that says a text, with a probability for each of its bytes."""
     def show(text, probabilities=None, prompt="3+4=", **how):
-        model, tokenizer = policy
+        model, tokenizer = base
         ids = tokenizer.encode(text)
         logp = [math.log(p) for p in probabilities or [1.0] * len(ids)]
         rollouts = Rollouts(
@@ -72,15 +65,9 @@ def test_wide_characters_are_marked_over_their_whole_width(says):
     assert lines[1:3] == ["  1. 가a나", "     ^^~~~"]
 
 
-def test_colours_where_the_terminal_has_some(says, monkeypatch):
+def test_marks_are_colours_on_request(says):
     out = says("12345", [0.95, 0.89, 0.6, 0.4, 1.0], colour=True)
     assert "1\x1b[33m23\x1b[0m\x1b[4;31m4\x1b[0m5" in out and "^" not in out
-    for tty, env, want in ((True, {}, True), (False, {}, False), (True, {"NO_COLOR": "1"}, False),
-                           (True, {"TERM": "dumb"}, False)):
-        stream = type("Stream", (), {"isatty": lambda self, tty=tty: tty})()
-        monkeypatch.setattr(pictures.os, "environ", env)
-        monkeypatch.setattr(pictures.sys, "stdout", stream)
-        assert pictures.terminal_has_colours() is want
 
 
 def test_a_character_of_several_tokens_is_as_unsure_as_the_worst_of_them():
@@ -101,9 +88,9 @@ def test_the_stop_token_has_no_character_and_is_listed():
     assert lines == ['     log-prob -1.386, 2 tokens; 1 unsure: "<eos>" 0.25']
 
 
-def test_every_token_with_its_logprob_on_request(policy):
+def test_every_token_with_its_logprob_on_request(base):
     """The old form of a line, in 80 columns: the numbers add up to the sum before them."""
-    text = show_samples(*policy, ["3+4=", "1+1="], numbers=True, **SAMPLING)
+    text = show_samples(*base, ["3+4=", "1+1="], numbers=True, **SAMPLING)
     parts = re.findall(r"log-prob (-?[\d.]+), (\d+) tokens[^:]*:((?:.|\n {7})*)", text)
     assert len(parts) == 4
     for total, count, rest in parts:
@@ -136,6 +123,6 @@ def test_picture_is_the_text_where_all_is_sure():
         assert picture(cells, colour=colour, width=80) == ["abc"]
 
 
-def test_the_same_seed_shows_the_same(policy):
-    first, second = (show_samples(*policy, ["3+4="], **SAMPLING) for _ in range(2))
+def test_the_same_seed_shows_the_same(base):
+    first, second = (show_samples(*base, ["3+4="], **SAMPLING) for _ in range(2))
     assert first == second

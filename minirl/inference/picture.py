@@ -1,20 +1,17 @@
-"""What `minirl sample` shows: completions, with marks where the policy was unsure of its text."""
+"""A picture of completions: their text, with marks where the policy was unsure of it."""
 
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from minirl.app.progress import Progress
-from minirl.app.text import WIDTH, columns_of, visible
 from minirl.lm.model import Transformer
-from minirl.lm.precision import compute_in
+from minirl.lm.rollouts import Rollouts
 from minirl.lm.sampling import sample
+from minirl.lm.text import WIDTH, columns_of, visible
 from minirl.lm.tokenizer import Tokenizer
 
 INDENT = 5                       # columns before a completion
@@ -24,22 +21,25 @@ STYLES, PLAIN = {"~": "\x1b[33m", "^": "\x1b[4;31m"}, "\x1b[0m"      # yellow; r
 
 
 def show_samples(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], *, n: int,
-                 temperature: float, top_k: int, top_p: float, max_new_tokens: int, seed: int,
-                 dtype: str, numbers: bool = False, colour: bool | None = None) -> str:
-    """Return n completions of each prompt, with marks where the policy was unsure.
-
-    numbers: with the log-prob of every token. colour: marks are colours, else they stand below the
-    text; None: colours on a terminal.
-    """
-    colour = terminal_has_colours() if colour is None else colour
+                 max_new_tokens: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+                 seed: int = 0, numbers: bool = False, colour: bool = False) -> str:
+    """Sample n completions of each prompt -> their picture: see show_rollouts."""
     ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
     generator = torch.Generator(model.device).manual_seed(seed)
-    rows = n * len(ids)
-    with compute_in(dtype, model.device), Progress("sampling", rows, unit="completion") as progress:
-        rollouts = sample(model, ids, group=n, max_new_tokens=max_new_tokens,
-                          temperature=temperature, top_k=top_k, top_p=top_p,
-                          eos_id=tokenizer.stop_ids, pad_id=tokenizer.pad_id, generator=generator)
-        progress.update(rows)
+    rollouts = sample(model, ids, group=n, max_new_tokens=max_new_tokens, temperature=temperature,
+                      top_k=top_k, top_p=top_p, eos_id=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
+                      generator=generator)
+    return show_rollouts(tokenizer, prompts, rollouts, numbers=numbers, colour=colour)
+
+
+def show_rollouts(tokenizer: Tokenizer, prompts: Sequence[str], rollouts: Rollouts, *,
+                  numbers: bool = False, colour: bool = False) -> str:
+    """Return the completions of each prompt, with marks where the policy was unsure.
+
+    numbers   with the log-prob of every token
+    colour    marks are a terminal's colours; else they stand below the text
+    """
+    n = len(rollouts.tokens) // len(prompts)
     lines: list[str] = []
     any_mark = False
     for row, completion in enumerate(rollouts.completion_ids()):
@@ -162,9 +162,3 @@ def filled(words: Sequence[str]) -> list[str]:
         else:
             lines[-1] += f" {word}"
     return lines
-
-
-def terminal_has_colours() -> bool:
-    """See https://no-color.org for NO_COLOR."""
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    return sys.stdout.isatty() and not plain

@@ -1,4 +1,4 @@
-"""minirl/app/progress.py"""
+"""minirl/lm/progress.py"""
 
 import io
 import re
@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from minirl.app import progress
-from minirl.app.progress import Progress, duration
+from minirl.lm import progress
+from minirl.lm.progress import Progress, duration
 
 
 class Stream(io.StringIO):
