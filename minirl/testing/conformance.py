@@ -15,21 +15,18 @@ import difflib
 import functools
 import inspect
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from minirl.equations.reduce import AGGREGATIONS, aggregate
-from minirl.testing.measuring import agree, mask_of, mean_of, measured, times
+from minirl.equations.reduce import AGGREGATIONS
+from minirl.testing.diagnosis import diagnose, known_slip
 from minirl.testing.others import OTHERS
-from minirl.testing.probes import Function, Probe, Target, equations, one_per_row
-from minirl.testing.slips import SLIPS, Slip
+from minirl.testing.probes import Function, Target, equations, one_per_row
+from minirl.testing.subject import Difference, Subject
 
 WIDTH = 80                             # columns of a report
-KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.04}
 
 
 class Recipe(NamedTuple):
@@ -118,6 +115,7 @@ def check(function: Function, against: str, *, sign: str = "maximise", reduced: 
                 that a group of one learns nothing, where an exploded ratio is capped
     Raises      ValueError for an unknown equation, sign, mean, option or property
 
+    >>> import torch
     >>> def loss(logp, old_logp, adv):                 # max where A < 0: gradients at ratio 1.5
     ...     ratio = (logp - old_logp).exp()
     ...     clipped = ratio.clamp(0.8, 1.2)
@@ -186,183 +184,6 @@ def resolve(against: str, reduced: str | None, fixed: Mapping[str, Any] | None
 def targets() -> dict[str, Target]:
     """Return all that a function can be checked against, by name."""
     return {**equations(), **OTHERS}
-
-
-# how it is asked
-
-class Difference(NamedTuple):
-    """One comparison that failed. `measure` is "value", "gradient NAME", or what went wrong."""
-
-    probe: Probe
-    options: dict[str, Any]
-    measure: str
-    came: Any
-    wanted: Any
-    reason: str = ""
-
-
-class Subject(NamedTuple):
-    """The function that is checked, with what `check` was told of it."""
-
-    function: Function
-    against: str
-    target: Target
-    sign: str
-    reduced: str | None
-    fixed: dict[str, Any]
-    per_sequence: tuple[str, ...]
-    arrays: Function | None
-
-    @property
-    def equation(self) -> Function:
-        return self.target.function
-
-    @property
-    def factor(self) -> float:
-        """-1 for a loss beside an objective."""
-        doc = (self.equation.__doc__ or "").split("\n")[0]
-        return -1.0 if self.sign == "minimise" and "Maximise" in doc else 1.0
-
-    def options_of(self, probe: Probe) -> dict[str, Any] | None:
-        """Return the options to call the function with; None where it cannot be asked, because an
-        option is built in, or the arrays are no torch tensors."""
-        if self.arrays is not None and probe.dtype is not torch.float64:
-            return None                                # too coarse for finite differences
-        parameters = inspect.signature(self.function).parameters
-        anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        defaults = inspect.signature(self.equation).parameters
-        passed = {}
-        for name, value in probe.options.items():
-            if name in self.fixed:
-                if self.fixed[name] != value and probe.property == "golden values":
-                    return None
-            elif anything or name in parameters:
-                passed[name] = value
-            elif defaults[name].default != value:
-                return None
-        optional = [name for name in probe.inputs if defaults[name].kind is KEYWORD_ONLY]
-        return passed if anything or set(optional) <= set(parameters) else None
-
-    def compare(self, probe: Probe, options: dict[str, Any]) -> list[Difference]:
-        """Return where the function and the equation differ."""
-        wanted = measured(self.truth, probe, probe.options | self.fixed, self.learnt(probe))
-        try:
-            came = measured(self.call, probe, options, self.learnt(probe), arrays=self.arrays)
-        except Exception as error:                     # anybody's code: whatever it raises
-            return [Difference(probe, options, "error", f"{type(error).__name__}: {error}",
-                               wanted["value"], "it raises an error")]
-        return [Difference(probe, options, key, came.get(key), wanted.get(key),
-                           f"it writes into its {key}" if key.startswith("input") else "")
-                for key in {**wanted, **came}
-                if key not in wanted
-                or not agree(came.get(key), wanted[key], TOLERANCE[probe.dtype])]
-
-    def learnt(self, probe: Probe) -> list[str]:
-        return [name for name in probe.inputs if name in self.target.learnt]
-
-    def truth(self, inputs: dict[str, Any], options: dict[str, Any], probe: Probe) -> Any:
-        return mean_of(self.equation(**inputs, **options), probe, self.reduced)
-
-    def call(self, inputs: dict[str, Any], options: dict[str, Any], probe: Probe) -> Any:
-        kinds = {name: parameter.kind for name, parameter
-                 in inspect.signature(self.equation).parameters.items()}
-        positional = [inputs[name][:, 0] if name in self.per_sequence else inputs[name]
-                      for name in kinds if name in inputs and kinds[name] is not KEYWORD_ONLY]
-        named = {name: value for name, value in inputs.items() if kinds[name] is KEYWORD_ONLY}
-        if self.reduced and "mask" not in inputs:
-            mask = mask_of(probe).clone()
-            positional.append(mask if self.arrays is None else self.arrays(mask.numpy()))
-        return times(self.function(*positional, **named, **options), self.factor)
-
-
-# what is wrong
-
-def known_slip(subject: Subject, differences: list[Difference]) -> tuple[str, bool] | None:
-    """Return the slip that gives all that came, and whether it is a choice; None for none."""
-    if any(d.measure.startswith(("error", "input")) for d in differences):
-        return None
-    if not any(d.came is not None and bool(d.came.isfinite().any()) for d in differences):
-        return None                                    # NaN alone proves no slip
-    for slip in (*SLIPS.get(subject.against, ()), *other_means(subject)):
-        if all(agree(difference.came, slip_gives(slip, subject, difference),
-                     TOLERANCE[difference.probe.dtype]) for difference in differences):
-            return slip.text, slip.choice
-    return None
-
-
-def diagnose(subject: Subject, differences: list[Difference]) -> tuple[str, bool]:
-    """Return what is wrong with one property, as far as that can be said."""
-    slip = known_slip(subject, differences)
-    if slip is not None:
-        return slip
-    if any(d.measure.startswith(("error", "input")) for d in differences):
-        return "", False
-    hint = differences[0].probe.hint
-    return hint or in_general(differences), False
-
-
-def slip_gives(slip: Slip, subject: Subject, difference: Difference) -> Any:
-    """Return what the slip gives where the function gave `difference.came`."""
-    probe = difference.probe
-    accepted = inspect.signature(slip.function).parameters
-
-    def call(inputs: dict[str, Any], options: dict[str, Any], probe: Probe) -> Any:
-        own = {key: value for key, value in options.items() if key in accepted}
-        arguments = {key: value for key, value in inputs.items() if key in accepted}
-        extra = {"mask_": mask_of(probe)} if "mask_" in accepted else {}
-        value = slip.function(**arguments, **own, **extra)
-        return value if slip.reduces else mean_of(value, probe, subject.reduced)
-
-    try:
-        result = measured(call, probe, probe.options | subject.fixed, subject.learnt(probe))
-    except (ValueError, RuntimeError):
-        return None
-    return result.get(difference.measure)
-
-
-def other_means(subject: Subject) -> Iterator[Slip]:
-    """Yield the other ways to average, for a function that returns the mean."""
-    for how in AGGREGATIONS if subject.reduced else ():
-        if how != subject.reduced:
-            yield Slip(f"it averages as {how!r}, and {subject.reduced!r} was asked for",
-                       _averaged(subject.equation, how), choice=True, reduces=True)
-    if subject.reduced:
-        yield Slip("the mean counts padding: divide by the mask's sum, not by the number of slots",
-                   _averaged(subject.equation, "constant"), reduces=True)
-
-
-def _averaged(equation: Function, how: str) -> Function:
-    def function(mask_: Tensor, **arguments: Any) -> Any:
-        total = mask_.numel() if how == "constant" else None
-        return aggregate(equation(**arguments), mask_, how, total=total)
-
-    parameters = [*inspect.signature(equation).parameters.values()]
-    mask = inspect.Parameter("mask_", inspect.Parameter.KEYWORD_ONLY)
-    function.__signature__ = inspect.Signature([*parameters, mask])    # type: ignore[attr-defined]
-    return function
-
-
-def in_general(differences: list[Difference]) -> str:
-    """Return what is wrong where no known slip of this equation fits."""
-    def ratio_is(factor: float) -> bool:
-        return all(d.came is not None and agree(d.came, factor * d.wanted, 1e-4)
-                   for d in differences)
-
-    if ratio_is(-1):
-        return "the sign is the other one: negate it, or pass sign='minimise' for a loss"
-    if all(d.came is not None and d.measure.startswith("gradient")
-           and bool((d.came == 0).all()) for d in differences):
-        return "no gradient flows: something on its way is detached"
-    if any(d.came is not None and d.came.shape == d.wanted.shape
-           and bool((d.came.isnan() & ~d.wanted.isnan()).any()) for d in differences):
-        return "NaN: 0 * NaN is NaN, so take out what is masked by torch.where, not by a product"
-    if any(bool(d.came is not None and d.wanted.abs().sum() > 0) for d in differences):
-        first = next(d for d in differences if d.came is not None and d.wanted.abs().sum() > 0)
-        if first.came.shape == first.wanted.shape:
-            factor = float((first.came * first.wanted).sum() / first.wanted.square().sum())
-            if factor and abs(factor - 1) > 0.01 and ratio_is(factor):
-                return f"it is {factor:.4g} times what is right, everywhere"
-    return ""
 
 
 def short(value: Any) -> str:
