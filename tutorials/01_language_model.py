@@ -195,10 +195,11 @@ assert abs(total - 1) < 1e-9
 # ## The function
 #
 # From here on the model is a real one, if tiny: two layers with four heads each, and a vocabulary
-# of all bytes and a few special tokens. It is to answer sums, such as "7+5=". **Supervised fine-tuning** takes pairs
-# of a prompt and a completion that a person wrote, a **demonstration**, and raises the log-prob of
-# the completion. The prompt is given by the world, not chosen by the policy, so it has no part in
-# the loss. EOS is chosen, so it has. A **mask** says which slots count:
+# of all bytes and a few special tokens. It is to answer sums, such as "7+5=". **Supervised
+# fine-tuning** takes pairs of a prompt and a completion that a person wrote (a **demonstration**),
+# and raises the log-prob of the completion. The prompt is given by the world, not chosen by the
+# policy, so it has no part in the loss. EOS is chosen, so it has. A **mask** says which slots
+# count:
 
 # %%
 show(completion_batch)
