@@ -198,6 +198,23 @@ def short(value: Any) -> str:
     return f"{head}{'  ...' if len(numbers) > 6 else ''}   {tuple(value.shape)}"
 
 
+def listing() -> str:
+    """Return what a function can be checked against, as text."""
+    lines = ["Whole losses: (logp, old_logp, adv, mask) -> the mean"]
+    for name, recipe in RECIPES.items():
+        numbers = "".join(f", {key} {value}" for key, value in recipe.fixed.items())
+        lines.append(f"  {name:8} {recipe.equation}, {recipe.reduced}{numbers}")
+    lines += ["", "Functions, with the arguments that minirl's function of this name has:"]
+    rooms: dict[str, list[str]] = {}
+    for name, target in targets().items():
+        rooms.setdefault(target.function.__module__, []).append(name)
+    for module, names in rooms.items():
+        lines += [f"  {module.replace('.', '/')}.py",
+                  *textwrap.wrap(", ".join(sorted(names)), WIDTH, initial_indent=4 * " ",
+                                 subsequent_indent=4 * " ")]
+    return "\n".join(lines)
+
+
 def _check_request(against: str, sign: str, reduced: str | None, fixed: Mapping[str, Any]) -> None:
     if against not in targets():
         known = [*targets(), *RECIPES]
