@@ -112,7 +112,8 @@ def check(function: Function, against: str, *, sign: str = "maximise", reduced: 
                 gradients are then finite differences. Without it the function takes torch tensors
     only        one property alone, of those that `properties` lists
     strict      ask also for what is a choice of this library: that a NaN reward is no verdict,
-                that a group of one learns nothing, where an exploded ratio is capped
+                that a group of one learns nothing, where an exploded ratio is capped, and
+                that constants carry no gradient
     Raises      ValueError for an unknown equation, sign, mean, option or property
 
     >>> import torch
@@ -128,7 +129,8 @@ def check(function: Function, against: str, *, sign: str = "maximise", reduced: 
     against, reduced, fixed = resolve(against, reduced, fixed)
     _check_request(against, sign, reduced, fixed)
     target = targets()[against]
-    subject = Subject(function, against, target, sign, reduced, fixed, tuple(per_sequence), arrays)
+    subject = Subject(function, against, target, sign, reduced, fixed, tuple(per_sequence), arrays,
+                      strict)
     every = [one_per_row(probe, per_sequence) for probe in target.probes(reduced)
              if strict or not probe.ours]
     if only is not None and only not in {probe.property for probe in every}:

@@ -17,7 +17,7 @@ from minirl.testing.subject import TOLERANCE, Difference, Subject
 
 def known_slip(subject: Subject, differences: list[Difference]) -> tuple[str, bool] | None:
     """Return the slip that gives all that came, and whether it is a choice; None for none."""
-    if any(d.measure.startswith(("error", "input")) for d in differences):
+    if any(d.measure.startswith(("error", "input", "graph")) for d in differences):
         return None
     if not any(d.came is not None and bool(d.came.isfinite().any()) for d in differences):
         return None                                    # NaN alone proves no slip
@@ -33,7 +33,7 @@ def diagnose(subject: Subject, differences: list[Difference]) -> tuple[str, bool
     slip = known_slip(subject, differences)
     if slip is not None:
         return slip
-    if any(d.measure.startswith(("error", "input")) for d in differences):
+    if any(d.measure.startswith(("error", "input", "graph")) for d in differences):
         return "", False
     hint = differences[0].probe.hint
     return hint or in_general(differences), False

@@ -62,9 +62,11 @@ def cases(name: str) -> list[Case]:
         near = difflib.get_close_matches(name, tables, n=3) or sorted(tables)
         raise ValueError(f"{name!r} is the name of no equation: expected one such as "
                          f"{', '.join(near)}")
-    return [Case(inputs={key: as_input(value) for key, value in row.inputs.items()},
+    scalars = {key for key, kind in function(name).__annotations__.items() if kind == "Tensor"}
+    return [Case(inputs={key: as_part(value) if key in scalars else as_input(value)
+                         for key, value in row.inputs.items()},
                  value=as_tensor(row.value),
-                 gradient={key: as_tensor(value) for key, value in row.gradient.items()},
+                 gradient={key: as_part(value) for key, value in row.gradient.items()},
                  why=row.why, ours=is_ours(row)) for row in tables[name]]
 
 
@@ -75,7 +77,7 @@ def is_ours(row: Row) -> bool:
     groups of one, which learn nothing.
     """
     rewards = row.inputs.get("rewards")
-    if row.ours or rewards is None or "mask" in row.inputs:
+    if row.ours or rewards is None or {"mask", "ref_logp"} & set(row.inputs):
         return row.ours
     return len(rewards[0]) == 1 or any(x != x for x in flat(rewards))
 
@@ -108,13 +110,20 @@ def as_tensor(value: Any) -> Any:
     """Return lists of numbers as a tensor: of bools, of ints, or of floats in float64. A tuple of
     lists becomes a tuple of tensors."""
     if isinstance(value, tuple):
-        return tuple(as_tensor(part) for part in value)
+        return tuple(as_part(part) for part in value)
     if not isinstance(value, list):
         return value
     kinds = {type(number) for number in flat(value)}
     if not kinds <= {bool, int, float}:
         return value
     return torch.tensor(value, dtype=torch.float64 if float in kinds else None)
+
+
+def as_part(value: Any) -> Any:
+    """Return as as_tensor does, but a single number, too, where a tensor is wanted: a scalar."""
+    if isinstance(value, float):
+        return torch.tensor(value, dtype=torch.float64)
+    return as_tensor(value)
 
 
 def flat(value: Any) -> list[Any]:

@@ -36,6 +36,7 @@ class Subject(NamedTuple):
     fixed: dict[str, Any]
     per_sequence: tuple[str, ...]
     arrays: Function | None
+    strict: bool = False
 
     @property
     def equation(self) -> Function:
@@ -75,6 +76,10 @@ class Subject(NamedTuple):
         except Exception as error:                     # anybody's code: whatever it raises
             return [Difference(probe, options, "error", f"{type(error).__name__}: {error}",
                                wanted["value"], "it raises an error")]
+        if self.strict and carries(self.call, probe, options) != carries(
+                self.truth, probe, probe.options | self.fixed):
+            return [Difference(probe, options, "graph", "a gradient path through a constant",
+                               "none", "detach what is a constant")]
         return [Difference(probe, options, key, came.get(key), wanted.get(key),
                            f"it writes into its {key}" if key.startswith("input") else "")
                 for key in {**wanted, **came}
@@ -97,3 +102,15 @@ class Subject(NamedTuple):
             mask = mask_of(probe).clone()
             positional.append(mask if self.arrays is None else self.arrays(mask.numpy()))
         return times(self.function(*positional, **named, **options), self.factor)
+
+
+def carries(call: Function, probe: Probe, options: dict[str, Any]) -> bool | None:
+    """Whether the result has a gradient if all inputs ask for one; None where that is refused."""
+    inputs = {key: value.clone().requires_grad_() if isinstance(value, torch.Tensor)
+              and value.is_floating_point() else value for key, value in probe.inputs.items()}
+    try:
+        output = call(inputs, options, probe)
+    except (ValueError, RuntimeError):
+        return None
+    outputs = output if isinstance(output, (tuple, list)) else [output]
+    return any(isinstance(x, torch.Tensor) and x.requires_grad for x in outputs)

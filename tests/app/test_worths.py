@@ -1,12 +1,11 @@
-"""minirl/app/worths.py: what R1's policies are worth, in files."""
+"""Worths in minirl/app/r1.py: what R1's policies are worth, in files."""
 
 import pytest
 import torch
 
-from minirl.app import worths
-from minirl.app.r1 import R1Settings
+from minirl.app import r1
+from minirl.app.r1 import R1Settings, Worths
 from minirl.app.rundir import RunDir
-from minirl.app.worths import Worths
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.heads import ScalarModel
 from minirl.train.grpo import GRPOConfig
@@ -34,7 +33,7 @@ CONFIG = R1Config(max_new_tokens=8)
 def test_a_policy_is_measured_once(base, tmp_path, monkeypatch):
     runner = Runner(tmp_path / "r1", *load_pretrained(base))
     Worths(runner, CONFIG).stage("rl-1", GRPOConfig(), None, None)
-    monkeypatch.setattr(worths, "worth", lambda *args: pytest.fail("measured again"))
+    monkeypatch.setattr(r1, "worth", lambda *args: pytest.fail("measured again"))
     again = Worths(runner, CONFIG)
     assert again.stage("rl-1", GRPOConfig(), None, None) is runner.model
     entry, = again.entries.values()

@@ -152,3 +152,15 @@ def test_the_table_names_every_method():
     half, zero = torch.full((1, 1), 0.5).log(), torch.zeros(1, 1)
     coefficient = gradient_coefficient["GRPO"](zero + 1, zero, half, kl_coef=0.04)
     assert coefficient.item() == pytest.approx(0.98)
+
+
+@pytest.mark.parametrize("function, inputs", [
+    (ppo_coefficient, (ADV,)), (grpo_coefficient, (ADV, LOGP, REF)),
+    (dpo_coefficient, (LOGP[:, 0], LOGP[:, 1], REF[:, 0], REF[:, 1])),
+])
+def test_a_coefficient_is_a_number(function, inputs):
+    """None of its inputs gets a gradient through it, whatever they ask for."""
+    options = {"kl_coef": 0.1} if function is grpo_coefficient else {}
+    for i in range(len(inputs)):
+        asked = [x.clone().requires_grad_(i == j) for j, x in enumerate(inputs)]
+        assert not function(*asked, **options).requires_grad

@@ -31,4 +31,18 @@ TABLE: Table = {
         Row("the mean, not the median: -(0 + 0 + 0 + 10) / 4",
             {"demonstration_scores": [0.0, 0.0, 0.0, 10.0]}, -2.5),
     ],
+    "reward_gain_and_bias": [
+        Row("mean 2, standard deviation 1 (ddof 0, not 1.41): gain 1, bias -2",
+            {"scores": [1.0, 3.0]}, (1.0, -2.0)),
+        Row("4, 4, 8, 8 has mean 6 and standard deviation 2: gain 1/2, bias -1/2 * 6",
+            {"scores": [4.0, 4.0, 8.0, 8.0]}, (0.5, -3.0)),
+        Row("mean 10 and deviation 4 of 1, 3: gain 4, bias 10 - 4 * 2",
+            {"scores": [1.0, 3.0], "mean": 10.0, "std": 4.0}, (4.0, 2.0)),
+        Row("narrow scores get a gain above 1: 0, 1/4 has deviation 1/8, so 8 and -8 * 1/8",
+            {"scores": [0.0, 0.25]}, (8.0, -1.0)),
+        Row("0, 0, 0, 0, 5 has mean 1 and variance (4 * 1 + 16) / 5 = 4: gain 1/2, bias -1/2",
+            {"scores": [0.0, 0.0, 0.0, 0.0, 5.0]}, (0.5, -0.5)),
+        Row("negative scores, -8 and -4: mean -6, deviation 2; to 1 and 3: 1.5 and 1 + 9",
+            {"scores": [-8.0, -4.0], "mean": 1.0, "std": 3.0}, (1.5, 10.0)),
+    ],
 }
