@@ -2,7 +2,7 @@
 
 import torch
 
-from minirl.equations.objectives import clipped_surrogate
+from minirl.equations.objectives import dual_clipped_surrogate
 
 
 def exercise_1(ratio, adv, clip_low, clip_high):
@@ -10,14 +10,11 @@ def exercise_1(ratio, adv, clip_low, clip_high):
     return ((adv > 0) & (ratio > 1 + clip_high)) | ((adv < 0) & (ratio < 1 - clip_low))
 
 
-def exercise_2(ratio, adv, clip):
-    # The minus sign turns the min of two objectives into the max of two losses.
-    return torch.maximum(-ratio * adv, -ratio.clamp(1 - clip, 1 + clip) * adv)
-
-
-def exercise_3(logp, adv):
-    # exp(0) = 1, and its slope is 1: only the divisor is a constant.
-    return (logp - logp.detach()).exp() * adv
+def exercise_2(ratio, adv, clip, cap):
+    # The minus sign turns the min of two objectives into the max of two losses. The cap bounds that
+    # loss where A < 0; where A > 0 it would be a negative number, and nothing is to be bounded.
+    loss = torch.maximum(-ratio * adv, -ratio.clamp(1 - clip, 1 + clip) * adv)
+    return torch.where(adv < 0, torch.minimum(loss, -cap * adv), loss)
 
 
 def exercise_bug(function):
@@ -58,16 +55,11 @@ WRONG = {
         lambda ratio, adv, low, high: exercise_1(ratio, adv, high, low),
     ],
     "exercise_2": [
-        lambda ratio, adv, clip: exercise_2(ratio, -adv, clip),
-        lambda ratio, adv, clip: -exercise_2(ratio, -adv, clip),
-        lambda ratio, adv, clip: -ratio.clamp(1 - clip, 1 + clip) * adv,
-        lambda ratio, adv, clip: clipped_surrogate(ratio.log(), 0 * ratio, adv),
-    ],
-    "exercise_3": [
-        lambda logp, adv: (logp - logp).exp() * adv,
-        lambda logp, adv: (logp.detach() - logp).exp() * adv,
-        lambda logp, adv: logp * adv,
-        lambda logp, adv: adv.clone(),
+        lambda ratio, adv, clip, cap: exercise_2(ratio, -adv, clip, cap),
+        lambda ratio, adv, clip, cap: exercise_2(ratio, adv, clip, float("inf")),
+        lambda ratio, adv, clip, cap: exercise_2(ratio, adv, cap - 1, cap),
+        lambda ratio, adv, clip, cap: torch.minimum(exercise_2(ratio, adv, clip, cap), -cap * adv),
+        lambda ratio, adv, clip, cap: dual_clipped_surrogate(ratio.log(), 0 * ratio, adv, cap=cap),
     ],
     "exercise_bug": [only_inside_the_band, only_where_the_clip_acts,
                      never_above_the_plain_surrogate, refuses_everything],
