@@ -23,6 +23,7 @@ def command_check(args: argparse.Namespace) -> int:
                          "my_module:my_loss --against grpo --sign minimise; minirl check --list "
                          "shows all names")
     arrays = {"torch": "", "numpy": "numpy:asarray", "jax": "jax.numpy:asarray"}[args.arrays]
+    os.environ.setdefault("JAX_ENABLE_X64", "1")       # finite differences need float64
     report = check(imported(args.function), args.against, sign=args.sign, reduced=args.reduced,
                    fixed=dict(map(assignment, args.fixed or ())),
                    per_sequence=args.per_sequence or (),

@@ -18,6 +18,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy
 from torch import Tensor
 
 from minirl.equations.reduce import AGGREGATIONS
@@ -128,6 +129,9 @@ def check(function: Function, against: str, *, sign: str = "maximise", reduced: 
     """
     against, reduced, fixed = resolve(against, reduced, fixed)
     _check_request(against, sign, reduced, fixed)
+    if arrays is not None and "64" not in str(arrays(numpy.zeros(1)).dtype):
+        raise ValueError("arrays does not keep float64, which finite differences need; with JAX: "
+                         'jax.config.update("jax_enable_x64", True)')
     target = targets()[against]
     subject = Subject(function, against, target, sign, reduced, fixed, tuple(per_sequence), arrays,
                       strict)

@@ -189,7 +189,8 @@ def test_one_property_alone():
     ({"against": "k4"}, "k1"), ({"against": "k3", "sign": "up"}, "minimise"),
     ({"against": "k3", "reduced": "mean"}, "sequence_mean"),
     ({"against": "k3", "fixed": {"beta": 1}}, "no option 'beta'"),
-    ({"against": "k3", "only": "colour"}, "no property")])
+    ({"against": "k3", "only": "colour"}, "no property"),
+    ({"against": "k3", "arrays": np.float32}, "float64")])
 def test_a_wrong_request_is_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         check(k3, **arguments)
