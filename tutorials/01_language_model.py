@@ -14,16 +14,16 @@
 # - **Tests**: `tests/lm/test_model.py`, `tests/train/test_sft.py`, `tests/lm/test_rollouts.py`
 # - **Before this**: 00 (a policy, and the expected reward)
 # - **Time**: 40 s on two CPU cores; 15 s with `MINIRL_FAST=1`
-# - **Expect**: the validation loss of SFT is least after 0 to 2 of 16 epochs; the score grows on,
-#   from 0.54 to 0.65 or more
+# - **Expect**: the validation loss of SFT is least after 0 to 2 of 16 epochs; the expected reward
+#   grows on, from 0.54 to 0.65 or more
 # - **Sweep**: `PEOPLE` from 0.5 to 1, the share of people's answers that are right: look at the
-#   epoch of the least validation loss, and at the score
+#   epoch of the least validation loss, and at the expected reward
 #
 # | what to inspect | healthy | if not |
 # |---|---|---|
 # | slots under the mask | completion and EOS, no prompt | the loss is on the wrong tokens |
 # | completions that were cut off | close to none | EOS is not trained |
-# | the checkpoint that is kept | the one with the best score | not the least validation loss |
+# | how a checkpoint is chosen | by its reward | its validation loss says something else |
 
 # %%
 import copy
@@ -58,7 +58,7 @@ torch.set_num_threads(1)               # the models are so small that a second o
 #
 # - *What are state, action and reward for a text?*
 #   [DeepSpeedExamples#552](https://github.com/deepspeedai/DeepSpeedExamples/issues/552)
-# - *Do I need supervised fine-tuning before RL?*
+# - *What comes before RL: a base model and SFT, or a model that is tuned already?*
 #   [unsloth#2732](https://github.com/unslothai/unsloth/issues/2732)
 # - *Why does my fine-tuned model never stop?*
 #   [trl#1623](https://github.com/huggingface/trl/issues/1623)
@@ -69,7 +69,7 @@ torch.set_num_threads(1)               # the models are so small that a second o
 # **policy** is the model's softmax: a probability for each token of the vocabulary. An **episode**
 # is one answer. It ends when the model chooses a special token, EOS ("end of sequence").
 # Supervised fine-tuning (SFT) gives the policy its first behaviour, the choice of EOS included.
-# And a loss is not a score.
+# And a loss is not a reward.
 
 # %% [markdown]
 # ## By hand
@@ -207,6 +207,8 @@ show(completion_batch)
 # %%
 SIZES = TinySizes(hidden_size=64, num_heads=4, intermediate_size=256, max_seq_len=32)
 model, tokenizer = make_base(SIZES, seed=0, device="cpu")
+print(f"{model.num_parameters():,} parameters, {tokenizer.vocab_size} tokens")
+assert 140_000 < model.num_parameters() < 160_000
 prompts, completions = encode_pairs(tokenizer, [("7+5=", "12"), ("2+3=", "5")], 32)
 tokens, mask = completion_batch(  # step in: completion_batch
     prompts, completions, tokenizer.pad_id, "cpu")                            # (2, 8) each
@@ -224,10 +226,10 @@ assert tokens[mask].tolist() == [*tokenizer.encode("12"), tokenizer.eos_id,
                                  *tokenizer.encode("5"), tokenizer.eos_id]
 
 # %% [markdown]
-# The loss is minus the mean of the log-probs under the mask. Which logits does it reach? The token
-# at slot t is scored by the state *before* it, at slot t - 1 (tutorial 02 is about this shift). So
-# the gradient must be zero on all of the prompt but its last slot, which scores the first token of
-# the completion, and zero on the slot of EOS, behind which nothing comes.
+# The loss is minus the mean of the log-probs under the mask. Which logits does it reach? Those
+# about the token at slot t stand in the slot *before* it, t - 1 (tutorial 02 is about this shift).
+# So the gradient must be zero on all of the prompt but its last slot, whose logits are about the
+# first token of the completion, and zero on the slot of EOS, behind which nothing comes.
 
 # %%
 show(masked_mean)
@@ -341,8 +343,8 @@ assert factors[0] == 1 and abs(factors[1] - 0.55) < 0.01 and abs(factors[2] - 0.
 #
 # - The **validation loss** is the expected loss on people's answers:
 #   -0.7 log π(sum | question) - 0.3 log π(difference | question), averaged over questions.
-# - The **score** is the expected reward of tutorial 00, with reward 1 for the right answer and 0
-#   for any other: the mean of π(sum | question).
+# - The **expected reward** is that of tutorial 00, with reward 1 for the right answer and 0 for any
+#   other: the mean of π(sum | question).
 
 # %%
 PEOPLE = 0.7                                           # of people's answers are sums
@@ -390,14 +392,14 @@ def fine_tune(base, seed, right_share):
 
 
 def measure(policies, right_share):
-    """Return curves over the epochs: the validation loss, its two parts, and the score."""
+    """Return curves over the epochs: the validation loss, its parts, and the reward."""
     sums = torch.stack([probabilities(policy, QUESTIONS) for policy in policies])       # (17, 30)
     differences = torch.stack([probabilities(policy, MISTAKES) for policy in policies])
     loss = -right_share * sums.log() - (1 - right_share) * differences.log()
     mistaken = torch.tensor([q != m for q, m in zip(QUESTIONS, MISTAKES, strict=True)])     # (30,)
     return {"all": loss.mean(1).tolist(), "right": (-sums.log()).mean(1).tolist(),
             "wrong": (-differences[:, mistaken].log()).mean(1).tolist(),
-            "score": sums.mean(1).tolist()}
+            "reward": sums.mean(1).tolist()}
 
 
 runs = []
@@ -411,37 +413,39 @@ for seed in (1,) if FAST else (1, 2, 3):
         careful = measure(fine_tune(base, seed, 1.0), 1.0)     # people who never err
     print(f"seed {seed}               epoch" + row((0, 1, 4, 16), 8))
     for name, label in (("all", "validation loss"), ("right", "  on right answers"),
-                        ("wrong", "  on wrong answers"), ("score", "score")):
+                        ("wrong", "  on wrong answers"), ("reward", "expected reward")):
         print(f"{label:26}" + row((f"{curves[name][e]:.3f}" for e in (0, 1, 4, 16)), 8))
 
 least = [min(range(17), key=lambda epoch, c=c: c["all"][epoch]) for c in runs]
 print("epoch of the least validation loss, by seed:", least)
 for epoch, c in zip(least, runs, strict=True):
     assert epoch <= 2 and c["all"][-1] > c["all"][epoch] + 0.02, "the validation loss rises"
-    assert c["score"][-1] > c["score"][epoch] + 0.03, "and the score grows on"
+    assert c["reward"][-1] > c["reward"][epoch] + 0.03, "and the expected reward grows on"
     assert c["right"][-1] < c["right"][0] and c["wrong"][-1] > 1.5 * c["wrong"][0]
 
 # %% [markdown]
 # So the toy does what InstructGPT reports: the models overfit on validation loss after one epoch,
-# and more epochs still help the score. The paper chose its checkpoint by the score of a reward
-# model, as `compare_epochs` in `minirl/train/instructgpt.py` does.
+# and more epochs still help. The paper measured that by a reward model and by people's preferences,
+# and it chose the checkpoint with the best reward. `compare_epochs` in
+# `minirl/train/instructgpt.py` does so.
 #
-# The toy also shows *why* loss and score part. Three in ten of the validation answers are mistakes.
-# The surer the policy becomes, the less probability it leaves for them, and -log p grows without
-# bound. On the right answers alone the loss falls. And if people never err, it does not rise:
+# The toy also shows *why* loss and reward part. Three in ten of the validation answers are
+# mistakes. The surer the policy becomes, the less probability it leaves for them, and -log p grows
+# without bound. On the right answers alone the loss falls. And if people never err, it does not
+# rise:
 
 # %%
 share = PEOPLE + (1 - PEOPLE) * sum(a + b == abs(a - b) for a, b in HELD_OUT) / len(HELD_OUT)
 print(f"people who never err: validation loss {careful['all'][1]:.3f} after 1 epoch, "
-      f"{careful['all'][-1]:.3f} after 16; score {careful['score'][-1]:.3f}")
-print(f"people who err: {share:.3f} of their answers are right; the policy's score by seed: "
-      + ", ".join(f"{c['score'][-1]:.3f}" for c in runs))
-assert careful["all"][-1] < min(careful["all"]) + 0.005 and careful["score"][-1] > 0.8
-mean = sum(c["score"][-1] for c in runs) / len(runs)
-assert abs(mean - share) < 0.1 and careful["score"][-1] > mean + 0.1
+      f"{careful['all'][-1]:.3f} after 16; expected reward {careful['reward'][-1]:.3f}")
+print(f"people who err: {share:.3f} of their answers are right; the policy's expected reward: "
+      + ", ".join(f"{c['reward'][-1]:.3f}" for c in runs))
+assert careful["all"][-1] < min(careful["all"]) + 0.005 and careful["reward"][-1] > 0.8
+mean = sum(c["reward"][-1] for c in runs) / len(runs)
+assert abs(mean - share) < 0.1 and careful["reward"][-1] > mean + 0.1
 
 figure, axes = plt.subplots(1, 2, figsize=(9.6, 3.4))
-for axis, title in zip(axes, ("Validation loss", "Score: π(right answer | question)"), strict=True):
+for axis, title in zip(axes, ("Validation loss", "Expected reward"), strict=True):
     axis.set(title=title, xlabel="epoch", xlim=(0, 23), xticks=range(0, 17, 4))
 for name, label, colour, style in (
         ("wrong", "their mistakes\nalone", RED, "--"), ("all", "people who err", BLUE, "-"),
@@ -451,19 +455,19 @@ for name, label, colour, style in (
     axes[0].text(16.3, curve[-1], label, color=colour, va="center", fontsize=8)
 axes[0].plot(careful["all"], color=GREY, linestyle=":")
 axes[0].text(16.3, careful["all"][-1], "people who\nnever err", color=GREY, va="center", fontsize=8)
-axes[0].set(ylabel="nats per answer", ylim=(0, 2))
+axes[0].set(ylabel="nats per answer", ylim=(0, 1.7))
 for epoch, c in zip(least, runs, strict=True):
-    axes[1].plot(c["score"], color=BLUE, linestyle="-", linewidth=1.2)
-    axes[1].plot(epoch, c["score"][epoch], "o", color=BLUE)
-axes[1].plot(careful["score"], color=GREY, linestyle=":")
+    axes[1].plot(c["reward"], color=BLUE, linestyle="-", linewidth=1.2)
+    axes[1].plot(epoch, c["reward"][epoch], "o", color=BLUE)
+axes[1].plot(careful["reward"], color=GREY, linestyle=":")
 axes[1].axhline(share, color="black", linestyle="--", linewidth=1)
 axes[1].text(16.3, mean, "taught by people\nwho err, a line a seed", color=BLUE, fontsize=8,
              va="top")
-axes[1].text(16.3, careful["score"][-1], "by people who\nnever err", color=GREY, va="center",
+axes[1].text(16.3, careful["reward"][-1], "by people who\nnever err", color=GREY, va="center",
              fontsize=8)
 axes[1].text(0.4, share + 0.012, "people who err", fontsize=8)
 axes[1].text(2.6, 0.555, "dots: least validation loss", color=BLUE, fontsize=8)
-axes[1].set(ylabel="probability", ylim=(0.5, 1))
+axes[1].set(ylabel="π(right answer | question)", ylim=(0.5, 1))
 keep(figure, "01_epochs")
 
 # %% [markdown]
@@ -472,8 +476,8 @@ keep(figure, "01_epochs")
 # "SFT first?" is in the picture, too. This base model is right half of the time, so RL could start
 # from it. From a model that never writes a right answer, no reward would ever come.
 #
-# The score is a mean. Here is what is behind it: one run's policy in three states of the question
-# "7+5=", which nobody demonstrated to it, and each of the 30 questions before and after.
+# The expected reward is a mean. Here is what is behind it: one run's policy in three states of the
+# question "7+5=", which nobody demonstrated to it, and each of the 30 questions before and after.
 
 # %%
 ids = [tokenizer.encode(str(digit))[0] for digit in range(10)] + [tokenizer.eos_id]
@@ -608,8 +612,8 @@ judge(check_3, exercise_3)
 # | demonstrations | about 13 thousand prompts, by about 40 labellers | 256 answers to 70 sums |
 # | epochs, dropout, schedule | 16, 0.2, a cosine to 10 % without warm-up | the same |
 # | learning rate, batch | 9.65e-6, 32 (6B) | 1e-3, 32 |
-# | the checkpoint is chosen by | a reward model's score | the exact expected reward |
-# | why validation loss and score part | not said | people's mistakes, in this toy |
+# | reward | a reward model's, and people's preferences | the exact expected reward |
+# | why validation loss and reward part | not said | people's mistakes, in this toy |
 #
 # Not as in the paper: the model here has seen the held-out questions while it was pretrained, with
 # both answers. SFT teaches it which answer is wanted, not how to add.

@@ -255,9 +255,9 @@ assert ended == (~same.truncated).sum() > 3 and difference < 1e-3
 # %%
 figure, axes = plt.subplots(1, 5, figsize=(9.6, 2.5), sharey=True)
 for axis, (name, values) in zip(axes, mu.items(), strict=True):
-    axis.bar(NAMES, values, color=GREY if name == "policy" else BLUE, width=0.7)
-    axis.step([-0.5, *range(4), 3.5], [P[0], *P, P[3]], where="mid", color="black", linewidth=1,
-              linestyle="--")
+    axis.bar(NAMES, values.tolist(), color=GREY if name == "policy" else BLUE, width=0.7)
+    axis.step([-0.5, *range(4), 3.5], [0.5, *P.tolist(), 1 / 8], where="mid", color="black",
+              linewidth=1, linestyle="--")
     for i, value in enumerate(values.tolist()):
         axis.text(i, max(value, P[i]) + 0.02, f"{value:.3f}".lstrip("0") if value else "0",
                   ha="center", fontsize=8)
@@ -270,8 +270,8 @@ keep(figure, "02_distribution")
 # ## In the loop
 #
 # `train_grpo` samples and scores at `config.temperature`, in stages 1, 3 and 4. It has no top-p, as
-# a truncated sampler is not the policy that is trained; `minirl sample` has it. Before training, the
-# page sets dropout to 0.
+# a truncated sampler is not the policy that is trained; `minirl sample` has it. Before training,
+# the page sets dropout to 0.
 #
 # Its own ratio (tutorial 05) compares the learner with the learner before the update, and that one
 # starts at 1 whatever the sampler did. So it hides a mismatch instead of showing it. That is why
@@ -388,7 +388,7 @@ print(f"temperature forgotten: mean log ratio {forgotten.mean():.3f}, "
 assert abs(forgotten.mean() + kl.mean()) < 0.02
 
 positions = torch.arange(1, NEW + 1)
-figure, axes = plt.subplots(1, 2, figsize=(8.2, 3.0))
+figure, axes = plt.subplots(1, 2, figsize=(7.6, 2.8))
 for d, colour, style, label in (
         (right, GREY, "-", "nothing wrong"), (truncated, GREEN, "-.", "top-p 0.95"),
         (forgotten, BLUE, "-", "temperature forgotten"), (dropped, RED, "--", "dropout 0.05")):
