@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from minirl.equations.advantages import discounted_returns
+from minirl.equations.advantages import discounted_returns, leave_one_out_advantages
 from minirl.equations.objectives import policy_gradient
 from minirl.equations.reduce import aggregate
 
 
-def exercise_1(probs, rewards, baseline):
-    """The estimate is (R - b) times the score. Its variance is the mean of its squared length minus
-    the squared length of its mean, and the mean does not depend on b."""
-    scores = torch.eye(len(probs), dtype=probs.dtype) - probs                 # (A, A)
-    squares = (rewards - baseline).square() * scores.square().sum(1)          # (A,)
-    gradient = probs * (rewards - probs @ rewards)                            # (A,)
-    return probs @ squares - gradient.square().sum()
+def exercise_1(logp, rewards):
+    """Leave the sample itself out of its baseline. The minus sign makes a loss of the objective."""
+    return -policy_gradient(logp, leave_one_out_advantages(rewards[None])[0]).mean()
 
 
-def exercise_2(p, heads, tails):
-    """b* = E[s² R] / E[s²] = (p (1-p)² heads + (1-p) p² tails) / (p (1-p)² + (1-p) p²). A factor
-    p (1-p) cancels, and what is left is the mean with the two probabilities swapped."""
-    return (1 - p) * heads + p * tails
-
-
-def exercise_3(logp, rewards, mask):
+def exercise_2(logp, rewards, mask):
     """The return of a token counts its own reward and the later ones: it cannot change the past.
     "sequence_sum" adds up each text and averages over texts."""
     return aggregate(policy_gradient(logp, discounted_returns(rewards, mask)), mask, "sequence_sum")
@@ -77,17 +67,12 @@ def _no_baseline(function):
 
 WRONG = {
     "exercise_1": [
-        lambda probs, rewards, b: probs @ (rewards - b).square(),             # of the advantages
-        lambda probs, rewards, b: probs @ (                                   # no mean subtracted
-            (rewards - b).square() * (torch.eye(len(probs)) - probs).square().sum(1)),
-        lambda probs, rewards, b: exercise_1(probs, rewards, 0.0),            # any b, b = 0
+        lambda logp, rewards: -exercise_1(logp, rewards),                     # the objective
+        lambda logp, rewards: -(logp * rewards).mean(),                       # no baseline
+        lambda logp, rewards: -(logp * (rewards - rewards.mean())).mean(),    # the mean of all
+        lambda logp, rewards: exercise_1(logp, rewards) * len(logp),          # a sum, no mean
     ],
     "exercise_2": [
-        lambda p, heads, tails: p * heads + (1 - p) * tails,                  # the mean reward
-        lambda p, heads, tails: 1 - p,                                        # for rewards 1 and 0
-        lambda p, heads, tails: 0.0,
-    ],
-    "exercise_3": [
         lambda logp, rewards, mask: (logp * rewards * mask).sum() / 2,        # rewards, no returns
         lambda logp, rewards, mask: aggregate(                                # the whole return
             logp * (rewards * mask).sum(1, keepdim=True), mask, "sequence_sum"),

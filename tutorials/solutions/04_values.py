@@ -13,13 +13,8 @@ def exercise_1(rewards, values, lam):
     return advantages[::-1]
 
 
-def exercise_2(first, then):
-    # V("1") is the chance of a "2" there; V(prompt) is the chance of a "1" first, times that.
-    return first[0] * then[0], then[0]
-
-
-def exercise_3(lam, n):
-    # All differences are 0 but the last one, which is the score; it comes back n times discounted.
+def exercise_2(lam, n):
+    # All differences are 0 but the last one, which is the score; it comes back with lambda n times.
     return lam ** n
 
 
@@ -68,10 +63,7 @@ def _wants_decay(function):
 WRONG = {
     "exercise_1": [_value_of_itself_behind_the_end, _no_lambda, _rewards_only_at_the_end,
                    lambda rewards, values, lam: exercise_1(rewards, values, lam)[::-1]],
-    "exercise_2": [lambda first, then: (0.25, 0.5),
-                   lambda first, then: (then[0], first[0] * then[0]),
-                   lambda first, then: (first[0] * then[0], first[0])],
-    "exercise_3": [lambda lam, n: lam ** (n + 1), lambda lam, n: 1.0,
+    "exercise_2": [lambda lam, n: lam ** (n + 1), lambda lam, n: 1.0,
                    lambda lam, n: lam * n],
     "exercise_bug": [_without_a_gap, _lambda_1, _wants_decay],
 }
