@@ -231,7 +231,8 @@ left.set(xlim=(-0.25, 2.3), ylim=(-0.95, 1.35), title="Values (in circles), and 
 left.axis("off")
 for k, (lam, colour) in enumerate(((0.0, BLUE), (0.95, AMBER), (1.0, RED))):
     first = gae(rewards, V, MASK, lam=lam)[0][:3, 0]
-    right.bar(torch.arange(3) + 0.27 * (k - 1), first, 0.25, color=colour, label=f"λ = {lam:g}")
+    places = [answer + 0.27 * (k - 1) for answer in range(3)]
+    right.bar(places, first.tolist(), 0.25, color=colour, label=f"λ = {lam:g}")
 right.axhline(0.25, color=GREY, linestyle=":", linewidth=1.2, label="what “1” adds")
 right.axhline(0, color="black", linewidth=0.8)
 right.set(xticks=range(3), xticklabels=[f"“{answer}”" for answer in ANSWERS[:3]],
