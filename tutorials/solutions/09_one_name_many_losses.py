@@ -1,7 +1,5 @@
 """Solutions of 09_one_name_many_losses.py, and wrong answers that its checks refuse."""
 
-import math
-
 import torch
 
 from minirl.equations.advantages import group_advantages, spread
@@ -19,12 +17,6 @@ def exercise_2(x, mask, parts, how):
     # The number of tokens (or of sequences) is known before the first part is looked at.
     total = normaliser(mask, how)
     return sum(aggregate(x[rows], mask[rows], how, total=total) for rows in parts)
-
-
-def exercise_3(right, group):
-    # The sum of squares around the mean p is G p (1 - p).
-    p = right / group
-    return 1 / math.sqrt(group * p * (1 - p) / (group - 1))
 
 
 def exercise_bug(function):
@@ -81,11 +73,6 @@ WRONG = {
         mean_of_means,
         lambda *given: len(given[2]) * mean_of_means(*given),
         lambda x, mask, parts, how: exercise_2(x, mask, parts, "token_mean"),
-    ],
-    "exercise_3": [
-        lambda right, group: group / math.sqrt(right * (group - right)),
-        lambda right, group: exercise_3(right, group) ** 2,
-        lambda right, group: group / right,
     ],
     "exercise_bug": [half_and_half, equal_rewards, no_nan, refuses_everything],
 }
