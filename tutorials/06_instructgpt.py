@@ -155,9 +155,10 @@ for beta, total in totals.items():
 
 # %% [markdown]
 # **The zero.** A ranking says nothing about where 0 is: the loss of stage 2 sees differences alone.
-# PPO does see it. A completion that is cut off has no score, and gets a fixed reward of -1. With
-# scores that are 10 lower, cutting off would be the best of all answers. So before RL the scores
-# are shifted until what people wrote, here say "12" and "13", has 0 on average (`reward_bias`).
+# PPO compares rewards with expected ones, so it does not see it either, but for one case: a
+# completion that is cut off has no score, and gets a fixed reward of -1. If all scores were 10
+# lower, cutting off would be the best of all answers. So before RL the scores are shifted until
+# what people wrote, here say "12" and "13", has 0 on average (`reward_bias`).
 #
 # **The scale.** Nor is there an upper end. Scores that are three times as far apart have the same
 # order and a smaller loss. A reward model is **unbounded**: what it has never seen may get any
@@ -623,8 +624,8 @@ judge(check_3, exercise_3)
 # ## Find the bug
 #
 # This function puts the score into the rewards, as `kl_shaped_rewards` does. It has one bug, which
-# people have asked about in a real library. Nothing crashes, and the KL stays nicely small. Write a
-# test that passes for `kl_shaped_rewards` and fails for this function.
+# people have asked about in a real library. Nothing crashes. Write a test that passes for
+# `kl_shaped_rewards` and fails for this function.
 
 # %%
 def rewards_with_a_bug(scores, logp, ref_logp, mask, kl_coef):
