@@ -74,6 +74,9 @@ WRONG = {
         "--init {base} --max-new-tokens 500", "--init {base} --task instructions --digits 2",
         "--init {instructed} --digits 2", "--init {unknown}"],
     "equations": ["kl.k33", "--nosuch"],
+    "check": ["", "math:exp", "math --against k3", "nosuch:loss --against k3",
+              "math:pi --against k3", "math:exp --against k4", "math:exp --against k3 --sign up",
+              "math:exp --against k3 --fixed beta", "math:exp --against k3 --reduced max"],
     "plot": ["", "nowhere", "{folder}", "{finished} --out nowhere/x.png",
         "{finished} --out {folder}"],
 }
