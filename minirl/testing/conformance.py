@@ -23,6 +23,7 @@ from torch import Tensor
 
 from minirl.equations.reduce import AGGREGATIONS
 from minirl.testing.diagnosis import diagnose, known_slip
+from minirl.testing.measuring import mask_of
 from minirl.testing.others import OTHERS
 from minirl.testing.probes import Function, Target, equations, one_per_row
 from minirl.testing.subject import Difference, Subject
@@ -77,7 +78,9 @@ class Report(NamedTuple):
         return not self.failures
 
     def __str__(self) -> str:
-        lines = [f"against {self.against}: {'ok' if self.ok else 'NOT ok'}"]
+        left_out = sum(verdict == "not asked" for verdict in self.properties.values())
+        lines = [f"against {self.against}: {'ok' if self.ok else 'NOT ok'}"
+                 + (f", {left_out} properties not asked" if left_out else "")]
         lines += [f"  {verdict:9} {name}" for name, verdict in self.properties.items()]
         for diagnosis in dict.fromkeys(failure.diagnosis for failure in self.failures):
             same = [failure for failure in self.failures if failure.diagnosis == diagnosis]
@@ -127,6 +130,7 @@ def check(function: Function, against: str, *, sign: str = "maximise", reduced: 
     >>> report.ok, report.failures[0].diagnosis.split(":")[0]
     (False, 'for A < 0 this takes the maximum')
     """
+    name = against
     against, reduced, fixed = resolve(against, reduced, fixed)
     _check_request(against, sign, reduced, fixed)
     if arrays is not None and "64" not in str(arrays(numpy.zeros(1)).dtype):
@@ -155,13 +159,16 @@ def check(function: Function, against: str, *, sign: str = "maximise", reduced: 
             verdicts[probe.property] = "fails" if found else "holds"
     everywhere = known_slip(subject, differences)
     failures = []
-    for name in dict.fromkeys(difference.probe.property for difference in differences):
-        own = [difference for difference in differences if difference.probe.property == name]
+    for property_name in dict.fromkeys(d.probe.property for d in differences):
+        own = [d for d in differences if d.probe.property == property_name]
         diagnosis, choice = everywhere or diagnose(subject, own)
         first = own[0]
-        failures.append(Failure(name, first.probe.inputs | first.options, first.came, first.wanted,
+        inputs = first.probe.inputs | first.options
+        if reduced is not None:
+            inputs.setdefault("mask", mask_of(first.probe))
+        failures.append(Failure(property_name, inputs, first.came, first.wanted,
                                 diagnosis or first.reason, choice, first.measure))
-    return Report(against, verdicts, failures)
+    return Report(name, verdicts, failures)
 
 
 def properties(against: str, *, reduced: str | None = None) -> list[str]:

@@ -6,10 +6,11 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from minirl.equations.reduce import AGGREGATIONS, aggregate
-from minirl.testing.measuring import agree, mask_of, mean_of, measured
+from minirl.testing.measuring import HUGE, agree, mask_of, mean_of, measured
 from minirl.testing.probes import Function, Probe
 from minirl.testing.slips import SLIPS, Slip
 from minirl.testing.subject import TOLERANCE, Difference, Subject
@@ -22,8 +23,7 @@ def known_slip(subject: Subject, differences: list[Difference]) -> tuple[str, bo
     if not any(d.came is not None and bool(d.came.isfinite().any()) for d in differences):
         return None                                    # NaN alone proves no slip
     for slip in (*SLIPS.get(subject.against, ()), *other_means(subject)):
-        if all(agree(difference.came, slip_gives(slip, subject, difference),
-                     TOLERANCE[difference.probe.dtype]) for difference in differences):
+        if all(gives_the_same(slip, subject, difference) for difference in differences):
             return slip.text, slip.choice
     return None
 
@@ -39,8 +39,8 @@ def diagnose(subject: Subject, differences: list[Difference]) -> tuple[str, bool
     return hint or in_general(differences), False
 
 
-def slip_gives(slip: Slip, subject: Subject, difference: Difference) -> Any:
-    """Return what the slip gives where the function gave `difference.came`."""
+def gives_the_same(slip: Slip, subject: Subject, difference: Difference) -> bool:
+    """Whether a slip gives all that came from a call, what agrees with the equation included."""
     probe = difference.probe
     accepted = inspect.signature(slip.function).parameters
 
@@ -54,19 +54,31 @@ def slip_gives(slip: Slip, subject: Subject, difference: Difference) -> Any:
     try:
         result = measured(call, probe, probe.options | subject.fixed, subject.learnt(probe))
     except (ValueError, RuntimeError):
-        return None
-    return result.get(difference.measure)
+        return False
+    return all(same_or_exploded(came, result.get(measure), TOLERANCE[probe.dtype])
+               for measure, came in difference.everything.items())
+
+
+def same_or_exploded(came: Any, other: Any, tolerance: float) -> bool:
+    """As `agree`, but only what came may have exploded: a slip must not match by its own size."""
+    if came is None or other is None or came.shape != other.shape:
+        return False
+    hidden = came.double().abs() > HUGE
+    return torch.allclose(came.double().masked_fill(hidden, 0),
+                          other.double().masked_fill(hidden, 0), rtol=tolerance, atol=tolerance,
+                          equal_nan=True)
 
 
 def other_means(subject: Subject) -> Iterator[Slip]:
     """Yield the other ways to average, for a function that returns the mean."""
     for how in AGGREGATIONS if subject.reduced else ():
-        if how != subject.reduced:
+        if how == "constant" != subject.reduced:
+            yield Slip("it divides by all slots, padding included: Dr. GRPO's constant does so on "
+                       "purpose, a mean over tokens or sequences must not",
+                       _averaged(subject.equation, how), reduces=True)
+        elif how != subject.reduced:
             yield Slip(f"it averages as {how!r}, and {subject.reduced!r} was asked for",
                        _averaged(subject.equation, how), choice=True, reduces=True)
-    if subject.reduced:
-        yield Slip("the mean counts padding: divide by the mask's sum, not by the number of slots",
-                   _averaged(subject.equation, "constant"), reduces=True)
 
 
 def _averaged(equation: Function, how: str) -> Function:
@@ -93,6 +105,8 @@ def in_general(differences: list[Difference]) -> str:
         return "no gradient flows: something on its way is detached"
     if any(d.came is not None and d.came.shape == d.wanted.shape
            and bool((d.came.isnan() & ~d.wanted.isnan()).any()) for d in differences):
+        if "empty row" in differences[0].probe.property:
+            return "NaN: a row without tokens is 0 / 0, so take a count of at least 1"
         return "NaN: 0 * NaN is NaN, so take out what is masked by torch.where, not by a product"
     if any(bool(d.came is not None and d.wanted.abs().sum() > 0) for d in differences):
         first = next(d for d in differences if d.came is not None and d.wanted.abs().sum() > 0)

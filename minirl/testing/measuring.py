@@ -14,10 +14,11 @@ HUGE = 1e6                             # what an exploded ratio gives: only that
 
 
 def measured(call: Function, probe: Probe, options: dict[str, Any], learnt: list[str], *,
-             arrays: Function | None = None) -> dict[str, Any]:
+             arrays: Function | None = None, everywhere: bool = False) -> dict[str, Any]:
     """Return the values and gradients of one call, and inputs that it has changed, by name.
 
-    The gradient is that of the sum over what is visible, or of the mean under the weights.
+    The gradient is that of the sum over what is visible, or of the mean under the weights. It is
+    returned where tokens are visible, or `everywhere`: under a mask it must be 0.
     """
     inputs = {key: value.clone() if isinstance(value, Tensor) else value
               for key, value in probe.inputs.items()}
@@ -47,8 +48,9 @@ def measured(call: Function, probe: Probe, options: dict[str, Any], learnt: list
     for i, value in enumerate(outputs):
         result["value" if i == 0 else f"value {i + 1}"] = value.detach()
     for key, gradient in zip(learnt, gradients, strict=True):
-        hidden = probe.visible is not None and gradient.shape == probe.visible.shape
-        result[f"gradient {key}"] = gradient[probe.visible] if hidden else gradient
+        cut = (probe.visible is not None and gradient.shape == probe.visible.shape
+               and not everywhere)
+        result[f"gradient {key}"] = gradient[probe.visible] if cut else gradient
     return result
 
 

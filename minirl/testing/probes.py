@@ -116,6 +116,10 @@ def probes(rows: list[Signature], reduced: str | None) -> Iterator[Probe]:
         if {"logp", "old_logp", "adv"} <= set(row.names) or against in ("k2", "k3"):
             for far in (100.0, -100.0):
                 yield Probe("log-ratios of 100 make no NaN", far_away(row, far), row.options)
+                single = {name: x.float() if x.is_floating_point() else x
+                          for name, x in far_away(row, far).items()}
+                yield Probe("log-ratios of 100 make no NaN in float32", single, row.options,
+                            dtype=torch.float32, ours=True)
         for dtype in (torch.float32, torch.bfloat16):
             yield Probe(str(dtype).removeprefix("torch."), batch(row, RAGGED, dtype=dtype),
                         row.options, RAGGED, RAGGED, dtype=dtype)

@@ -1,7 +1,7 @@
 """The slips that the field keeps making, as functions: what each of them computes.
 
 `check` looks here for what came. A slip has the equation's argument names, and returns what the
-equation returns. It is wrong on purpose; nothing else may import it.
+equation returns. It is wrong on purpose: nothing may train with it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,10 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.04}
 
 
 class Difference(NamedTuple):
-    """One comparison that failed. `measure` is "value", "gradient NAME", or what went wrong."""
+    """One comparison that failed. `measure` is "value", "gradient NAME", or what went wrong.
+
+    everything   all that came from this call, also what agrees
+    """
 
     probe: Probe
     options: dict[str, Any]
@@ -23,6 +26,7 @@ class Difference(NamedTuple):
     came: Any
     wanted: Any
     reason: str = ""
+    everything: dict[str, Any] = {}
 
 
 class Subject(NamedTuple):
@@ -70,21 +74,25 @@ class Subject(NamedTuple):
 
     def compare(self, probe: Probe, options: dict[str, Any]) -> list[Difference]:
         """Return where the function and the equation differ."""
-        wanted = measured(self.truth, probe, probe.options | self.fixed, self.learnt(probe))
+        everywhere = self.strict and (self.reduced is not None or "mask" in probe.inputs)
+        wanted = measured(self.truth, probe, probe.options | self.fixed, self.learnt(probe),
+                          everywhere=everywhere)
         try:
-            came = measured(self.call, probe, options, self.learnt(probe), arrays=self.arrays)
+            came = measured(self.call, probe, options, self.learnt(probe), arrays=self.arrays,
+                            everywhere=everywhere)
         except Exception as error:                     # anybody's code: whatever it raises
             return [Difference(probe, options, "error", f"{type(error).__name__}: {error}",
                                wanted["value"], "it raises an error")]
-        if self.strict and carries(self.call, probe, options) != carries(
-                self.truth, probe, probe.options | self.fixed):
+        if (self.strict and self.arrays is None and carries(self.call, probe, options)
+                and not carries(self.truth, probe, probe.options | self.fixed)):
             return [Difference(probe, options, "graph", "a gradient path through a constant",
                                "none", "detach what is a constant")]
-        return [Difference(probe, options, key, came.get(key), wanted.get(key),
-                           f"it writes into its {key}" if key.startswith("input") else "")
-                for key in {**wanted, **came}
-                if key not in wanted
-                or not agree(came.get(key), wanted[key], TOLERANCE[probe.dtype])]
+        found = [Difference(probe, options, key, came.get(key), value, everything=came)
+                 for key, value in wanted.items()
+                 if not agree(came.get(key), value, TOLERANCE[probe.dtype])]
+        return found + [Difference(probe, options, key, came[key], probe.inputs[key[6:]],
+                                   f"it writes into its {key}")
+                        for key in came if key.startswith("input ")]
 
     def learnt(self, probe: Probe) -> list[str]:
         return [name for name in probe.inputs if name in self.target.learnt]
@@ -104,13 +112,14 @@ class Subject(NamedTuple):
         return times(self.function(*positional, **named, **options), self.factor)
 
 
-def carries(call: Function, probe: Probe, options: dict[str, Any]) -> bool | None:
-    """Whether the result has a gradient if all inputs ask for one; None where that is refused."""
+def carries(call: Function, probe: Probe, options: dict[str, Any]) -> bool:
+    """Whether the result has a gradient if all inputs ask for one. Where that is refused it has
+    none."""
     inputs = {key: value.clone().requires_grad_() if isinstance(value, torch.Tensor)
               and value.is_floating_point() else value for key, value in probe.inputs.items()}
     try:
         output = call(inputs, options, probe)
-    except (ValueError, RuntimeError):
-        return None
+    except Exception:                                  # anybody's code: whatever it raises
+        return False
     outputs = output if isinstance(output, (tuple, list)) else [output]
     return any(isinstance(x, torch.Tensor) and x.requires_grad for x in outputs)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from minirl.equations.advantages import group_advantages
 from minirl.equations.kl import k3
 from minirl.equations.objectives import clipped_surrogate, sequence_clipped_surrogate
 from minirl.equations.reduce import aggregate
@@ -76,7 +77,7 @@ def test_a_loss_that_returns_the_mean(how):
     assert check(loss_of(how), "clipped_surrogate", sign="minimise", reduced=how).ok
     other = "token_mean" if how == "sequence_mean" else "sequence_mean"
     report = check(loss_of(how), "clipped_surrogate", sign="minimise", reduced=other)
-    assert not report.ok and report.failures[0].choice
+    assert not report.ok and report.failures[0].choice == (how != "constant")
     assert how in report.failures[0].diagnosis
 
 
@@ -201,3 +202,61 @@ def test_the_report_can_be_read():
         (logp - old_logp).exp() * adv, (logp - old_logp).exp().clamp(0.8, 1.2) * adv),
         "clipped_surrogate"))
     assert "NOT ok" in text and "right is" in text and "clip truth table" in text
+
+
+def test_strict_asks_for_no_gradient_through_constants_and_for_none_under_the_mask():
+    def attached(logp, old_logp, adv):
+        ratio = (logp - old_logp).clamp(max=20).exp()
+        return torch.minimum(ratio * adv, ratio.clamp(0.8, 1.2) * adv)
+
+    assert check(attached, "clipped_surrogate").ok
+    assert not check(attached, "clipped_surrogate", strict=True).ok
+    detached = check(lambda rewards: group_advantages(rewards.detach()), "group_advantages",
+                     strict=True)
+    assert detached.ok, str(detached)
+
+    def masked_too_late(logp, old_logp, adv, mask):
+        return aggregate(attached(logp, old_logp, adv), mask, "sequence_mean")
+
+    assert check(masked_too_late, "grpo").ok
+    assert "what stands under the mask never matters" in {
+        failure.property for failure in check(masked_too_late, "grpo", strict=True).failures}
+
+
+def test_strict_takes_numpy_too():
+    def advantages(rewards):
+        return (rewards - rewards.mean(1, keepdims=True)) / (
+            rewards.std(1, ddof=1, keepdims=True) + 1e-4)
+
+    assert check(advantages, "group_advantages", arrays=np.asarray).ok
+    assert "not asked" in str(check(advantages, "group_advantages", arrays=np.asarray))
+    check(advantages, "group_advantages", arrays=np.asarray, strict=True)
+
+
+def test_a_slip_is_named_only_if_it_gives_all_that_came():
+    """k3 whose ratio has no gradient has k1's gradient, and not k1's value."""
+    def half_detached(logp, ref_logp):
+        return (ref_logp - logp).detach().exp() - (ref_logp - logp) - 1
+
+    report = check(half_detached, "k3")
+    assert not report.ok and "k1" not in report.failures[0].diagnosis
+    half = check(lambda logp, old_logp, adv: 0.5 * clipped_surrogate(logp, old_logp, adv),
+                 "clipped_surrogate")
+    assert {failure.diagnosis for failure in half.failures} == {
+        "it is 0.5 times what is right, everywhere"}
+
+
+def test_a_row_without_tokens_is_told_from_a_nan_under_the_mask():
+    def loss(logp, old_logp, adv, mask):
+        terms = torch.where(mask, clipped_surrogate(logp, old_logp, adv), 0)
+        return (terms.sum(1) / mask.sum(1)).mean()
+
+    failure, = check(loss, "grpo").failures
+    assert failure.property == "B == T, and an empty row" and "0 / 0" in failure.diagnosis
+    assert failure.inputs["mask"].shape == failure.inputs["logp"].shape
+
+
+def test_a_mean_over_padding_is_no_convention():
+    report = check(lambda logp, old_logp, adv, mask: torch.where(
+        mask, clipped_surrogate(logp, old_logp, adv), 0).mean(), "ppo")
+    assert "padding included" in report.failures[0].diagnosis and not report.failures[0].choice
