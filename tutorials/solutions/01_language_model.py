@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 
-def exercise_1(q: Tensor, k: Tensor) -> Tensor:
-    """Scores are divided by the root of D, and a token cannot read what is not yet written."""
-    scores = q @ k.T / q.shape[1] ** 0.5                                      # (T, T)
-    later = torch.ones_like(scores, dtype=torch.bool).triu(1)
-    return scores.masked_fill(later, -torch.inf).softmax(-1)
-
-
-def exercise_2(prompt_length: int, completion_length: int) -> list[int]:
+def exercise_1(prompt_length: int, completion_length: int) -> list[int]:
     """One slot before each token of the completion: the last of the prompt is the first, and EOS is
     scored by the token before it."""
     return list(range(prompt_length - 1, prompt_length - 1 + completion_length))
 
 
-def exercise_3(p: float, limit: int) -> float:
+def exercise_2(p: float, limit: int) -> float:
     """The n-th token is sampled if the n - 1 before it were no EOS. The expected length is the sum
     of these probabilities."""
     return sum((1 - p) ** (n - 1) for n in range(1, limit + 1))
@@ -38,20 +30,6 @@ def exercise_bug(function) -> None:
 
 # Answers that the checks must refuse.
 
-def without_scale(q: Tensor, k: Tensor) -> Tensor:
-    scores = q @ k.T
-    later = torch.ones_like(scores, dtype=torch.bool).triu(1)
-    return scores.masked_fill(later, -torch.inf).softmax(-1)
-
-
-def without_mask(q: Tensor, k: Tensor) -> Tensor:
-    return (q @ k.T / q.shape[1] ** 0.5).softmax(-1)
-
-
-def mask_after_softmax(q: Tensor, k: Tensor) -> Tensor:
-    return (q @ k.T / q.shape[1] ** 0.5).softmax(-1).tril()
-
-
 def equal_lengths(function) -> None:
     logp, mask = -torch.arange(6.0).view(2, 3), torch.ones(2, 3)
     assert abs(function(logp, mask, 1) - 2.5) < 1e-6
@@ -68,11 +46,10 @@ def mean_of_means(function) -> None:
 
 
 WRONG = {
-    "exercise_1": [without_scale, without_mask, mask_after_softmax],
-    "exercise_2": [lambda p, c: list(range(p, p + c)),              # without the shift by one
+    "exercise_1": [lambda p, c: list(range(p, p + c)),              # without the shift by one
                    lambda p, c: list(range(p - 1, p + c)),          # with the logits behind EOS
                    lambda p, c: list(range(p + c - 1))],            # with the prompt
-    "exercise_3": [lambda p, limit: min(limit, 1 / p) if p else limit,
+    "exercise_2": [lambda p, limit: min(limit, 1 / p) if p else limit,
                    lambda p, limit: sum((1 - p) ** n for n in range(1, limit + 1)),
                    lambda p, limit: sum(n * p * (1 - p) ** (n - 1) for n in range(1, limit + 1))],
     "exercise_bug": [equal_lengths, whole_batch_alone, mean_of_means],

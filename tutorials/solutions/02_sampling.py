@@ -25,12 +25,6 @@ def exercise_2(logits: Tensor, tokens: Tensor) -> Tensor:
     return torch.cat([logp.new_zeros(1), logp])
 
 
-def exercise_3(mu: Sequence[float], pi: Sequence[float]) -> float:
-    """μ cancels: what is left is the probability, under π, of what μ can draw. That is 1 unless the
-    sampler leaves something out, and then no weight can bring it back."""
-    return sum(y for x, y in zip(mu, pi, strict=True) if x > 0)
-
-
 def exercise_bug(function) -> None:
     """The temperature must divide the logits before the softmax. Divided afterwards, log-probs are
     not those of a distribution: at temperature 2 these probabilities sum to more than 1. prime-rl
@@ -90,8 +84,5 @@ def what_the_wrong_one_gives(function) -> None:
 WRONG = {
     "exercise_1": [without_the_last, not_normalised, lambda p, top_p: list(p)],
     "exercise_2": [without_shift, shift_to_the_left, without_softmax],
-    "exercise_3": [lambda mu, pi: 1.0,                              # what one hopes for
-                   lambda mu, pi: sum(y * y / x for x, y in zip(mu, pi, strict=True) if x > 0),
-                   lambda mu, pi: sum(x * y for x, y in zip(mu, pi, strict=True))],
     "exercise_bug": [at_temperature_1, order_alone, what_the_wrong_one_gives],
 }
