@@ -171,7 +171,7 @@ def check(function: Function, against: str, *, sign: str = "maximise", reduced: 
     return Report(name, verdicts, failures)
 
 
-def properties(against: str, *, reduced: str | None = None) -> list[str]:
+def properties(against: str, *, reduced: str | None = None, strict: bool = False) -> list[str]:
     """Return the properties that `check` asks for, for one test each:
 
         @pytest.mark.parametrize("only", properties("k3"))
@@ -181,7 +181,8 @@ def properties(against: str, *, reduced: str | None = None) -> list[str]:
     """
     against, reduced, fixed = resolve(against, reduced, None)
     _check_request(against, "maximise", reduced, fixed)
-    return list(dict.fromkeys(probe.property for probe in targets()[against].probes(reduced)))
+    return list(dict.fromkeys(probe.property for probe in targets()[against].probes(reduced)
+                              if strict or not probe.ours))
 
 
 def resolve(against: str, reduced: str | None, fixed: Mapping[str, Any] | None
