@@ -112,13 +112,13 @@ def verdict(peer: Peer) -> tuple[str, str]:
     report = check(peer.function, peer.against, **peer.options)
     if report.ok:
         return "holds", f"{sum(v == 'holds' for v in report.properties.values())} properties"
-    choice = all(failure.choice for failure in report.failures)
-    if len(report.failures) == 1:
+    if len(report.failures) == 1 and not report.failures[0].choice:
         only = report.failures[0]
-        return ("choice" if choice else "all but one"), f"{only.property}: {only.diagnosis}"
+        return "all but one", f"{only.property}: {only.diagnosis}"
     reasons = dict.fromkeys(failure.diagnosis or f"differs in: {failure.property}"
                             for failure in report.failures)
-    return ("choice" if choice else "slip"), " / ".join(reasons)
+    kinds = {"choice" if failure.choice else "slip" for failure in report.failures}
+    return " and ".join(sorted(kinds)), " / ".join(reasons)
 
 
 def main() -> None:
