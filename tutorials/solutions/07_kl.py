@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from minirl.equations.kl import corrected_k3, exact_kl, k1, k2, k3
 
 
-def exercise_1(pi, ref):
-    """k1 says by how much the policy likes the token more; k2 and k3 forget the sign."""
-    log_ratio = math.log(pi / ref)
-    return log_ratio, log_ratio ** 2 / 2, ref / pi + log_ratio - 1
+def exercise_1(logp, ref_logp):
+    """k2 - k2.detach() is 0 and has k2's gradient. Add the number that you want to see. verl calls
+    it k3+. (On-policy, ρ k3 does it, too.)"""
+    gradient, value = k2(logp, ref_logp), k3(logp, ref_logp)
+    return gradient - gradient.detach() + value.detach()
 
 
 def exercise_2(logp, old_logp, ref_logp):
     """ρ k3: the ratio's own derivative adds the reward half. ρ k1 has the same mean gradient, and
     so has k2 with a detached ρ."""
     return corrected_k3(logp, old_logp, ref_logp)
-
-
-def exercise_3(ref_probs, rewards, beta):
-    """π* is proportional to ref exp(R / β): the objective is β (log Z - KL(π || π*))."""
-    return torch.softmax(ref_probs.log() + rewards / beta, -1)
 
 
 def exercise_bug(function):
@@ -63,10 +57,13 @@ def _always_the_kl(function):
 
 WRONG = {
     "exercise_1": [
-        lambda pi, ref: exercise_1(ref, pi),                                  # policy and reference
-        lambda pi, ref: (math.log(pi / ref), math.log(pi / ref) ** 2, ref / pi + math.log(pi / ref)
-                         - 1),                                                # k2 without the 1/2
-        lambda pi, ref: (*exercise_1(pi, ref)[:2], pi / ref - math.log(pi / ref) - 1),
+        k3,                                                                   # gradient of k3
+        k2,                                                                   # value of k2
+        lambda logp, ref_logp: k2(logp, ref_logp) + k3(logp, ref_logp).detach(),
+        lambda logp, ref_logp: (                                              # the other way round
+            k3(logp, ref_logp) - k3(logp, ref_logp).detach() + k2(logp, ref_logp).detach()),
+        lambda logp, ref_logp: (                                              # both gradients
+            k2(logp, ref_logp) - k2(logp, ref_logp).detach() + k3(logp, ref_logp)),
     ],
     "exercise_2": [
         lambda logp, old_logp, ref_logp: k1(logp, ref_logp),
@@ -75,11 +72,6 @@ WRONG = {
         lambda logp, old_logp, ref_logp: (                                    # ρ is detached
             (logp - old_logp).detach().exp() * k3(logp, ref_logp)),
         lambda logp, old_logp, ref_logp: k3(logp, old_logp),                  # to the old policy
-    ],
-    "exercise_3": [
-        lambda ref_probs, rewards, beta: torch.softmax(rewards / beta, -1),   # no reference
-        lambda ref_probs, rewards, beta: torch.softmax(ref_probs.log() + beta * rewards, -1),
-        lambda ref_probs, rewards, beta: ref_probs,
     ],
     "exercise_bug": [_never_negative, _zero_at_the_reference, _half_a_square_nearby,
                      _always_the_kl, lambda function: None],
