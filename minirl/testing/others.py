@@ -143,11 +143,11 @@ def reading(prompts: Sequence[Sequence[int]], temperature: float, rollouts: Any)
 
 def controller_probes(reduced: str | None) -> Iterator[Probe]:
     """Yield updates of Ziegler's controller: its error is cut off at 0.2 on either side."""
-    for name, kl, n in (("too far: 1 + 0.2 256 / 10000", 9.0, 256),
-                        ("too near: 1 - 0.2 256 / 10000", 3.0, 256),
-                        ("inside: 1 + 0.1 1000 / 10000", 6.6, 1000),
-                        ("at the target nothing changes", 6.0, 256)):
-        yield Probe(name, {"kl_coef": 0.15, "target": 6.0, "horizon": 10000},
+    for name, kl, n in (("too far: 1 + 0.2 16 / 100", 9.0, 16),
+                        ("too near: 1 - 0.2 16 / 100", 3.0, 16),
+                        ("inside: 1 + 0.1 10 / 100", 6.6, 10),
+                        ("at the target nothing changes", 6.0, 16)):
+        yield Probe(name, {"kl_coef": 0.15, "target": 6.0, "horizon": 100},
                     read=functools.partial(updated, kl, n))
 
 
