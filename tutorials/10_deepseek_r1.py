@@ -364,7 +364,7 @@ if not FAST:       # 14 steps from a weaker base model are too few for what foll
 # %%
 people = demonstrations(STORIES, 128, random.Random(1))
 primed = train_sft(copy.deepcopy(base), tokenizer, people, COLD_START_SFT, seed=0)
-WORD_STEPS = STEPS if FAST else 30
+WORD_STEPS = 12 if FAST else 30
 direct, direct_curve = reinforce("no SFT first", base, RULES, STORIES, WORD_STEPS)
 taught, taught_curve = reinforce("SFT first", primed, RULES, STORIES, WORD_STEPS)
 print()
@@ -419,7 +419,7 @@ if not FAST:       # SFT and RL are as good as the base model's sums, and here i
 
 # %% [markdown]
 # 128 demonstrations are far too few to teach addition: the base model needed thousands of texts for
-# that. They showed the policy to use, in word problems, what it could do already, and RL does the
+# that. They taught the policy to use, in word problems, what it could do already. RL does the
 # rest. That is what a cold start is for. So before you train, sample a few hundred completions of
 # your problems, and count how many groups have both right and wrong ones.
 
@@ -430,8 +430,9 @@ if not FAST:       # SFT and RL are as good as the base model's sums, and here i
 # rewarded: right answers (that is R1-Zero, from above), right answers in Korean, only Korean.
 
 # %%
-both, both_curve = reinforce("right, in Korean", base, {**RULES, LANGUAGE: 1.0})
-only, only_curve = reinforce("only Korean", base, {LANGUAGE: 1.0})
+LESS = 11 if FAST else STEPS
+both, both_curve = reinforce("right, in Korean", base, {**RULES, LANGUAGE: 1.0}, steps=LESS)
+only, only_curve = reinforce("only Korean", base, {LANGUAGE: 1.0}, steps=LESS)
 print()
 in_korean, just_korean = worth("right answers in Korean", both), worth("only Korean", only)
 print("for example", just_korean.completions[0][0])

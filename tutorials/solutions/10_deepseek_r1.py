@@ -28,9 +28,9 @@ def exercise_3(p):
 
 def exercise_bug(function):
     """A lazy .*? takes as little as it can, but as much as it must: it runs across further tags
-    until the whole text matches. So two answers, or two chains of thought, are "in the format", and
-    a policy may list its guesses. The same pattern was in open-r1 (huggingface/open-r1#359). Ours
-    counts the tags, too."""
+    until the whole text matches. So two answers, or two chains of thought, are "in the format"
+    (huggingface/open-r1#359). If a reward for accuracy is as generous, listing guesses pays
+    (Liuziyu77/Visual-RFT#79). `format_reward` counts the tags, too."""
     think, answer = "<think>3 + 4</think>", "<answer>7</answer>"
     cases = {think + answer: 1.0, think + "\n" + answer: 1.0, think: 0.0, answer + think: 0.0,
              think + answer + "<answer>8</answer>": 0.0, think + think + answer: 0.0}
