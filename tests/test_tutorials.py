@@ -6,6 +6,8 @@ import ast
 import json
 import re
 import runpy
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -52,6 +54,21 @@ def test_a_tutorial_runs_and_its_exercises_are_solved(path, monkeypatch):
         for wrong in solutions["WRONG"][exercise]:
             with pytest.raises(AssertionError):
                 tutorial[check](wrong)
+
+
+@pytest.mark.slow
+def test_a_debugger_stops_at_a_marked_line_and_steps_in(monkeypatch):
+    """As tutorials/README.md says it."""
+    script = FOLDER / "04_values.py"
+    lines = script.read_text(encoding="utf-8").splitlines()
+    number = next(i for i, line in enumerate(lines, 1) if line.endswith("# step in: gae"))
+    monkeypatch.setenv("MINIRL_FAST", "1")
+    commands = [f"break {number}", "continue", "step", "args", "quit"]
+    shown = subprocess.run(
+        [sys.executable, "-m", "pdb", *(word for command in commands for word in ("-c", command)),
+         str(script)], capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    assert "--Call--" in shown.stdout, shown.stdout[-500:]
+    assert "lam = 0.95" in shown.stdout and "rewards = tensor([[0., 0., 1.]])" in shown.stdout
 
 
 @every_tutorial
