@@ -16,7 +16,7 @@ A mutant is a source file with one change:
 It is killed when something fails. First by minirl.testing.check alone, which sees the mutant's
 functions as it would see anybody's; code that only raises errors is left out there, as a loss need
 not refuse bad input. What survives goes to the tests of that file. What survives these, too, is
-printed, with its line: read it, and either write the test, or say below why it is no mistake.
+printed, with its line: read it, and either write the test, or say in EQUIVALENT why it is none.
 """
 
 from __future__ import annotations
@@ -52,8 +52,49 @@ NAMES = {"minimum": "maximum", "amin": "amax", "min": "max", "mean": "sum", "any
 NAMES |= {new: old for old, new in NAMES.items()}
 DROPPED = {"clamp", "detach", "square", "flip", "abs", "sqrt"}
 
-# Survivors that are no mistakes: "file: change" -> why.
-EQUIVALENT: dict[str, str] = {}
+# Survivors that change no result: "file function: change" -> why.
+TWO_D = "the tensor is 2-D, and its last dimension is the second"
+ONE = "these differ with at most one verdict, where equal rewards give 0 anyway"
+EQUIVALENT: dict[str, str] = {
+    "equations/advantages.py _mean: -1 -> 1": TWO_D,
+    "equations/advantages.py _mean: 1 -> 0": ONE,
+    "equations/advantages.py _mean: judged.sum(-1, keepdim=True).clamp(min=1) "
+    "-> judged.sum(-1, keepdim=True)":
+        ONE,
+    "equations/advantages.py _std: (count - ddof).clamp(min=1) -> count - ddof": ONE,
+    "equations/advantages.py _std: -1 -> 1": TWO_D,
+    "equations/advantages.py _std: 1 -> 0": ONE,
+    "equations/advantages.py discounted_returns: 0 -> 1": "returns are advantages over values of 0",
+    "equations/advantages.py dynamic_sampling: -1 -> 1": TWO_D,
+    "equations/advantages.py group_advantages: -1 -> 1": TWO_D,
+    "equations/advantages.py leave_one_out_advantages: (count - 1).clamp(min=1) -> count - 1": ONE,
+    "equations/advantages.py leave_one_out_advantages: -1 -> 1": TWO_D,
+    "equations/advantages.py leave_one_out_advantages: 1 -> 0": ONE,
+    "equations/advantages.py maxrl_advantages: 1 -> 0":
+        "a mean of 0 means rewards of 0, which are equal",
+    "equations/advantages.py maxrl_advantages: mean > 0 -> mean >= 0":
+        "a mean of 0 means rewards of 0, which are equal",
+    "equations/advantages.py optimal_baseline: -1 -> 1": TWO_D,
+    "equations/advantages.py optimal_baseline: 0.0 -> 1": "its weight is 0 already",
+    "equations/advantages.py zero_spread: -1 -> 1": TWO_D,
+    "equations/inference_time.py pass_at_k: n - c -> n + c":
+        "the product has the factor 1 - k/k without the early return",
+    "equations/inference_time.py weighted_vote: True -> False": "the lengths are checked above",
+    "equations/kl.py exact_kl: 0 -> 1": "it is multiplied by p = 0",
+    "equations/kl.py kl_shaped_rewards: 0 -> 1":
+        "what is under the mask is taken out again at the end",
+    "equations/objectives.py dual_clipped_surrogate: adv < 0 -> adv <= 0":
+        "at A = 0 both sides are 0",
+    "equations/objectives.py entropy: 0 -> 1": "it is multiplied by p = 0",
+    "equations/objectives.py gspo_token: 0 -> 1": "the constant is subtracted from itself",
+    "equations/objectives.py sapo: adv > 0 -> adv >= 0": "at A = 0 value and gradient are 0",
+    "equations/reduce.py aggregate: 1 -> 0": "the sum of column sums is the sum of row sums",
+    "equations/reduce.py explained_variance: 1 -> 0": "the outer where hides the quotient",
+    "equations/reduce.py within_rounding: high.abs() -> high":
+        "if high is negative, low is larger in size",
+    "equations/schedules.py cosine_to_floor: step < warmup -> step <= warmup":
+        "at step = warmup both branches give 1",
+}
 
 
 class Mutant(NamedTuple):
@@ -68,6 +109,10 @@ class Mutant(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} {self.function}: {self.change}"
+
+    @property
+    def equivalent(self) -> bool:
+        return f"{self.file} {self.function}: {self.change}" in EQUIVALENT
 
 
 # making them
@@ -277,9 +322,11 @@ def survivors(question: Callable[[Mutant], bool], alive: list[Mutant], title: st
                                 strict=True):
             if not dead:
                 left.append(mutant)
-    print(f"  {title:16} {len(alive) - len(left):4} of {len(alive):4} killed "
-          f"({1 - len(left) / max(1, len(alive)):.1%}), {time.time() - began:.0f} s", flush=True)
-    return left
+    same = sum(mutant.equivalent for mutant in left)
+    killed, count = len(alive) - len(left), len(alive) - same
+    print(f"  {title:12} {killed:4} of {count:4} killed ({killed / max(1, count):.1%}), "
+          f"{same} more change nothing, {time.time() - began:.0f} s", flush=True)
+    return [mutant for mutant in left if not mutant.equivalent]
 
 
 def main() -> None:
@@ -309,9 +356,7 @@ def main() -> None:
                 print(*(f"    {mutant}" for mutant in unseen), sep="\n", flush=True)
         if not args.check_only:
             left += survivors(killed_by_tests, alive, "tests", args.jobs)
-    for mutant in left:
-        print(mutant, "  # equivalent: " + EQUIVALENT[str(mutant)] if str(mutant) in EQUIVALENT
-              else "")
+    print(*left, sep="\n")
 
 
 if __name__ == "__main__":
