@@ -20,8 +20,7 @@ def measured(call: Function, probe: Probe, options: dict[str, Any], learnt: list
     The gradient is that of the sum over what is visible, or of the mean under the weights. It is
     returned where tokens are visible, or `everywhere`: under a mask it must be 0.
     """
-    inputs = {key: value.clone() if isinstance(value, Tensor) else value
-              for key, value in probe.inputs.items()}
+    inputs = {key: copied(value) for key, value in probe.inputs.items()}
     result: dict[str, Any] = {}
     if arrays is not None:
         def values(inputs: dict[str, Any]) -> list[Tensor]:
@@ -35,6 +34,8 @@ def measured(call: Function, probe: Probe, options: dict[str, Any], learnt: list
         for key in learnt:
             inputs[key].requires_grad_()
         outputs = visible_values(call(inputs, options, probe), probe)
+        if probe.changes:
+            outputs = [torch.cat([x.flatten() for x in inputs[probe.changes]])]
         total = sum(x.sum() for x in outputs)
         leaves = [inputs[key] for key in learnt]
         found: Any = [None] * len(leaves)
@@ -54,12 +55,21 @@ def measured(call: Function, probe: Probe, options: dict[str, Any], learnt: list
     return result
 
 
+def copied(value: Any) -> Any:
+    """Return tensors, and lists of tensors, that may be changed."""
+    if isinstance(value, list) and value and isinstance(value[0], Tensor):
+        return [x.clone() for x in value]
+    return value.clone() if isinstance(value, Tensor) else value
+
+
 def visible_values(outputs: Any, probe: Probe) -> list[Tensor]:
     """Return what counts of each output: what is visible, or the mean under the weights."""
     values = []
     if probe.read is not None:
         outputs = probe.read(outputs)
     for output in outputs if isinstance(outputs, (tuple, list)) else [outputs]:
+        if output is None:
+            continue
         x = output if isinstance(output, Tensor) else torch.as_tensor(output)
         per_token = probe.visible is not None and x.shape == probe.visible.shape
         if probe.weights is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from minirl.equations.kl import AdaptiveKLController
+from minirl.equations.schedules import update_ema
 from minirl.lm.logprobs import linear_logprobs, token_logprobs
 from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.sampling import sample
@@ -157,6 +158,18 @@ def updated(kl: float, n_samples: int, controller: Any) -> Tensor:
     return torch.tensor(controller.kl_coef).double()
 
 
+def ema_probes(reduced: str | None) -> Iterator[Probe]:
+    """Yield averages that are updated where they are: decay times the old, the rest of the new."""
+    for options in ({}, {"decay": 0.5}, {"decay": 0.0}, {"decay": 1.0}):
+        yield Probe("decay times the old, and the rest of the new", {
+            "averages": [torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])],
+            "weights": [torch.tensor([3.0, 2.0]), torch.tensor([[-1.0]])]}, options,
+            changes="averages")
+    yield Probe("averages in float64, weights in bfloat16", {
+        "averages": [torch.ones(2).double()], "weights": [torch.zeros(2).bfloat16()]},
+        changes="averages")
+
+
 # reward functions
 
 def verdicts(values: Any) -> Tensor:
@@ -214,6 +227,7 @@ OTHERS: dict[str, Target] = {
     "completion_mask": Target(completion_mask, mask_probes),
     "sample": Target(sample, sampler_probes),
     "AdaptiveKLController": Target(AdaptiveKLController, controller_probes),
+    "update_ema": Target(update_ema, ema_probes),
     "accuracy": _rewards(accuracy, ACCURACY, "answer"),
     "format_reward": _rewards(format_reward, FORMAT, None),
     "language_consistency": _rewards(language_consistency, LANGUAGE, "language"),

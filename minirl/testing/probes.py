@@ -33,6 +33,7 @@ class Probe(NamedTuple):
     weights     (N,) probabilities of the rows, for an expectation; None: a plain sum
     read        makes the numbers to compare of what the function returns
     ours        what is right is a choice of this library: asked for with strict=True
+    changes     the argument that the function changes in place: it is compared, too
     hint        what is wrong where this property alone fails, if that can be said
     """
 
@@ -44,6 +45,7 @@ class Probe(NamedTuple):
     weights: Tensor | None = None
     dtype: torch.dtype = torch.float64
     read: Function | None = None
+    changes: str = ""
     hint: str = ""
     ours: bool = False
 
