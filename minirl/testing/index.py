@@ -88,7 +88,8 @@ def names_below(pattern: str) -> dict[str, set[str]]:
     names: dict[str, set[str]] = {}
     for file in sorted(ROOT.glob(pattern)):
         in_file = names[file.relative_to(ROOT).as_posix()] = set()
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        source = file.read_text(encoding="utf-8").split("\n# ## ")[0]    # a tutorial's imports
+        for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.alias):
                 in_file.add(node.name)
             elif isinstance(node, ast.Attribute):
