@@ -14,7 +14,7 @@
 # - **Tests**: `tests/train/test_instructgpt.py`, `tests/train/test_ppo.py`,
 #   `tests/equations/test_kl.py`
 # - **Before this**: 01 (SFT), 03 (reward model), 04 (values and PPO's loop), 05 (the clip)
-# - **Time**: 55 s on two CPU cores; 21 s with `MINIRL_FAST=1`
+# - **Time**: 55 s on two CPU cores; 20 s with `MINIRL_FAST=1`
 # - **Expect**: a true reward near 0.4 for the base model, 0.6 to 0.7 after SFT, 1.1 to 1.2 after
 #   PPO, and below SFT's after PPO without a KL penalty
 # - **Sweep**: `minirl ppo`, then `minirl ppo --kl-coef 0 --steps 120` with the flags that the first
@@ -282,8 +282,8 @@ keep(figure, "06_tilt")
 # %%
 TASK = Instructions()
 N_ANSWERS, N_TEXTS, N_DEMONSTRATIONS, N_RANKED, HELD_OUT = (
-    (14_000, 2_000, 256, 400, 128) if FAST else (30_000, 4_000, 512, 1_000, 256))
-WIDTH = 48 if FAST else 64
+    (14_000, 2_000, 256, 400, 96) if FAST else (30_000, 4_000, 512, 1_000, 256))
+WIDTH = 40 if FAST else 64
 PPO = PPOConfig(steps=12 if FAST else 30, episodes=64 if FAST else 128, lr=8e-4, kl_coef=0.1,
                 minibatch_size=32 if FAST else 64, max_new_tokens=MAX_NEW_TOKENS)
 
@@ -450,7 +450,7 @@ assert ptx.true > rl.true - 0.2 and abs(table["PPO from base"].true - rl.true) <
 # preferences of people sees the score alone.
 
 # %%
-ppo("no KL", models["rl-init"], kl_coef=0.0, steps=40 if FAST else 60)
+ppo("no KL", models["rl-init"], kl_coef=0.0, steps=36 if FAST else 60)
 held, free = curves["PPO"], curves["no KL"]
 peak = max(free, key=lambda point: point.true)
 print("            score   true reward     KL   loss on text")

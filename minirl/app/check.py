@@ -25,8 +25,7 @@ def command_check(args: argparse.Namespace) -> int:
     arrays = {"torch": "", "numpy": "numpy:asarray", "jax": "jax.numpy:asarray"}[args.arrays]
     os.environ.setdefault("JAX_ENABLE_X64", "1")       # finite differences need float64
     report = check(imported(args.function), args.against, sign=args.sign, reduced=args.reduced,
-                   fixed=dict(map(assignment, args.fixed or ())),
-                   per_sequence=args.per_sequence or (),
+                   fixed=dict(map(assignment, args.fixed)), per_sequence=args.per_sequence,
                    arrays=imported(arrays) if arrays else None)
     print(report)
     return 0 if report.ok else 1

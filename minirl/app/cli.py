@@ -227,9 +227,9 @@ def add_check(parser: Parser) -> None:
                         help="minimise for a loss (default maximise)")
     parser.add_argument("--reduced", default=None, metavar="MEAN",
                         help="it takes the mask last and returns the mean: sequence_mean, ...")
-    parser.add_argument("--fixed", nargs="+", default=None, metavar="NAME=VALUE",
+    parser.add_argument("--fixed", nargs="+", default=(), metavar="NAME=VALUE",
                         help="numbers that are built into it, such as clip_high=0.28")
-    parser.add_argument("--per-sequence", nargs="+", default=None, metavar="NAME",
+    parser.add_argument("--per-sequence", nargs="+", default=(), metavar="NAME",
                         help="arguments of which it takes one per completion, such as adv")
     parser.add_argument("--arrays", choices=["torch", "numpy", "jax"], default="torch",
                         help="what it computes with (default torch)")
