@@ -6,19 +6,20 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from minirl.equations.reduce import AGGREGATIONS, aggregate
-from minirl.testing.measuring import HUGE, agree, mask_of, mean_of, measured
+from minirl.equations.reduce import AGGREGATIONS
+from minirl.testing.measuring import agree, averaged, mask_of, mean_of, measured
 from minirl.testing.probes import Function, Probe
 from minirl.testing.slips import SLIPS, Slip
 from minirl.testing.subject import TOLERANCE, Difference, Subject
 
+NO_NUMBERS = "error", "input", "graph"                 # measures that name their own cause
+
 
 def known_slip(subject: Subject, differences: list[Difference]) -> tuple[str, bool] | None:
     """Return the slip that gives all that came, and whether it is a choice; None for none."""
-    if any(d.measure.startswith(("error", "input", "graph")) for d in differences):
+    if any(d.measure.startswith(NO_NUMBERS) for d in differences):
         return None
     if not any(d.came is not None and bool(d.came.isfinite().any()) for d in differences):
         return None                                    # NaN alone proves no slip
@@ -33,7 +34,7 @@ def diagnose(subject: Subject, differences: list[Difference]) -> tuple[str, bool
     slip = known_slip(subject, differences)
     if slip is not None:
         return slip
-    if any(d.measure.startswith(("error", "input", "graph")) for d in differences):
+    if any(d.measure.startswith(NO_NUMBERS) for d in differences):
         return "", False
     hint = differences[0].probe.hint
     return hint or in_general(differences), False
@@ -55,18 +56,9 @@ def gives_the_same(slip: Slip, subject: Subject, difference: Difference) -> bool
         result = measured(call, probe, probe.options | subject.fixed, subject.learnt(probe))
     except (ValueError, RuntimeError):
         return False
-    return all(same_or_exploded(came, result.get(measure), TOLERANCE[probe.dtype])
+    # what came may have exploded; a slip must not match by its own size
+    return all(agree(came, result.get(measure), TOLERANCE[probe.dtype], either=False)
                for measure, came in difference.everything.items())
-
-
-def same_or_exploded(came: Any, other: Any, tolerance: float) -> bool:
-    """As `agree`, but only what came may have exploded: a slip must not match by its own size."""
-    if came is None or other is None or came.shape != other.shape:
-        return False
-    hidden = came.double().abs() > HUGE
-    return torch.allclose(came.double().masked_fill(hidden, 0),
-                          other.double().masked_fill(hidden, 0), rtol=tolerance, atol=tolerance,
-                          equal_nan=True)
 
 
 def other_means(subject: Subject) -> Iterator[Slip]:
@@ -83,8 +75,7 @@ def other_means(subject: Subject) -> Iterator[Slip]:
 
 def _averaged(equation: Function, how: str) -> Function:
     def function(mask_: Tensor, **arguments: Any) -> Any:
-        total = mask_.numel() if how == "constant" else None
-        return aggregate(equation(**arguments), mask_, how, total=total)
+        return averaged(equation(**arguments), mask_, how)
 
     parameters = [*inspect.signature(equation).parameters.values()]
     mask = inspect.Parameter("mask_", inspect.Parameter.KEYWORD_ONLY)
@@ -108,10 +99,9 @@ def in_general(differences: list[Difference]) -> str:
         if "empty row" in differences[0].probe.property:
             return "NaN: a row without tokens is 0 / 0, so take a count of at least 1"
         return "NaN: 0 * NaN is NaN, so take out what is masked by torch.where, not by a product"
-    if any(bool(d.came is not None and d.wanted.abs().sum() > 0) for d in differences):
-        first = next(d for d in differences if d.came is not None and d.wanted.abs().sum() > 0)
-        if first.came.shape == first.wanted.shape:
-            factor = float((first.came * first.wanted).sum() / first.wanted.square().sum())
-            if factor and abs(factor - 1) > 0.01 and ratio_is(factor):
-                return f"it is {factor:.4g} times what is right, everywhere"
+    first = next((d for d in differences if d.came is not None and d.wanted.abs().sum() > 0), None)
+    if first is not None and first.came.shape == first.wanted.shape:
+        factor = float((first.came * first.wanted).sum() / first.wanted.square().sum())
+        if factor and abs(factor - 1) > 0.01 and ratio_is(factor):
+            return f"it is {factor:.4g} times what is right, everywhere"
     return ""

@@ -107,8 +107,12 @@ def mean_of(value: Any, probe: Probe, how: str | None) -> Any:
         return value
     if value.dim() < 2:
         return value.mean()
-    mask = mask_of(probe)
-    return aggregate(value, mask, how, total=mask.numel() if how == "constant" else None)
+    return averaged(value, mask_of(probe), how)
+
+
+def averaged(x: Tensor, mask: Tensor, how: str) -> Tensor:
+    """Return reduce.aggregate; what "constant" divides by are all slots."""
+    return aggregate(x, mask, how, total=mask.numel() if how == "constant" else None)
 
 
 def times(value: Any, factor: float) -> Any:
@@ -117,14 +121,17 @@ def times(value: Any, factor: float) -> Any:
     return [factor * part for part in value] if isinstance(value, (tuple, list)) else factor * value
 
 
-def agree(a: Any, b: Any, tolerance: float) -> bool:
+def agree(a: Any, b: Any, tolerance: float, *, either: bool = True) -> bool:
     """Whether two results are the same up to a tolerance, NaN in the same places.
 
-    Where a ratio has exploded, only that it is no NaN counts: a cap far away is everybody's choice.
+    Where a ratio has exploded, in either result or in `a` alone, only that it is no NaN counts: a
+    cap far away is everybody's choice.
     """
     if a is None or b is None or a.shape != b.shape:
         return False
     a, b = a.double(), b.double()
-    exploded = (a.abs() > HUGE) | (b.abs() > HUGE)
+    exploded = a.abs() > HUGE
+    if either:
+        exploded |= b.abs() > HUGE
     a, b = a.masked_fill(exploded, 0), b.masked_fill(exploded, 0)
     return torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
