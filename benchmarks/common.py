@@ -141,25 +141,8 @@ def table_head(*names: str) -> str:
 
 # figures
 
-COLOURS = ("#2563a8", "#c8553d", "#3a7d44", "#8b5fa8", "#b8860b", "#4b5563")
-REACH = 3                              # neighbours on either side in a smoothed curve
-
-
-def smooth(values: Sequence[float], reach: int = REACH) -> list[float]:
-    """Return the mean of each value and its neighbours on either side, fewer at the ends."""
-    windows = [values[max(0, i - reach):i + reach + 1] for i in range(len(values))]
-    return [statistics.fmean(window) for window in windows]
-
-
 def title(axis: Any, text: str) -> None:
     axis.set_title(text, fontsize=10, loc="left", fontweight="bold")
-
-
-def tidy(axis: Any) -> None:
-    """Give an axis small labels, a faint grid and no box."""
-    axis.tick_params(labelsize=8)
-    axis.grid(alpha=0.25, linewidth=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
 
 
 # the command line

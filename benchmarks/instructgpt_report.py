@@ -10,11 +10,12 @@ from typing import Any
 
 import matplotlib
 
-from common import COLOURS, row, smooth, spread, table_head, tidy, title
+from common import row, spread, table_head, title
 from minirl.app.rundir import RunDir
 from minirl.equations.inference_time import best_of_n_kl
 from minirl.inference.evaluate import Evaluation
 from minirl.inference.intervals import mean_interval
+from minirl.lm.figures import COLOURS, smooth, tidy
 from minirl.tasks.instructions import KINDS
 
 matplotlib.use("Agg")

@@ -12,8 +12,9 @@ from typing import Any
 
 import matplotlib
 
-from common import COLOURS, row, smooth, table_head, tidy, title
+from common import row, table_head, title
 from minirl.app.rundir import RunDir
+from minirl.lm.figures import COLOURS, smooth, tidy
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)

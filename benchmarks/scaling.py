@@ -30,7 +30,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from common import (
-    COLOURS,
     commit,
     heading,
     in_turn,
@@ -38,8 +37,8 @@ from common import (
     product_rate,
     row,
     table_head,
-    tidy,
 )
+from minirl.lm.figures import COLOURS, tidy
 from minirl.lm.logprobs import token_logprobs
 from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.precision import DTYPES, compute_in

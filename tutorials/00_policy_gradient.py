@@ -33,7 +33,7 @@
 import matplotlib.pyplot as plt
 import torch
 
-from lesson import AMBER, BLUE, FAST, GREY, RED, judge, judge_test, keep, show
+from lesson import AMBER, BLUE, FAST, GREY, RED, judge, judge_test, keep, near, show
 from minirl.equations.advantages import (
     discounted_returns,
     leave_one_out_advantages,
@@ -49,12 +49,6 @@ from minirl.testing.example import (
     probabilities,
     token_logprobs,
 )
-
-
-def near(value, expected, tolerance=1e-9):
-    """Return whether two tensors, or numbers, are equal."""
-    value, expected = (torch.as_tensor(x, dtype=torch.float64) for x in (value, expected))
-    return torch.allclose(value, expected, rtol=0, atol=tolerance)
 
 
 def row(vector):

@@ -31,7 +31,7 @@ import math
 import matplotlib.pyplot as plt
 import torch
 
-from lesson import AMBER, BLUE, GREEN, GREY, RED, judge, judge_test, keep, show, slider
+from lesson import AMBER, BLUE, GREEN, GREY, RED, judge, judge_test, keep, near, show, slider
 from minirl.equations.advantages import discounted_returns, spread
 from minirl.equations.coefficients import grpo_coefficient
 from minirl.equations.kl import corrected_k3, exact_kl, k1, k2, k3, kl_shaped_rewards
@@ -45,12 +45,6 @@ from minirl.testing.example import (
     probabilities,
     token_logprobs,
 )
-
-
-def near(value, expected, tolerance=1e-9):
-    """Return whether two tensors, or numbers, are equal."""
-    value, expected = (torch.as_tensor(x, dtype=torch.float64) for x in (value, expected))
-    return torch.allclose(value, expected, rtol=0, atol=tolerance)
 
 
 def text(row):

@@ -65,6 +65,12 @@ def slider(name: str, page: Mapping[str, Any]) -> None:
                      'style="border:0"></iframe></div>'))
 
 
+def near(value: Any, expected: Any, tolerance: float = 1e-9) -> bool:
+    """Whether two tensors, or numbers, are equal."""
+    value, expected = (torch.as_tensor(x, dtype=torch.float64) for x in (value, expected))
+    return torch.allclose(value, expected, rtol=0, atol=tolerance)
+
+
 def judge(check: Callable[[Callable[..., Any]], None], answer: Callable[..., Any]) -> None:
     """Say how an exercise stands. `check` raises AssertionError at a wrong answer."""
     try:
