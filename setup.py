@@ -28,6 +28,7 @@ setup(
             "pytest-xdist>=3.6",   # as many processes as there are cores: half of the time on two
             "ruff>=0.6",           # one width, sorted imports, no dead code: ruff.toml
             "mypy>=1.11",          # every function says what it takes: mypy.ini
+            "hypothesis>=6.100",   # any text that a parser may be given
             "jupytext>=1.16",      # compares the tutorials' notebooks with their scripts
         ],
         # What builds the notebooks of the tutorials: python tutorials/make_notebooks.py
