@@ -1,11 +1,19 @@
 """minirl/lm/rollouts.py: shapes, masks by length, and the cutting into micro-batches."""
 
 import math
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
 
-from minirl.lm.rollouts import Rollouts, micro_batches, right_pad, span_mask
+from minirl.lm.rollouts import (
+    TOKEN_BUDGET,
+    Rollouts,
+    completion_batch,
+    micro_batches,
+    right_pad,
+    span_mask,
+)
 from minirl.lm.tokenizer import build_tokenizer
 
 EOS = 9
@@ -80,6 +88,12 @@ def test_rows_keep_every_sampled_token_after_tool_output():
     assert part.mask.sum() == 2 and part.tokens.tolist()[0][:6] == r.tokens.tolist()[0][:6]
 
 
+def test_rollouts_do_not_change():
+    """Sampler and learner hold the same object."""
+    with pytest.raises(FrozenInstanceError):
+        rollouts().truncated = torch.zeros(3, dtype=torch.bool)
+
+
 def test_to_moves_every_part():
     r = rollouts().to("meta")
     parts = (r.tokens, r.mask, r.prompt_lengths, r.behavior_logp, r.truncated)
@@ -118,11 +132,20 @@ def test_micro_batches_cover_all_rows_once_within_the_budget(token_budget):
     ([1] * 10, 4, [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]),
     # a single row may exceed the budget
     ([50, 1], 20, [[0], [1]]),
+    # empty rows
+    ([0, 0], 8, [[0], [1]]),
+    ([0, 3, 0], 8, [[1], [0], [2]]),
     ([], 20, []),
 ], ids=str)
 def test_micro_batches_by_hand(lengths, budget, expected):
     batches = micro_batches(torch.tensor(lengths, dtype=torch.long), budget)
     assert [rows.tolist() for rows in batches] == expected
+
+
+def test_the_default_budget():
+    """Every page's configuration has it, and the times in RESULTS.md are measured with it."""
+    assert TOKEN_BUDGET == 8192
+    assert [len(rows) for rows in micro_batches(torch.full((10,), 2048))] == [4, 3, 3]
 
 
 # padding and masks
@@ -144,3 +167,10 @@ def test_span_mask():
     mask = span_mask(torch.tensor([0, 2, 3, 1]), torch.tensor([2, 4, 3, 9]), 4)
     assert mask.dtype == torch.bool
     assert mask.int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0], [0, 1, 1, 1]]
+
+
+def test_a_completion_batch_by_hand():
+    """Rows of 3 and 4 tokens; EOS is 9, and so is padding."""
+    tokens, mask = completion_batch([[1, 2], [3]], [[9], [4, 5, 9]], 9, "cpu")
+    assert tokens.tolist() == [[1, 2, 9, 9], [3, 4, 5, 9]]
+    assert mask.int().tolist() == [[0, 0, 1, 0], [0, 1, 1, 1]]
