@@ -1,8 +1,9 @@
 """minirl/train/dpo.py"""
 
 import random
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, asdict, replace
 from functools import partial
+from inspect import signature
 
 import pytest
 import torch
@@ -253,3 +254,15 @@ def test_a_broken_model_stops_the_run_and_names_the_ranking():
     break_weights(model)
     with pytest.raises(NonFiniteError, match="step 1: the loss is nan .*the first is Ranking"):
         train_dpo(model, TOKENIZER, RANKINGS, CONFIG)
+
+
+def test_the_defaults():
+    """The README and RESULTS.md quote runs with these numbers."""
+    assert asdict(DPOConfig()) == dict(
+        epochs=1, batch_size=16, lr=0.001, min_lr_ratio=0.1, warmup_steps=3, beta=0.3,
+        beta1=0.9, beta2=0.95, weight_decay=0.0, max_grad_norm=1.0, token_budget=8192)
+    options = signature(train_dpo).parameters
+    names = "seed", "reference_free", "per_token"
+    assert [options[name].default for name in names] == [0, False, False]
+    with pytest.raises(FrozenInstanceError):
+        DPOConfig().lr = 1.0

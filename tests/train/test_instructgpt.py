@@ -2,7 +2,8 @@
 
 import copy
 import random
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
+from inspect import signature
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from minirl.tasks.instructions import WORDS, Instructions, answers, pretraining_
 from minirl.train.dpo import DPOConfig
 from minirl.train.instructgpt import (
     DEMONSTRATIONS_SFT,
+    FEWEST,
+    MAX_NEW_TOKENS,
     MOST,
+    RL_INIT_SFT,
     InstructGPTConfig,
     compare_epochs,
     epochs_table,
@@ -165,3 +169,16 @@ def test_the_epochs_fit_a_terminal():
                "true_reward": 12345.678, "chosen": i == 3} for i in range(1, 17)]
     table = epochs_table(epochs)
     assert max(map(len, table.splitlines())) <= 80 and "chosen" in table
+
+
+def test_the_defaults():
+    """The README and RESULTS.md quote runs with these numbers."""
+    assert DEMONSTRATIONS_SFT == SFTConfig(
+        epochs=16, batch_size=32, lr=1e-3, min_lr_ratio=0.1, warmup_steps=0, dropout=0.2,
+        beta1=0.9, beta2=0.95)
+    assert RL_INIT_SFT == SFTConfig(epochs=2, lr=1e-3, min_lr_ratio=0.1, warmup_steps=0,
+                                    beta2=0.95)
+    assert (FEWEST, MOST, MAX_NEW_TOKENS) == (4, 9, 16)
+    assert signature(train_instructgpt).parameters["seed"].default == 0
+    with pytest.raises(FrozenInstanceError):
+        InstructGPTConfig().ppo = PPOConfig()

@@ -1,6 +1,7 @@
 """minirl/train/ppo.py"""
 
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, asdict, replace
+from inspect import signature
 
 import pytest
 import torch
@@ -557,3 +558,18 @@ def test_a_broken_value_function_stops_the_run():
     value_model.head.linear.bias.data.fill_(float("nan"))
     with pytest.raises(ValueError, match="values: .*not finite"):
         run(value_model=value_model)
+
+
+def test_the_defaults():
+    """The README and RESULTS.md quote runs with these numbers."""
+    assert asdict(PPOConfig()) == dict(
+        steps=60, episodes=128, epochs=1, minibatch_size=64, lr=0.0003, value_lr=0.001,
+        warmup_steps=5, kl_coef=0.1, kl_target=1.0, kl_horizon=1000, clip_low=0.2,
+        clip_high=0.2, aggregate="token_mean", gamma=1.0, lam=0.95, value_clip=0.2,
+        value_coef=1.0, entropy_coef=0.0, whiten_advantages=True, ptx_coef=0.0,
+        ptx_batch_size=64, ema_decay=0.9, missing_eos_penalty=1.0, max_new_tokens=16,
+        temperature=1.0, beta1=0.9, beta2=0.95, weight_decay=0.0, max_grad_norm=1.0,
+        token_budget=8192)
+    assert signature(train_ppo).parameters["seed"].default == 0
+    with pytest.raises(FrozenInstanceError):
+        PPOConfig().lr = 1.0

@@ -2,7 +2,8 @@
 
 import copy
 import random
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, asdict, replace
+from inspect import signature
 from typing import Any, NamedTuple
 
 import pytest
@@ -369,3 +370,20 @@ def test_a_cold_start_from_nothing_is_an_error(base):
     config = replace(CONFIG, cold_start_problems=0)
     with pytest.raises(ValueError, match="cold_start_problems is 0, and cold_start has no pairs"):
         train_r1(base, TOKENIZER, TASK, config, general=general())
+
+
+def test_the_defaults():
+    """The README and RESULTS.md quote runs with these numbers."""
+    assert asdict(R1Config()) == dict(
+        scale=32.0, zero_steps=60, cold_start_problems=512, reasoning_steps=60,
+        language_weight=1.0, kept_problems=2048, kept_samples=4, final_steps=30,
+        final_temperature=0.7, preference_steps=24, general_share=0.5, rounds=2,
+        max_new_tokens=48)
+    assert r1.COLD_START_SFT == SFTConfig(epochs=4, lr=1e-3, warmup_steps=0, min_lr_ratio=0.1)
+    assert r1.SECOND_SFT == SFTConfig(epochs=3, lr=2e-3, warmup_steps=0, min_lr_ratio=0.1)
+    assert (r1.RULES, r1.REPLAY, r1.PART) == (RULES, 0.1, 512)
+    assert [signature(page).parameters["seed"].default for page in (train_r1, distill)] == [0, 0]
+    with pytest.raises(FrozenInstanceError):
+        R1Config().scale = 1.0
+    with pytest.raises(FrozenInstanceError):
+        general().demonstrations = []

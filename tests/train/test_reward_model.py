@@ -1,7 +1,8 @@
 """minirl/train/reward_model.py"""
 
 import random
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, asdict, replace
+from inspect import signature
 from itertools import combinations
 
 import pytest
@@ -240,3 +241,13 @@ def test_a_broken_model_stops_the_run_and_names_the_ranking():
     break_weights(model)
     with pytest.raises(NonFiniteError, match="step 1: the loss is nan .*the first is Ranking"):
         train(model=model)
+
+
+def test_the_defaults():
+    """The README and RESULTS.md quote runs with these numbers."""
+    assert asdict(RewardModelConfig()) == dict(
+        epochs=1, batch_size=8, lr=0.002, min_lr_ratio=0.1, beta1=0.9, beta2=0.95,
+        weight_decay=0.0, max_grad_norm=1.0, token_budget=8192)
+    assert signature(train_reward_model).parameters["seed"].default == 0
+    with pytest.raises(FrozenInstanceError):
+        RewardModelConfig().lr = 1.0

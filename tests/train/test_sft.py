@@ -1,6 +1,7 @@
 """minirl/train/sft.py"""
 
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, asdict, replace
+from inspect import signature
 
 import pytest
 import torch
@@ -189,3 +190,14 @@ def test_a_broken_model_stops_the_run_and_names_the_pair():
     break_weights(model)
     with pytest.raises(NonFiniteError, match="step 1: the loss is nan .*the first is"):
         train_sft(model, TOKENIZER, PAIRS, SFTConfig())
+
+
+def test_the_defaults():
+    """The README and RESULTS.md quote runs with these numbers."""
+    assert asdict(SFTConfig()) == dict(
+        epochs=1, batch_size=32, lr=0.01, min_lr_ratio=0.02, warmup_steps=20,
+        dropout=0.0, beta1=0.9, beta2=0.98, weight_decay=0.0, max_grad_norm=1.0,
+        token_budget=8192)
+    assert signature(train_sft).parameters["seed"].default == 0
+    with pytest.raises(FrozenInstanceError):
+        SFTConfig().lr = 1.0
