@@ -11,6 +11,7 @@ from minirl.tasks.arithmetic import SYMBOLS, Arithmetic
 from minirl.tasks.bilingual import Bilingual
 from minirl.tasks.instructions import Instructions
 from minirl.tasks.problem import Task
+from minirl.tasks.products import Products
 
 
 def bilingual(digits: int | Sequence[int] = 3, reason_in: str | None = None) -> Bilingual:
@@ -25,7 +26,7 @@ def instructions() -> Instructions:
 # name -> function that makes the task; its parameters are the task's fields
 TASKS: dict[str, Callable[..., Task]] = {
     **{operation: partial(Arithmetic, operation) for operation in SYMBOLS},
-    "bilingual": bilingual, "instructions": instructions}
+    "bilingual": bilingual, "instructions": instructions, "products": Products}
 DEFAULT = {"name": "addition", "digits": 3}
 
 

@@ -8,6 +8,7 @@ from minirl.app.tasks import TASKS, make_task, with_changes
 from minirl.tasks.arithmetic import Arithmetic
 from minirl.tasks.bilingual import Bilingual
 from minirl.tasks.instructions import Instructions
+from minirl.tasks.products import Products
 
 
 @pytest.mark.parametrize("fields, task", [
@@ -15,6 +16,7 @@ from minirl.tasks.instructions import Instructions
     ({"name": "multiplication"}, Arithmetic("multiplication")),
     ({"name": "bilingual", "digits": 3, "reason_in": "ko"}, Bilingual((3,), reason_in="ko")),
     ({"name": "bilingual", "digits": [2, 3]}, Bilingual((2, 3))),
+    ({"name": "products", "digits": 2, "easy_share": 0.5}, Products(2, easy_share=0.5)),
     ({"name": "instructions"}, Instructions())])
 def test_fields_make_a_task(fields, task):
     assert make_task(fields) == task

@@ -10,6 +10,7 @@ from minirl.tasks.bilingual import Bilingual, BilingualProblem
 from minirl.tasks.instructions import KINDS, Instructions
 from minirl.tasks.mixture import Mixture
 from minirl.tasks.problem import JudgedTask, Problem, columns, draw, weights_of
+from minirl.tasks.products import Products
 
 PROBLEMS = [Problem("1+2=", "3", "1+2+0=03"), Problem("2+2=", "4")]
 
@@ -55,6 +56,7 @@ TASKS = [
     *(Bilingual((digits,)) for digits in range(1, 6)),
     Bilingual((1,), ("ko",), "en", 0.0),
     *(Instructions((kind,), 3) for kind in KINDS),
+    *(Products(digits, easy_share=0.5) for digits in range(1, 6)),
     Mixture(Bilingual(), Instructions(), verdicts),
     JudgedTask(Arithmetic("addition", 1), {"length": verdicts}, {"length": 0.5}),
 ]

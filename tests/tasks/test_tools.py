@@ -120,7 +120,9 @@ def test_the_hardest_that_is_allowed_is_quick(expression):
 
 def python_value(expression):
     """The value in Python's own precedence, of an expression known to be small. None where Python
-    reads no such expression."""
+    reads no such expression, or reads its commas otherwise."""
+    if "," in expression:
+        return None
     number = re.compile(r"[0-9]+\.?[0-9]*|\.[0-9]+")
     exact = number.sub(lambda match: f"Fraction('{match[0]}')", expression)
     try:
