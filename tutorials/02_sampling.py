@@ -37,7 +37,7 @@ from lesson import AMBER, BLUE, FAST, GREEN, GREY, RED, judge, judge_test, keep,
 from minirl.equations.kl import exact_kl
 from minirl.equations.mismatch import effective_sample_size, importance_ratio, sequence_weights
 from minirl.lm import sampling
-from minirl.lm.decoding import draw, keep_likeliest
+from minirl.lm.choice import draw, keep_likeliest
 from minirl.lm.logprobs import linear_logprobs, token_logprobs
 from minirl.lm.precision import compute_in
 from minirl.lm.sampling import sample

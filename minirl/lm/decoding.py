@@ -12,30 +12,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minirl.lm.cache import KVCache, Weights, cache_dtype
+from minirl.lm.choice import Choice, choose
 from minirl.lm.compiled import compiled
 from minirl.lm.model import Transformer, with_head
 from minirl.lm.precision import compute_dtype
+from minirl.lm.replies import Replies, Reply
 
 ASK = {"cpu": 1, "cuda": 8}     # steps between two checks for ended rows; a check makes a GPU wait
 WORTH_LEAVING = 1 / 32          # compact the batch once this share of its rows has ended
 REACH = 128                     # recorded steps read the cache in whole multiples of so many slots
-ROUNDING = 5e-7                 # relative error of a sum of float32 probabilities, with a margin
-
-
-class Choice(NamedTuple):
-    """How the next token is chosen: see sampling.sample."""
-
-    temperature: float
-    top_k: int
-    top_p: float
 
 
 class Decoder:
@@ -44,11 +36,13 @@ class Decoder:
     With `recording`, steps read positions from the device, and on CUDA they are recorded. A
     recording reads memory by its address. So such a decoder owns everything that its steps read:
     the buffers, the cache with the joined weights, and a copy of the model, `own`, into which each
-    call of `grow` copies the weights of the model that it is given.
+    call of `grow` copies the weights of the model that it is given. `replying` is for rows that get
+    replies (replies.py).
     """
 
     def __init__(self, model: Transformer, rows: int, width: int, max_new_tokens: int,
-                 choice: Choice, stops: tuple[int, ...], *, padded: bool, recording: bool) -> None:
+                 choice: Choice, stops: tuple[int, ...], *, padded: bool, recording: bool,
+                 replying: bool = False) -> None:
         device, dtype = model.device, compute_dtype(model.dtype, model.device)
         self.rows, self.width, self.max_new_tokens = rows, width, max_new_tokens
         self.choice, self.any_stops, self.recording = choice, len(stops) > 0, recording
@@ -72,30 +66,41 @@ class Decoder:
         self.uniform = zeros(max_new_tokens, rows, dtype=torch.float32)
         self.new_tokens = zeros(rows, max_new_tokens)
         self.new_logp = zeros(rows, max_new_tokens, dtype=torch.float32)
+        self.replies = (Replies(rows, max_new_tokens, model.config.vocab_size, device)
+                        if replying else None)
         self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self.pool: Any = None                           # the memory that all recordings share
 
     @torch.no_grad()
     def grow(self, model: Transformer, prompts: Tensor, padding: Tensor | None, group: int,
-             uniform: Tensor) -> tuple[Tensor, Tensor]:
+             uniform: Tensor, reply: Reply | None = None) -> tuple[Tensor, Tensor]:
         """Let each of P prompts (P, width) grow into `group` rows.
 
         Returns the tokens that the B = P * group rows draw and their log-probs, (B, max_new_tokens)
-        each. Entries after a row's end are undefined.
+        each. Entries after a row's end are undefined. `reply` is for a decoder that is `replying`.
         """
         if self.own is not None:
             self.own.load_state_dict(model.state_dict())    # into the memory that is there
             model = self.own
         self._begin(padding, group, uniform)
         n, steps = self.rows, ASK.get(self.row.device.type, ASK["cuda"])
+        if reply is not None:
+            steps = 1    # a row that called something draws no further before it has the reply
         self.note(*self._read(model, prompts, padding, group), n)
         for t in range(1, self.max_new_tokens):
             if self.any_stops and t % steps == 0:
+                self._ask(reply, n, t)
                 n = self.leave(n, self.width + t - 1)
                 if n == 0:
                     break
             self.step(model, n, self.width + t)
+        self._ask(reply, n, self.max_new_tokens)
         return self.new_tokens, self.new_logp
+
+    def _ask(self, reply: Reply | None, n: int, t: int) -> None:
+        """Let the first n rows have their replies, after t tokens."""
+        if self.replies is not None and reply is not None:
+            self.replies.ask(reply, self.row[:n], self.ended[:n], self.new_tokens, t)
 
     def _begin(self, padding: Tensor | None, group: int, uniform: Tensor) -> None:
         """Put all buffers into their first state."""
@@ -103,6 +108,8 @@ class Decoder:
         for x in (self.ended, self.t, self.new_tokens, self.new_logp):
             x.zero_()
         self.uniform.copy_(uniform)
+        if self.replies is not None:
+            self.replies.begin()
         if self.starts is not None and padding is not None:
             self.starts.copy_(padding.repeat_interleave(group))
         if self.slot is not None:
@@ -163,11 +170,14 @@ class Decoder:
 
     def note(self, ids: Tensor, logp: Tensor, n: int) -> None:
         """Write down what the first n rows drew, ids and logp (n,)."""
-        row = self.row[:n]
+        row, stopped = self.row[:n], (ids[:, None] == self.stops).any(1)  # (n,)
+        if self.replies is not None:
+            ids, logp, drawn = self.replies.put(row, self.t, ids, logp)
+            stopped = stopped & drawn
         self.ids[:n] = ids
         self.new_tokens[row, self.t] = ids
         self.new_logp[row, self.t] = logp
-        self.ended[:n] |= (ids[:, None] == self.stops).any(1)
+        self.ended[:n] |= stopped
         self.t.add_(1)
 
     def leave(self, n: int, slots: int) -> int:
@@ -203,7 +213,7 @@ def whole(n: int, unit: int) -> int:
 
 
 def decoder_for(model: Transformer, rows: int, width: int, max_new_tokens: int, choice: Choice,
-                stops: tuple[int, ...], *, padded: bool) -> Decoder:
+                stops: tuple[int, ...], *, padded: bool, replying: bool) -> Decoder:
     """Return a decoder for a model: on CUDA one that records its steps, and is kept.
 
     A model whose weights are spread over several processes (FSDP) gathers them in every step, which
@@ -212,7 +222,7 @@ def decoder_for(model: Transformer, rows: int, width: int, max_new_tokens: int, 
     recording = model.device.type == "cuda" and not is_sharded(model)
     make = kept_decoder if recording else Decoder
     return make(model, rows, width, max_new_tokens, choice, stops, padded=padded,
-                recording=recording)
+                recording=recording, replying=replying)
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -228,18 +238,20 @@ def is_compiled(model: Transformer) -> bool:
 _kept: WeakKeyDictionary[Transformer, tuple[tuple, Decoder]] = WeakKeyDictionary()
 
 
-def kept_decoder(model: Transformer, *sizes: Any, padded: bool, recording: bool) -> Decoder:
+def kept_decoder(model: Transformer, *sizes: Any, padded: bool, recording: bool,
+                 replying: bool = False) -> Decoder:
     """Return the model's last decoder with its recordings, or a new one where it does not fit.
 
     It fits where all sizes, the choice and the dtypes are the same. The weights may be others, and
     in other memory.
     """
-    key = (*sizes, padded, recording, model.device, model.dtype,
+    key = (*sizes, padded, recording, replying, model.device, model.dtype,
            compute_dtype(model.dtype, model.device), is_compiled(model))
     if model in _kept and _kept[model][0] != key:
         del _kept[model]    # before the next one is made, so that its memory is free
     if model not in _kept:
-        _kept[model] = key, Decoder(model, *sizes, padded=padded, recording=recording)
+        _kept[model] = key, Decoder(model, *sizes, padded=padded, recording=recording,
+                                    replying=replying)
     return _kept[model][1]
 
 
@@ -266,51 +278,3 @@ def advance(model: Transformer, ids: Tensor, starts: Tensor | None, uniform: Ten
 
 
 _compiled_advance = compiled(advance, lists=(0, 2))    # for any number of rows and slots
-
-
-def choose(hidden: Tensor, weight: Tensor, uniform: Tensor, choice: Choice
-           ) -> tuple[Tensor, Tensor]:
-    """Hidden states (n, d), output matrix (V, d), uniform (n,) -> ids (n,), logp (n,)."""
-    logits = F.linear(hidden.to(weight.dtype), weight).float()  # (n, V)
-    return draw(logits, uniform, choice.temperature, choice.top_k, choice.top_p)
-
-
-def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float
-         ) -> tuple[Tensor, Tensor]:
-    """Draw one id per row by inverting the cumulative distribution at one uniform number.
-
-    Shapes     logits (B, V), uniform (B,) -> ids (B,), logp (B,)
-    """
-    if temperature == 0:
-        logp = logits.log_softmax(-1)
-        ids = logits.argmax(-1)
-    else:
-        logp = (logits / temperature).log_softmax(-1)
-        logp = keep_likeliest(logp, top_k, top_p)  # (B, V), normalised
-        cumulative = logp.exp().cumsum(-1)  # ends at 1, but for rounding
-        # u < total, so the first id whose cumulative sum exceeds u has a probability above 0.
-        total = cumulative[:, -1]
-        u = (uniform * total).minimum(torch.nextafter(total, torch.zeros_like(uniform)))
-        ids = torch.searchsorted(cumulative, u[:, None], right=True).squeeze(1)
-        ids = ids.clamp(max=logits.shape[-1] - 1)    # for NaN, which sample reports
-    return ids, logp.gather(1, ids[:, None]).squeeze(1)
-
-
-def keep_likeliest(logp: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Keep the top_k likeliest ids, and of these the fewest that reach top_p. (B, V) -> (B, V).
-
-    The others become -inf, and the rest is renormalised. A sum that falls short of top_p by
-    rounding alone reaches it: in float32 0.5 + 0.3 may be 0.79999995.
-    """
-    if 0 < top_k < logp.shape[-1]:
-        order = logp.argsort(dim=-1, descending=True, stable=True)
-        rank = order.argsort(dim=-1)  # 0: the likeliest; ties by id
-        logp = logp.masked_fill(rank >= top_k, float("-inf")).log_softmax(-1)
-    if top_p < 1.0:
-        sorted_logp, order = logp.sort(dim=-1, descending=True, stable=True)
-        p = sorted_logp.exp()
-        likelier = p.cumsum(-1) - p  # probability of all likelier ids
-        enough = top_p * (1 - ROUNDING)
-        drop = torch.zeros_like(logp, dtype=torch.bool).scatter(1, order, likelier >= enough)
-        logp = logp.masked_fill(drop, float("-inf")).log_softmax(-1)
-    return logp

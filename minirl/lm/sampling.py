@@ -33,10 +33,12 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from minirl.lm.choice import Choice
 from minirl.lm.config import ModelConfig
-from minirl.lm.decoding import Choice, decoder_for, whole
+from minirl.lm.decoding import decoder_for, whole
 from minirl.lm.memory import check_room, sampling_bytes
 from minirl.lm.model import Transformer
+from minirl.lm.replies import DRAWN, Reply
 from minirl.lm.rollouts import Rollouts, span_mask
 
 # Tokens: on a GPU prompts are padded to a multiple of this, so that there are few widths, and what
@@ -50,7 +52,7 @@ Prompt = Sequence[int] | Tensor
 def sample(model: Transformer, prompts: Sequence[Prompt], *, group: int = 1, max_new_tokens: int,
            temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
            eos_id: int | Iterable[int] | None, pad_id: int,
-           generator: torch.Generator | None = None) -> Rollouts:
+           generator: torch.Generator | None = None, reply: Reply | None = None) -> Rollouts:
     r"""Draw `group` completions of each prompt.
 
     Equation   tokens[t] ~ softmax(logits / temperature), cut to the top_k likeliest ids and then to
@@ -65,6 +67,10 @@ def sample(model: Transformer, prompts: Sequence[Prompt], *, group: int = 1, max
     behavior_logp is the log-prob under the distribution that was sampled from. For greedy rows,
     where that would be 0, it is the model's at temperature 1. The model runs in eval mode.
     `generator` decides every draw: row i's t-th number does not depend on which rows have ended.
+
+    With `reply`, a row that samples a stop asks reply(row, the ids after its prompt so far) for ids
+    that it is given, such as a tool's answer. It then samples on; without ids it has ended. These
+    ids count in max_new_tokens, end no row, have mask 0 and no log-prob.
     """
     if eos_id is None:
         stops = []
@@ -78,14 +84,15 @@ def sample(model: Transformer, prompts: Sequence[Prompt], *, group: int = 1, max
     was_training = model.training
     model.eval()
     try:
-        return _sample(model, ids, group, max_new_tokens, choice, tuple(stops), pad_id, generator)
+        return _sample(model, ids, group, max_new_tokens, choice, tuple(stops), pad_id, generator,
+                       reply)
     finally:
         model.train(was_training)
 
 
 def _sample(model: Transformer, prompts: list[list[int]], group: int, max_new_tokens: int,
             choice: Choice, stops: tuple[int, ...], pad_id: int,
-            generator: torch.Generator | None) -> Rollouts:
+            generator: torch.Generator | None, reply: Reply | None) -> Rollouts:
     device = model.device
     # 1. prompts, padded on the left, and the uniform numbers that decide every draw
     lengths = torch.tensor([len(prompt) for prompt in prompts])  # (P,)
@@ -103,36 +110,42 @@ def _sample(model: Transformer, prompts: list[list[int]], group: int, max_new_to
 
     # 2. grow each prompt into its rows, a token per step, until all have ended
     decoder = decoder_for(model, rows, width, max_new_tokens, choice, stops,
-                          padded=padding is not None)
-    new_tokens, new_logp = decoder.grow(model, tokens, padding, group, uniform)
+                          padded=padding is not None, replying=reply is not None)
+    new_tokens, new_logp = decoder.grow(model, tokens, padding, group, uniform, reply)
     if not bool(new_logp.isfinite().all()):
         raise ValueError("the model gave logits that are not finite: its weights hold NaN or "
                          "infinity, or overflow in its dtype; go back to an earlier checkpoint, or "
                          "use float32")
-    return _lay_out(prompts, group, new_tokens, new_logp, stops, pad_id)
+    # 3. where each row ends, and what of it was drawn
+    if decoder.replies is None:
+        is_stop = torch.isin(new_tokens, torch.tensor(stops, dtype=torch.long, device=device))
+        ends = torch.where(is_stop.any(1), is_stop.int().argmax(1) + 1, 0)  # (B,), 0: cut off
+        drawn = torch.ones_like(new_tokens, dtype=torch.bool)  # (B, max_new_tokens)
+    else:
+        ends, drawn = decoder.replies.ends, decoder.replies.given == DRAWN
+    return _lay_out(prompts, group, new_tokens, new_logp, ends, drawn, pad_id)
 
 
 def _lay_out(prompts: list[list[int]], group: int, new_tokens: Tensor, new_logp: Tensor,
-             stops: tuple[int, ...], pad_id: int) -> Rollouts:
-    """Put sampled tokens and log-probs (B, max_new_tokens) after their prompts."""
+             ends: Tensor, drawn: Tensor, pad_id: int) -> Rollouts:
+    """Put new tokens and log-probs (B, max_new_tokens) after their prompts."""
     device, max_new_tokens = new_tokens.device, new_tokens.shape[1]
-    stop_ids = torch.tensor(stops, dtype=torch.long, device=device)
-    is_stop = torch.isin(new_tokens, stop_ids)  # (B, max_new_tokens)
-    truncated = ~is_stop.any(1)  # (B,)
-    lengths = torch.where(truncated, max_new_tokens, is_stop.int().argmax(1) + 1)  # (B,)
+    truncated = ends == 0  # (B,)
+    lengths = torch.where(truncated, max_new_tokens, ends)  # (B,)
 
     row_prompts = [prompt for prompt in prompts for _ in range(group)]
     prompt_lengths = torch.tensor([len(prompt) for prompt in row_prompts], device=device)  # (B,)
-    start, ends = torch.zeros_like(prompt_lengths), prompt_lengths + lengths
-    B, T = len(ends), int(ends.max())
-    mask = span_mask(prompt_lengths, ends, T)  # (B, T)
+    start, stop = torch.zeros_like(prompt_lengths), prompt_lengths + lengths
+    B, T = len(stop), int(stop.max())
+    filled = span_mask(prompt_lengths, stop, T)  # (B, T)
     new_mask = span_mask(start, lengths, max_new_tokens)  # (B, max_new_tokens)
     tokens = torch.full((B, T), pad_id, device=device)
     prompt_ids = torch.tensor([i for prompt in row_prompts for i in prompt], device=device)
     tokens[span_mask(start, prompt_lengths, T)] = prompt_ids
-    tokens[mask] = new_tokens[new_mask]
-    behavior_logp = torch.zeros(B, T, device=device)
-    behavior_logp[mask] = new_logp[new_mask]
+    tokens[filled] = new_tokens[new_mask]
+    mask, behavior_logp = torch.zeros_like(filled), torch.zeros(B, T, device=device)  # (B, T)
+    mask[filled] = drawn[new_mask]
+    behavior_logp[filled] = new_logp[new_mask]
     return Rollouts(tokens, mask, prompt_lengths, behavior_logp, truncated)
 
 

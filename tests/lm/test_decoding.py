@@ -8,6 +8,7 @@ import torch._dynamo.testing
 
 from minirl.lm import decoding, sampling
 from minirl.lm import model as model_module
+from minirl.lm.choice import Choice
 from minirl.lm.decoding import Decoder, kept_decoder
 from minirl.lm.logprobs import token_logprobs
 from minirl.lm.precision import compute_in
@@ -35,8 +36,8 @@ def recorded(monkeypatch):
     recording itself, which needs a GPU. -> the decoders that were made"""
     decoders = []
 
-    def decoder_for(model, *sizes, padded):
-        decoders.append(Decoder(model, *sizes, padded=padded, recording=True))
+    def decoder_for(model, *sizes, **forms):
+        decoders.append(Decoder(model, *sizes, **forms, recording=True))
         return decoders[-1]
 
     monkeypatch.setattr(sampling, "decoder_for", decoder_for)
@@ -46,8 +47,8 @@ def recorded(monkeypatch):
 @pytest.fixture
 def kept(monkeypatch):
     """The same, where a decoder is used again if it fits, as on CUDA."""
-    def decoder_for(model, *sizes, padded):
-        return kept_decoder(model, *sizes, padded=padded, recording=True)
+    def decoder_for(model, *sizes, **forms):
+        return kept_decoder(model, *sizes, **forms, recording=True)
 
     monkeypatch.setattr(sampling, "decoder_for", decoder_for)
 
@@ -163,7 +164,7 @@ def test_a_kept_decoder_sees_new_weights_wherever_they_are(make_model, kept, mov
 
 
 def test_a_decoder_is_kept_as_long_as_it_fits(make_model):
-    model, choice = make_model(), decoding.Choice(1.0, 0, 1.0)
+    model, choice = make_model(), Choice(1.0, 0, 1.0)
 
     def decoder(rows=6, width=2, max_new_tokens=5, choice=choice, stops=(0,), padded=False):
         return kept_decoder(model, rows, width, max_new_tokens, choice, stops, padded=padded,

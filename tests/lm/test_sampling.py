@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minirl.lm import sampling
-from minirl.lm.decoding import draw, keep_likeliest
+from minirl.lm.choice import draw, keep_likeliest
 from minirl.lm.logprobs import token_logprobs
 from minirl.lm.precision import compute_in
 from minirl.lm.sampling import sample

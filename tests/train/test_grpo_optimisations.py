@@ -56,8 +56,8 @@ def look_for_ends_every_third_step(patch):
 
 
 def decode_as_on_cuda(patch):
-    def recording_decoder(model, *sizes, padded):
-        return decoding.Decoder(model, *sizes, padded=padded, recording=True)
+    def recording_decoder(model, *sizes, **forms):
+        return decoding.Decoder(model, *sizes, **forms, recording=True)
 
     patch.setattr(sampling, "decoder_for", recording_decoder)
 

@@ -1,0 +1,67 @@
+"""The choice of the next token: from logits to an id, and the log-probability of drawing it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROUNDING = 5e-7     # relative error of a sum of float32 probabilities, with a margin
+
+
+class Choice(NamedTuple):
+    """How the next token is chosen: see sampling.sample."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+
+
+def choose(hidden: Tensor, weight: Tensor, uniform: Tensor, choice: Choice
+           ) -> tuple[Tensor, Tensor]:
+    """Hidden states (n, d), output matrix (V, d), uniform (n,) -> ids (n,), logp (n,)."""
+    logits = F.linear(hidden.to(weight.dtype), weight).float()  # (n, V)
+    return draw(logits, uniform, choice.temperature, choice.top_k, choice.top_p)
+
+
+def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float
+         ) -> tuple[Tensor, Tensor]:
+    """Draw one id per row by inverting the cumulative distribution at one uniform number.
+
+    Shapes     logits (B, V), uniform (B,) -> ids (B,), logp (B,)
+    """
+    if temperature == 0:
+        logp = logits.log_softmax(-1)
+        ids = logits.argmax(-1)
+    else:
+        logp = (logits / temperature).log_softmax(-1)
+        logp = keep_likeliest(logp, top_k, top_p)  # (B, V), normalised
+        cumulative = logp.exp().cumsum(-1)  # ends at 1, but for rounding
+        # u < total, so the first id whose cumulative sum exceeds u has a probability above 0.
+        total = cumulative[:, -1]
+        u = (uniform * total).minimum(torch.nextafter(total, torch.zeros_like(uniform)))
+        ids = torch.searchsorted(cumulative, u[:, None], right=True).squeeze(1)
+        ids = ids.clamp(max=logits.shape[-1] - 1)    # for NaN, which sample reports
+    return ids, logp.gather(1, ids[:, None]).squeeze(1)
+
+
+def keep_likeliest(logp: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Keep the top_k likeliest ids, and of these the fewest that reach top_p. (B, V) -> (B, V).
+
+    The others become -inf, and the rest is renormalised. A sum that falls short of top_p by
+    rounding alone reaches it: in float32 0.5 + 0.3 may be 0.79999995.
+    """
+    if 0 < top_k < logp.shape[-1]:
+        order = logp.argsort(dim=-1, descending=True, stable=True)
+        rank = order.argsort(dim=-1)  # 0: the likeliest; ties by id
+        logp = logp.masked_fill(rank >= top_k, float("-inf")).log_softmax(-1)
+    if top_p < 1.0:
+        sorted_logp, order = logp.sort(dim=-1, descending=True, stable=True)
+        p = sorted_logp.exp()
+        likelier = p.cumsum(-1) - p  # probability of all likelier ids
+        enough = top_p * (1 - ROUNDING)
+        drop = torch.zeros_like(logp, dtype=torch.bool).scatter(1, order, likelier >= enough)
+        logp = logp.masked_fill(drop, float("-inf")).log_softmax(-1)
+    return logp
