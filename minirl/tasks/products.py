@@ -55,7 +55,10 @@ class Products:
     """Products of two numbers of `digits` digits and, with probability `easy_share`, sums of two
     digits.
 
-    The splits are disjoint by construction, as Arithmetic's are: 38*92 and 92*38 have the same.
+    The splits of the products are disjoint by construction: a hash of the problem decides which one
+    it is in, and 38*92 and 92*38 have the same. The easy sums are the same in both: they are a
+    table of 100, which a model knows by heart or not at all.
+
     `cost` is what a call costs, where a right answer is worth 1.
     """
 
@@ -85,15 +88,17 @@ class Products:
 
     def sample(self, n: int, rng: random.Random, *, split: str = "train") -> list[Problem]:
         """Draw n problems of a split, with replacement."""
-        def one() -> tuple[Problem, str]:
-            easy = rng.random() < self.easy_share
-            low, high = (0, 9) if easy else (10 ** (self.digits - 1), 10 ** self.digits - 1)
+        def product() -> tuple[Problem, str]:
+            low, high = 10 ** (self.digits - 1), 10 ** self.digits - 1
             a, b = rng.randint(low, high), rng.randint(low, high)
-            expression = f"{a}+{b}" if easy else f"{a}*{b}"
-            either_order = f"{max(a, b)}*{min(a, b)}"
-            return Problem(expression, ""), SUM.split_of(a, b) if easy else split_of(either_order)
+            return Problem(f"{a}*{b}", ""), split_of(f"{max(a, b)}*{min(a, b)}")
 
-        return [problem_of(drawn.prompt) for drawn in draw(n, split, one)]
+        drawn = draw(min(n, 0), split, product)    # none yet, but n and split are checked
+        for _ in range(n):
+            easy = rng.random() < self.easy_share
+            drawn += ([Problem(f"{rng.randint(0, 9)}+{rng.randint(0, 9)}", "")] if easy else
+                      draw(1, split, product))
+        return [problem_of(problem.prompt) for problem in drawn]
 
 
 def problem_of(expression: str) -> ProductProblem:

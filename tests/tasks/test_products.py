@@ -80,15 +80,16 @@ def test_problems_have_their_lengths_and_their_share_of_easy_ones():
     assert all(p.easy for p in Products(3, easy_share=1.0).sample(100, random.Random(0)))
 
 
-def test_splits_are_disjoint_in_both_orders():
+def test_splits_of_products_are_disjoint_in_both_orders():
     task = Products(1, easy_share=0.5)
-    train, test = ({("+" in p.prompt, *sorted(numbers(p)))
+    train, test = ({(p.easy, *sorted(numbers(p)))
                     for p in task.sample(2000, random.Random(0), split=split)}
                    for split in ("train", "test"))
-    assert train and test and not train & test
-    every = {(easy, *pair) for easy in (True, False)
-             for pair in itertools.combinations_with_replacement(range(1 - easy, 10), 2)}
-    assert train | test == every and 6 <= len(test) <= 16    # of 100
+    sums, every_product = ({(easy, *pair) for pair in
+                            itertools.combinations_with_replacement(range(1 - easy, 10), 2)}
+                           for easy in (True, False))
+    assert train & test == sums, "a table of sums is known by heart, or it is not"
+    assert train | test == sums | every_product and 2 <= len(test - sums) <= 8    # of 45
 
 
 def test_same_seed_same_problems_however_they_are_cut():
@@ -226,13 +227,10 @@ def test_demonstrations_are_right_but_for_guesses(split):
     task = Products(3, easy_share=0.5)
     pairs = product_demonstrations(task, 600, random.Random(0), tool_share=0.25, chain_share=0.25,
                                    program_share=0.25, split=split)
-    easy = Products(1, easy_share=1.0).sample(2000, random.Random(1), split=split)
-    sums = {problem.prompt for problem in easy}
     for prompt, completion in pairs:
         right, = value_accuracy([prompt], [completion], answer=[calculate(prompt[:-1])])
         guessed = form_of(completion) == "at once" and "*" in prompt
         assert right == float(not guessed)
-        assert "+" not in prompt or prompt in sums
         if guessed:
             assert re.fullmatch(r"<think></think><answer>\d{5,6}</answer>", completion)
 
