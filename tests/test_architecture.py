@@ -22,6 +22,7 @@ HELPERS = {
     "adamw",
     "checkpoints",
     "checks",
+    "credit",
     "encoding",
     "metrics",
     "metrics_file",

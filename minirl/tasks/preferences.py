@@ -121,15 +121,15 @@ def load_rankings(path: str | Path) -> list[Ranking]:
     text, or a pair of equal completions.
     """
     rankings = []
-    for source, entry in _entries(path, "prompt, chosen and rejected"):
+    for source, entry in entries(path, "prompt, chosen and rejected"):
         completions = entry.get("completions")
         if isinstance(completions, list):
-            texts = [_text(text, "completions", source, at=f" at index {i}")
+            texts = [text_field(text, "completions", source, at=f" at index {i}")
                      for i, text in enumerate(completions)]
         else:
             names = ("completions",) if "completions" in entry else ("chosen", "rejected")
-            texts = [_text(entry.get(name), name, source) for name in names]
-        prompt = _text(entry.get("prompt"), "prompt", source)
+            texts = [text_field(entry.get(name), name, source) for name in names]
+        prompt = text_field(entry.get("prompt"), "prompt", source)
         rankings.append(Ranking(prompt, tuple(texts), source))
     return rankings
 
@@ -137,9 +137,9 @@ def load_rankings(path: str | Path) -> list[Ranking]:
 def load_demonstrations(path: str | Path) -> list[Demonstration]:
     """Read demonstrations from JSONL in TRL's prompt-completion format, one per line:
     {"prompt": ..., "completion": ...}. Raises ValueError as load_rankings does."""
-    return [Demonstration(_text(entry.get("prompt"), "prompt", source),
-                          _text(entry.get("completion"), "completion", source), source)
-            for source, entry in _entries(path, "prompt and completion")]
+    return [Demonstration(text_field(entry.get("prompt"), "prompt", source),
+                          text_field(entry.get("completion"), "completion", source), source)
+            for source, entry in entries(path, "prompt and completion")]
 
 
 def save_rankings(rankings: Sequence[Ranking], path: str | Path) -> None:
@@ -150,7 +150,7 @@ def save_rankings(rankings: Sequence[Ranking], path: str | Path) -> None:
     Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def _entries(path: str | Path, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def entries(path: str | Path, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where it stands, the object) for each line that is not blank."""
     path = Path(path)
     if not path.is_file():
@@ -181,7 +181,7 @@ def _entry(line: bytes, path: Path, number: int, wanted: str) -> dict[str, Any]:
     return entry
 
 
-def _text(value: Any, name: str, source: str, *, at: str = "") -> str:
+def text_field(value: Any, name: str, source: str, *, at: str = "") -> str:
     """Return the text of the field `name`: a string, or the content of a single message, as TRL's
     conversational format has it: text, or parts that are text. Only a prompt may be empty.
 

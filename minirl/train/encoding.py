@@ -8,13 +8,14 @@ continuation: see Tokenizer.encode_pairs. No text gets a second BOS or EOS.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import accumulate, combinations
 
 import torch
 
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.preferences import Demonstration, Ranking
+from minirl.tasks.steps import Solution
 
 
 def epoch_batch(n: int, batch_size: int, step: int, seed: int, page: str) -> list[int]:
@@ -78,6 +79,33 @@ def encode_rankings(tokenizer: Tokenizer, rankings: Sequence[Ranking],
         prompts.append(encoded[0])
         completions.append(ranked)
     return prompts, completions
+
+
+def encode_solutions(tokenizer: Tokenizer, solutions: Sequence[Solution], max_seq_len: int
+                     ) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
+    """Prompt ids (BOS in front), completion ids, and how many of these come up to the end of each
+    step. A solution that was sampled keeps its ids; the steps of another are tokenised one after
+    the other, and EOS stands behind the last.
+
+    Raises ValueError for none, for no label at all, or for a solution that does not fit.
+    """
+    if all(label is None for solution in solutions for label in solution.labels):
+        raise ValueError(f"{len(solutions)} solutions, and no step has a label: at least one is "
+                         "wanted")
+    prompts = tokenizer.encode_prompts(solution.prompt for solution in solutions)
+    completions, ends = [], []
+    for solution, prompt in zip(solutions, prompts, strict=True):
+        ids, marks = list(solution.ids), list(solution.ends)
+        if not ids:
+            before = accumulate(solution.steps, initial=solution.prompt)
+            _, steps = tokenizer.encode_pairs(list(zip(before, solution.steps, strict=False)))
+            steps[-1] = with_eos(tokenizer, steps[-1])
+            ids, marks = [i for step in steps for i in step], list(accumulate(map(len, steps)))
+        _check_fits(solution.source or f"the solution of {solution.prompt[:40]!r}", prompt, ids,
+                    max_seq_len)
+        completions.append(ids)
+        ends.append(marks)
+    return prompts, completions, ends
 
 
 def with_eos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:

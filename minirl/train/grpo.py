@@ -5,9 +5,9 @@ probability of those that score above their group's mean.
                is its lines 5 to 7, comment 2 lines 8 and 9, comment 4 lines 10 and 11
     Objective  maximise  1/G Σ_i 1/|o_i| Σ_t { min(ρ A, clip(ρ, 1-ε, 1+ε) A) - β k3 },  ρ = π/π_old
 
-Same as the paper  the objective; outcome supervision; k3, the KL estimator of eq. 4, against a
-                   reference that is replaced every `ref_sync_steps` steps (the paper's outer loop;
-                   DeepSeek-R1: 25); μ passes over one batch of rollouts (`iterations`).
+Same as the paper  the objective; outcome supervision, or process supervision (`credit`); k3, eq. 4,
+                   against a reference that is replaced every `ref_sync_steps` steps (the paper's
+                   outer loop; DeepSeek-R1: 25); μ passes over a batch of rollouts (`iterations`).
 Different          rewards come from rules, as in DeepSeek-R1, arXiv:2501.12948, section 2.2; the
                    gradient norm is clipped; the learning rate follows a cosine (the papers, and
                    their presets, keep it constant).
@@ -30,7 +30,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from minirl.equations.advantages import dynamic_sampling, group_advantages, spread, zero_spread
+from minirl.equations.advantages import dynamic_sampling, group_advantages, zero_spread
 from minirl.equations.kl import k3
 from minirl.equations.objectives import clipped_surrogate
 from minirl.equations.reduce import aggregate, normaliser
@@ -45,6 +45,7 @@ from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.problem import Task
 from minirl.train.checks import ROWS, at_most, check
+from minirl.train.credit import Credit, outcome_credit
 from minirl.train.metrics import Sums, check_finite, check_judged, describe, watch
 from minirl.train.state import Log, Save, TrainState, apply_update, freeze, make_optimizer
 
@@ -91,12 +92,14 @@ class GRPOConfig:
 
 def train_grpo(
         model: Transformer, tokenizer: Tokenizer, task: Task, config: GRPOConfig, *,
-        objective: Objective | None = None, advantages: Advantages | None = None, seed: int = 0,
-        log: Log | None = None, save: Save | None = None, resume: dict | None = None,
+        objective: Objective | None = None, advantages: Advantages | None = None,
+        credit: Credit = outcome_credit, seed: int = 0, log: Log | None = None,
+        save: Save | None = None, resume: dict | None = None,
 ) -> Transformer:
     """Train `model` in place on a task's problems and rewards, and return it, in eval mode.
 
     advantages is an equation; default: group_advantages with the configuration's scale and ddof.
+    credit gives each token its advantage; default: its completion's. See train/credit.py.
     objective is an equation, maximised; default: clipped_surrogate.
     log(step, metrics) and save(state) are called after every step; resume is an earlier state's
     state_dict(). Raises ValueError where a prompt does not fit the context or no completion got a
@@ -140,13 +143,10 @@ def train_grpo(
                                        cache=config.overlong_cache)  # (P, G), -1 to 0
             sums.add("rewards/overlong_penalty/mean", penalty)
             shaped = rewards + penalty
-        kept = torch.ones(P, dtype=torch.bool)  # (P,)
-        if config.dynamic_sampling:
-            kept = dynamic_sampling(rewards)
+        kept = dynamic_sampling(rewards) if config.dynamic_sampling else torch.ones(P).bool()
         chosen = kept.repeat_interleave(G).nonzero().squeeze(1).to(model.device)  # (B',)
         rollouts = answers.rollouts.rows(chosen)
-        adv = advantages(shaped).flatten().to(model.device)[chosen]  # (B',)
-        adv = spread(adv, rollouts.mask)  # (B', T)
+        adv = credit(advantages(shaped), answers)[chosen]  # (B', T)
 
         # 3. freeze what the update may not touch
         old_logp = None if on_policy else logprobs(model, rollouts)  # (B', T)
