@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import operator
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from minirl.tasks.problem import Problem, RewardFunction, Task, check_share, draw, split_of
 from minirl.tasks.rewards import accuracy, format_reward
 
+SUM = re.compile(r"(\d+)([+*])(\d+)=")
+Slip = Callable[[int], int]  # a column's total -> what is written
 SYMBOLS = {"addition": "+", "subtraction": "-", "multiplication": "*"}
 
 
@@ -89,22 +92,49 @@ def completion(problem: Problem, *, worked: bool) -> str:
     return f"<think>{reasoning}</think><answer>{answer}</answer>"
 
 
+def with_slips(problem: Problem, rng: random.Random, share: float) -> str:
+    """Return a completion in which each column's last digit is wrong with probability `share`. What
+    comes after goes on from what is written, as a person would who has not noticed.
+
+    Raises ValueError for a problem that has no carry, such as a subtraction.
+
+    >>> with_slips(Arithmetic(digits=2).problem(47, 85), random.Random(4), share=0.5)
+    '<think>7+5+0=14,4+8+1=134</think><answer>134</answer>'
+    """
+    match = SUM.fullmatch(problem.prompt)
+    if match is None:
+        raise ValueError(f"{problem.prompt!r} is worked out without a carry: an addition or a "
+                         "multiplication, such as '12+34=', is wanted")
+
+    def slip(total: int) -> int:
+        wrong = rng.random() < share
+        return total // 10 * 10 + (total + rng.randrange(1, 10)) % 10 if wrong else total
+
+    work_out = {"+": _add, "*": _multiply}[match[2]]
+    work, _ = work_out(int(match[1]), int(match[3]), slip)
+    return f"<think>{','.join(work)}</think><answer>{work[-1].partition('=')[2]}</answer>"
+
+
 def demonstrations(task: Task, n: int, rng: random.Random, *, worked_share: float,
-                   guessed_share: float = 0.0, split: str = "train") -> list[tuple[str, str]]:
+                   guessed_share: float = 0.0, slip_share: float = 0.0,
+                   split: str = "train") -> list[tuple[str, str]]:
     """Draw n (prompt, completion) pairs for SFT: what a base model reads.
 
-    worked_share   share that is worked out, and right; the rest is answered at once
+    worked_share   share that is worked out; the rest is answered at once
     guessed_share  share of the latter that is guessed: the right answer to another problem
+    slip_share     share of wrong totals among all that are worked out: see with_slips
     """
     check_share("worked_share", worked_share)
     check_share("guessed_share", guessed_share)
+    check_share("slip_share", slip_share)
     pairs = []
     for problem in task.sample(n, rng, split=split):
         worked, guessed = rng.random() < worked_share, rng.random() < guessed_share
         source = problem
         if guessed and not worked:
             source, = task.sample(1, rng, split=split)
-        pairs.append((problem.prompt, completion(source, worked=worked)))
+        pairs.append((problem.prompt, with_slips(problem, rng, slip_share) if worked and slip_share
+                      else completion(source, worked=worked)))
     return pairs
 
 
@@ -117,19 +147,20 @@ def _digit_columns(a: int, b: int) -> list[tuple[int, int]]:
                                              reversed(str(b).zfill(width)), strict=True)]
 
 
-def _add(a: int, b: int) -> tuple[list[str], int]:
-    return _with_carry(_digit_columns(a, b), "+", operator.add), a + b
+def _add(a: int, b: int, slip: Slip = int) -> tuple[list[str], int]:
+    return _with_carry(_digit_columns(a, b), "+", operator.add, slip), a + b
 
 
-def _multiply(a: int, b: int) -> tuple[list[str], int]:
-    return _with_carry([(x, b) for x, _ in _digit_columns(a, 0)], "*", operator.mul), a * b
+def _multiply(a: int, b: int, slip: Slip = int) -> tuple[list[str], int]:
+    columns = [(x, b) for x, _ in _digit_columns(a, 0)]
+    return _with_carry(columns, "*", operator.mul, slip), a * b
 
 
 def _with_carry(columns: list[tuple[int, int]], sign: str,
-                operation: Callable[[int, int], int]) -> list[str]:
+                operation: Callable[[int, int], int], slip: Slip) -> list[str]:
     work, carry, digits = [], 0, ""
     for x, y in columns:
-        total = operation(x, y) + carry
+        total = slip(operation(x, y) + carry)
         work.append(f"{x}{sign}{y}+{carry}={total:02}{digits}")
         carry, digits = total // 10, f"{total % 10}{digits}"
     return work
