@@ -235,6 +235,22 @@ def add_check(parser: Parser) -> None:
                         help="what it computes with (default torch)")
 
 
+def add_mine(parser: Parser) -> None:
+    for name, note in (("input", "the pages: JSONL with text and url, or plain text"),
+                       ("seeds", "pages like those that are wanted"),
+                       ("benchmarks", "texts that must not be in what is kept")):
+        parser.add_argument(f"--{name}", nargs="+", type=Path, default=None, metavar="FILE",
+                            help=note)
+    parser.add_argument("--pages", type=int, default=None,
+                        help="without --input: of a synthetic web (default 20000)")
+    parser.add_argument("--run-dir", type=Path, default=None, metavar="FOLDER",
+                        help="where the run is kept (default: the next free name under runs/)")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on with a run that was cut short (the newest, or --run-dir)")
+    add_config(parser, "minirl.corpus.mining.MineConfig")
+    parser.set_defaults(configs=["minirl.corpus.mining.MineConfig"])
+
+
 class Command(NamedTuple):
     """What a command is for, which flags it takes, and what runs it: "module:function"."""
 
@@ -276,6 +292,8 @@ COMMANDS = {
                          "minirl.app.equations:command_equations"),
     "check": Command("hold your own loss against ground truth, and hear what is wrong with it",
                      add_check, "minirl.app.check:command_check"),
+    "mine": Command("DeepSeekMath's corpus: find the mathematical pages of a web, in rounds",
+                    add_mine, "minirl.app.mine:command_mine"),
     "plot": Command("draw the curves of one run or several", add_plot,
                     "minirl.app.commands:command_plot"),
 }

@@ -13,7 +13,8 @@ CONFIGS = ["minirl.app.sums.BaseConfig", "minirl.app.sums.SumsSettings",
            "minirl.app.instructgpt.InstructSettings", "minirl.app.r1.R1Settings",
            "minirl.train.sft.SFTConfig", "minirl.train.grpo.GRPOConfig",
            "minirl.train.reward_model.RewardModelConfig", "minirl.train.ppo.PPOConfig",
-           "minirl.train.dpo.DPOConfig", "minirl.train.r1.R1Config"]
+           "minirl.train.dpo.DPOConfig", "minirl.train.r1.R1Config",
+           "minirl.corpus.mining.MineConfig"]
 PRESETS = [f"minirl.train.presets.{name}_PRESETS"
            for name in ("SFT", "GRPO", "RM", "PPO", "DPO", "R1")]
 

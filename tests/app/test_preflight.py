@@ -77,6 +77,15 @@ WRONG = {
     "check": ["", "math:exp", "math --against k3", "nosuch:loss --against k3",
               "math:pi --against k3", "math:exp --against k4", "math:exp --against k3 --sign up",
               "math:exp --against k3 --fixed beta", "math:exp --against k3 --reduced max"],
+    "mine": ["--input nowhere --seeds {folder}/pages.txt", "--input {folder}/pages.txt",
+        "--seeds {folder}/pages.txt", "--benchmarks {folder}/pages.txt", "--pages 5",
+        "--pages 5000000000", "--pages 1000 --input {folder}/pages.txt --seeds {folder}/pages.txt",
+        "--input {folder}/pages.txt --seeds {folder}/broken.jsonl",
+        "--input {folder}/broken.jsonl --seeds {folder}/pages.txt", "--input {folder} --seeds x",
+        "--rounds 0", "--words -1", "--domain-share 0", "--path-share 1", "--path-share nan",
+        "--examples 0", "--lr 0", "--lr nan", "--dim 0", "--buckets 0", "--ngrams 0",
+        "--buckets 99999999999", "--epochs 0", "--seed -1", "--resume", "--resume --rounds 2",
+        "--resume --run-dir {finished}", "--run-dir {finished}", "--run-dir ''"],
     "plot": ["", "nowhere", "{folder}", "{finished} --out nowhere/x.png",
         "{finished} --out {folder}"],
 }
@@ -103,6 +112,7 @@ def places(base, finished, tmp_path_factory):
         "one.jsonl": '{"prompt": "a", "chosen": "b", "rejected": "c"}\n',
         "ranked.jsonl": '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
                         '{"prompt": "d", "chosen": "b", "rejected": "c"}\n',
+        "pages.txt": "one two\n\nthree four\n",
         "surrogate.jsonl": '{"prompt": "a", "chosen": "\\ud800", "rejected": "c"}\n'}
     for name, text in files.items():
         (folder / name).write_text(text)
