@@ -33,7 +33,7 @@ HELPERS = {
     "state",
     "worth",
 }
-PIPELINES = {"r1", "instructgpt"}       # pages whose lines are pages
+PIPELINES = {"r1", "instructgpt", "iterative_grpo"}       # pages whose lines are pages
 NAMES_PAGES = {"presets", "__init__"}   # the table of the pages' numbers, and what the room offers
 FILES = sorted(ROOT.rglob("*.py"))
 # Rooms that must stay light; other rooms may use what setup.py declares.
