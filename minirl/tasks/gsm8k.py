@@ -1,0 +1,187 @@
+"""GSM8K: 8,792 word problems of grade-school mathematics, read from files that you have.
+
+Paper      Training verifiers to solve math word problems, arXiv:2110.14168.
+
+    {"question": "A robe takes 2 bolts of ...", "answer": "It takes 2/2=<<2/2=1>>1 ...\\n#### 3"}
+
+The files come with the paper, as train.jsonl and test.jsonl. A reference solution ends with a line
+"#### 3", and holds annotated calculations, <<2/2=1>>, from which a model can learn to call a
+calculator.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minirl.tasks.preferences import entries, text_field
+from minirl.tasks.problem import Problem, RewardFunction, draw, split_of
+from minirl.tasks.rewards import (
+    FULL_WIDTH,
+    NUMBER,
+    Completion,
+    Verdicts,
+    format_reward,
+    normalise_answer,
+    text,
+)
+
+SPLITS = ("train", "test")
+CALCULATION = re.compile(r"<<([^<>\n]*)=([^<>=\n]*)>>")
+LINE = re.compile(r"[^\n<]*")
+
+
+@dataclass(frozen=True)
+class WordProblem(Problem):
+    """A Problem with its split. `solution` is the reference solution as the file has it, and
+    `worked` the same without calculations and without the last line."""
+
+    solution: str = ""
+    split: str = "train"
+
+
+@dataclass(frozen=True)
+class GSM8K(Sequence[WordProblem]):
+    """The problems of a file or a folder, in their order; and a task that draws from them.
+
+    accuracy       by `final_answer`: <answer>3</answer> and "#### 3" are both read
+    format_reward  <think>…</think><answer>…</answer>, as for every other task
+    """
+
+    problems: tuple[WordProblem, ...]
+    name: str = "GSM8K"
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.problems[index]
+
+    @property
+    def rewards(self) -> dict[str, RewardFunction]:
+        return {"accuracy": final_accuracy, "format_reward": format_reward}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return dict.fromkeys(self.rewards, 1.0)
+
+    def sample(self, n: int, rng: random.Random, *, split: str = "train") -> list[Problem]:
+        """Draw n problems of a split, evenly and with replacement."""
+        def one() -> tuple[Problem, str]:
+            problem = rng.choice(self.problems)
+            return problem, problem.split
+
+        return draw(n, split, one)
+
+
+def load_gsm8k(path: str | Path, *, template: str = "{question}") -> GSM8K:
+    """Read GSM8K from a JSONL file, or from a folder with train.jsonl and test.jsonl.
+
+    Raises     ValueError, with file and line, for a line without a question, an answer, or a final
+               number in the answer; for a folder without such files, or a template without
+               {question}.
+
+    A folder's files may have longer names, such as train-2000.jsonl. Of a single file a tenth is
+    the test split, by a hash of the question. `template` is what a prompt looks like.
+    """
+    if "{question}" not in template:
+        raise ValueError(f"template is {template!r}: a text with {{question}} in it is wanted, "
+                         "which the question replaces")
+    problems = [_problem(source, entry, split, template)
+                for file, split in _files(Path(path))
+                for source, entry in entries(file, "question and answer")]
+    return GSM8K(tuple(problems))
+
+
+def _files(path: Path) -> Iterator[tuple[Path, str | None]]:
+    """(file, its split) of a folder; of a file (itself, None)."""
+    if not path.is_dir():
+        yield path, None
+        return
+    empty = True
+    for split in SPLITS:
+        exact = path / f"{split}.jsonl"
+        for file in [exact] if exact.is_file() else sorted(path.glob(f"{split}*.jsonl")):
+            empty = False
+            yield file, split
+    if empty:
+        raise ValueError(f"{path} has no train.jsonl and no test.jsonl: GSM8K's files, or the path "
+                         "of one file, are wanted")
+
+
+def _problem(source: str, entry: dict[str, Any], split: str | None, template: str) -> WordProblem:
+    question = text_field(entry.get("question"), "question", source)
+    solution = text_field(entry.get("answer"), "answer", source)
+    answer = final_answer(solution)
+    if answer is None:
+        raise ValueError(f"{source}: the answer has no final number: a last line such as '#### 18' "
+                         "is wanted")
+    worked = without_calculations(solution).rpartition("####")[0].rstrip()
+    return WordProblem(template.replace("{question}", question), answer, worked=worked,
+                       solution=solution, split=split or split_of(question))
+
+
+# what a text says
+
+def final_answer(completion: str) -> str | None:
+    """Return the number behind "####", or in <answer>…</answer>, in one spelling for all that are
+    equal; None where there is no such number.
+
+    Units, currency and percent signs around it do not count: "$18.00", "18 dollars" and "18" are
+    equal, as are "5%" and "5" (GSM8K's questions say which is meant). There has to be one number,
+    and if an answer stands in several places, it has to be the same: listing guesses does not pay.
+
+    >>> [final_answer(x) for x in ("… = 1234 eggs.\\n#### 1,234", "<answer>$1234.00</answer>")]
+    ['1234', '1234']
+    >>> print(final_answer("<answer>3 or 4</answer>"), final_answer("#### 3\\n#### 4"))
+    None None
+    """
+    numbers = {_single_number(place) for place in _final_places(completion)}
+    return numbers.pop() if len(numbers) == 1 else None
+
+
+def _final_places(completion: str) -> Iterator[str]:
+    """All texts that claim to be the final answer. An <answer> that is not closed says nothing."""
+    for rest in completion.split("<answer>")[1:]:
+        content, closed, _ = rest.partition("</answer>")
+        yield content if closed else ""
+    for rest in completion.split("####")[1:]:
+        yield LINE.match(rest.lstrip())[0]    # type: ignore[index]
+
+
+def _single_number(content: str) -> str | None:
+    """The one number in a text, as normalise_answer spells it; None for none, or several."""
+    plain = content.translate(FULL_WIDTH).replace("\u2212", "-").replace("$", "")
+    numbers = [match[0] for match in NUMBER.finditer(plain)]
+    return normalise_answer(numbers[0]) if len(numbers) == 1 else None
+
+
+def calculations(solution: str) -> list[tuple[str, str]]:
+    """Return the annotated calculations of a solution: (expression, result), in their order.
+
+    >>> calculations("16-3-4 = <<16-3-4=9>>9 eggs, and 9*2 = $<<9*2=18>>18")
+    [('16-3-4', '9'), ('9*2', '18')]
+    """
+    return CALCULATION.findall(solution)
+
+
+def without_calculations(solution: str) -> str:
+    """Return a solution as a person would write it.
+
+    >>> without_calculations("16-3-4 = <<16-3-4=9>>9 eggs")
+    '16-3-4 = 9 eggs'
+    """
+    return CALCULATION.sub("", solution)
+
+
+def final_accuracy(prompts: Sequence[Any], completions: Sequence[Completion],
+                   answer: Sequence[Any], **_: Any) -> Verdicts:
+    """1.0 where a completion's final answer is the answer, else 0.0. None where `answer` has no
+    number. `answer` may be a number or a whole reference solution."""
+    golds = [final_answer(str(gold)) or _single_number(str(gold)) for gold in answer]
+    return [None if gold is None else float(final_answer(text(completion)) == gold)
+            for completion, gold in zip(completions, golds, strict=True)]
