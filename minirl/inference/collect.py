@@ -15,10 +15,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from minirl.inference.tool_use import begin_sessions, call_stops, replies_of
 from minirl.lm.model import Transformer
 from minirl.lm.rollouts import Rollouts
 from minirl.lm.sampling import check_context, sample
 from minirl.lm.tokenizer import Tokenizer
+from minirl.tasks.calls import Tool
+from minirl.tasks.environment import EnvironmentFactory, Session, ToolTask, with_tools
 from minirl.tasks.problem import Problem, Task, columns, weights_of
 from minirl.tasks.rewards import judge, weighted_sum
 
@@ -41,6 +44,7 @@ class Collected:
     completions   B texts
     verdicts      for each reward B numbers, None where there is no verdict
     rewards       (B,) float32 on the CPU: the weighted sum of a row's verdicts, NaN: no verdict
+    sessions      with tools: the calls of each of the B completions, and its environment
     """
 
     problems: Sequence[Problem]
@@ -48,11 +52,14 @@ class Collected:
     completions: list[str]
     verdicts: dict[str, list[float | None]]
     rewards: Tensor
+    sessions: Sequence[Session] = ()
 
 
 def collect(model: Transformer, tokenizer: Tokenizer, task: Task, problems: Sequence[Problem], *,
             group: int = 1, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0,
-            top_p: float = 1.0, generator: torch.Generator | None = None) -> Collected:
+            top_p: float = 1.0, generator: torch.Generator | None = None,
+            tools: Sequence[Tool] | None = None,
+            environment_factory: EnvironmentFactory | None = None) -> Collected:
     """Sample `group` completions of each problem, and judge them by the task's rewards.
 
     Raises     ValueError for a prompt that does not fit the context, sampling options out of range,
@@ -61,23 +68,37 @@ def collect(model: Transformer, tokenizer: Tokenizer, task: Task, problems: Sequ
 
     The rewards that have a weight are asked, in the order of the weights; a reward of weight 0 is
     judged and does not count in the sum. They get the problems' fields as columns, and
-    `completion_ids`: the sampled ids of each row, which end with EOS unless it was cut off.
+    `completion_ids`: the ids of each row, which end with EOS unless it was cut off.
+
+    With `tools` or an `environment_factory`, or a task that has them (a ToolTask), completions may
+    call: see tasks.environment. Rewards then get the column `environments`, too.
     """
+    task = with_tools(task, tools, environment_factory)
     weights = weights_of(task)
-    prompts = [tokenizer.encode_prompt(problem.prompt) for problem in problems]
-    rollouts = sample(model, prompts, group=group, max_new_tokens=max_new_tokens,
-                      temperature=temperature, top_k=top_k, top_p=top_p,
-                      eos_id=tokenizer.stop_ids, pad_id=tokenizer.pad_id, generator=generator)
+    texts = [problem.prompt for problem in problems for _ in range(group)]  # B
+    sessions: list[Session] = []
+    stops, reply = tokenizer.stop_ids, None
+    if isinstance(task, ToolTask):
+        sessions, texts = begin_sessions(task, tokenizer, problems, group)
+        stops, reply = call_stops(tokenizer), replies_of(sessions, tokenizer)
+    prompts, copies = texts[::group], group
+    if texts != [text for text in prompts for _ in range(group)]:  # environments add different text
+        prompts, copies = texts, 1
+    rollouts = sample(model, [tokenizer.encode_prompt(prompt) for prompt in prompts], group=copies,
+                      max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
+                      top_p=top_p, eos_id=stops, pad_id=tokenizer.pad_id, generator=generator,
+                      reply=reply)
     ids = rollouts.completion_ids()  # B lists
     completions = [tokenizer.decode_completion(row) for row in ids]  # B texts
 
-    texts = [problem.prompt for problem in problems for _ in range(group)]
     by_name = {**columns(problems, repeat=group), "completion_ids": ids}  # B entries each
+    if sessions:
+        by_name["environments"] = [session.environment for session in sessions]
     verdicts = judge(task.rewards, weights, texts, completions, **by_name)
     sums: list[float | None] = [None] * len(completions)
     if verdicts:
         sums = weighted_sum(list(verdicts.values()), list(weights.values()))
-    return Collected(problems, rollouts, completions, verdicts, rewards=verdict_tensor(sums))
+    return Collected(problems, rollouts, completions, verdicts, verdict_tensor(sums), sessions)
 
 
 def check_prompts(tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, context: int) -> None:

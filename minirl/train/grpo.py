@@ -23,7 +23,7 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -43,6 +43,7 @@ from minirl.lm.model import Transformer
 from minirl.lm.rollouts import TOKEN_BUDGET, micro_batches
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import Tokenizer
+from minirl.tasks.environment import EnvironmentFactory, Tool, with_tools
 from minirl.tasks.problem import Task
 from minirl.train.checks import ROWS, at_most, check
 from minirl.train.credit import Credit, outcome_credit
@@ -93,14 +94,15 @@ class GRPOConfig:
 def train_grpo(
         model: Transformer, tokenizer: Tokenizer, task: Task, config: GRPOConfig, *,
         objective: Objective | None = None, advantages: Advantages | None = None,
-        credit: Credit = outcome_credit, seed: int = 0, log: Log | None = None,
-        save: Save | None = None, resume: dict | None = None,
+        credit: Credit = outcome_credit, tools: Sequence[Tool] | None = None,
+        environment_factory: EnvironmentFactory | None = None, seed: int = 0,
+        log: Log | None = None, save: Save | None = None, resume: dict | None = None,
 ) -> Transformer:
     """Train `model` in place on a task's problems and rewards, and return it, in eval mode.
 
-    advantages is an equation; default: group_advantages with the configuration's scale and ddof.
-    credit gives each token its advantage; default: its completion's. See train/credit.py.
-    objective is an equation, maximised; default: clipped_surrogate.
+    objective and advantages are equations; default: clipped_surrogate, and group_advantages with
+    the configuration's scale and ddof. credit gives tokens their advantages (train/credit.py);
+    tools and environment_factory are what completions may call (tasks/environment.py).
     log(step, metrics) and save(state) are called after every step; resume is an earlier state's
     state_dict(). Raises ValueError where a prompt does not fit the context or no completion got a
     verdict, NonFiniteError if a loss, gradient or weight is NaN or infinite.
@@ -111,6 +113,7 @@ def train_grpo(
     """
     model.set_dropout(0.0)  # with dropout, the learner would be another policy than the sampler
     model.eval()
+    task = with_tools(task, tools, environment_factory)
     objective = objective or (lambda logp, old, adv, mask: clipped_surrogate(
         logp, old, adv, clip_low=config.clip_low, clip_high=config.clip_high))
     advantages = advantages or partial(group_advantages, scale=config.scale, ddof=config.ddof)

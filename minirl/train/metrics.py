@@ -10,6 +10,7 @@ from torch import Tensor
 from minirl.equations.reduce import masked_mean
 from minirl.inference.collect import Collected, verdict_tensor
 from minirl.lm.rollouts import Rollouts
+from minirl.tasks.environment import STOPS, Session
 
 
 class NonFiniteError(ValueError):
@@ -74,7 +75,20 @@ def describe(answers: Collected) -> dict[str, float]:
         "completions/mean_length": float(lengths.mean()),
         "completions/min_length": float(lengths.min()),
         "completions/max_length": float(lengths.max()),
-        "completions/clipped_ratio": float(answers.rollouts.truncated.float().mean())}
+        "completions/clipped_ratio": float(answers.rollouts.truncated.float().mean()),
+        **describe_calls(answers.sessions)}
+
+
+def describe_calls(sessions: Sequence[Session]) -> dict[str, float]:
+    """Metrics of tool use, in TRL's names: calls per completion, the share of calls that failed,
+    and why completions stopped. None without tools."""
+    if not sessions:
+        return {}
+    calls = sum(session.calls for session in sessions)
+    stops = {stop: sum(session.stop == stop for session in sessions) for stop in STOPS}
+    return {"tools/call_frequency": calls / len(sessions),
+            "tools/failure_frequency": sum(x.failures for x in sessions) / max(1, calls),
+            **{f"stops/{stop}": count / len(sessions) for stop, count in stops.items()}}
 
 
 def mean_judged(rewards: Tensor) -> float:

@@ -1,0 +1,199 @@
+"""minirl/tasks/environment.py: the calls of a completion, and tasks with tools."""
+
+import random
+
+import pytest
+
+from minirl.tasks.arithmetic import Arithmetic
+from minirl.tasks.calls import BARE, JSON, Tools
+from minirl.tasks.environment import LONGEST_ANSWER, Session, ToolTask, with_tools
+from minirl.tasks.problem import Problem, Task
+from minirl.tasks.tools import calculate
+
+
+def fail(text: str) -> str:
+    """Fail.
+
+    Args:
+        text: Why.
+    """
+    raise KeyError(text)
+
+
+def shout(text: str) -> str:
+    """Say it many times.
+
+    Args:
+        text: What.
+    """
+    return text * 100_000
+
+
+class Counter:
+    """An environment: count up, and be paid for the total."""
+
+    def __init__(self):
+        self.total, self.answer = 0, None
+
+    def reset(self, answer, **columns):
+        self.answer = answer
+        return f"up to {answer}: "
+
+    def add(self, number: int) -> int:
+        """Add to the total.
+
+        Args:
+            number: How much.
+        """
+        self.total += number
+        return self.total
+
+    def get_reward(self):
+        return float(self.total == int(self.answer))
+
+    def _hidden(self):
+        raise AssertionError
+
+
+def session(*tools, spelling=BARE, max_calls=8):
+    return Session(Tools(tools), spelling, max_calls)
+
+
+def test_calls_are_counted_and_answered():
+    calls = session(calculate)
+    assert calls.reply("<think>6*7 is <tool>6*7</tool>") == ["42"]
+    assert calls.stop == "max_tokens"     # unless something follows
+    assert calls.reply("and <tool>42-2</tool>") == ["40"]
+    assert calls.reply("</think><answer>40</answer>") == []
+    assert (calls.calls, calls.failures, calls.stop) == (2, 0, "completed")
+
+
+def test_several_calls_in_one_turn():
+    calls = session(calculate, spelling=JSON)
+    text = "".join(f'<tool_call>{{"name": "calculate", "arguments": {{"expression": "{x}"}}}}'
+                   "</tool_call>\n" for x in ("1+1", "2+2"))
+    assert calls.reply(text) == ["2", "4"]
+    assert calls.calls == 2
+
+
+@pytest.mark.parametrize(("call", "answer"), [
+    ("<tool>1/0</tool>", "error: division by zero"),
+    ("<tool></tool>", "error: a number is missing before the end"),
+    ("<tool>__import__('os')</tool>", "error: "),
+])
+def test_an_error_is_an_answer(call, answer):
+    calls = session(calculate)
+    reply, = calls.reply(call)
+    assert reply.startswith(answer)
+    assert (calls.calls, calls.failures, calls.stop) == (1, 1, "max_tokens")
+
+
+def test_any_exception_is_an_answer_but_not_an_interrupt():
+    def interrupt(text: str):
+        """Stop.
+
+        Args:
+            text: Why.
+        """
+        raise KeyboardInterrupt
+
+    assert session(fail).reply("<tool>x</tool>") == ["error: 'x'"]
+    with pytest.raises(KeyboardInterrupt):
+        session(interrupt).reply("<tool>x</tool>")
+
+
+def test_an_answer_is_bounded():
+    reply, = session(shout).reply("<tool>abc</tool>")
+    assert len(reply) == LONGEST_ANSWER
+
+
+@pytest.mark.parametrize("text", ["<tool>6*7", "6*7</tool>", "<tool>1</tool><tool>2",
+                                  "<tool><tool>1</tool>"])
+def test_half_a_call_is_a_parse_error(text):
+    calls = session(calculate)
+    assert calls.reply(text) == []
+    assert (calls.calls, calls.stop) == (0, "parse_error")
+
+
+def test_what_is_no_json_is_a_parse_error():
+    calls = session(calculate, spelling=JSON)
+    assert calls.reply("<tool_call>6*7</tool_call>") == []
+    assert (calls.calls, calls.stop) == (0, "parse_error")
+
+
+def test_calls_are_capped():
+    calls = session(calculate, max_calls=2)
+    assert [calls.reply(f"<tool>{i}+1</tool>") for i in range(3)] == [["1"], ["2"], []]
+    assert (calls.calls, calls.stop) == (2, "max_calls")
+
+
+# tasks
+
+def test_a_task_with_tools_is_the_task_otherwise():
+    task = Arithmetic(digits=2)
+    tools: Task = ToolTask(task, [calculate])
+    assert (tools.name, dict(tools.rewards), dict(tools.weights)) == (
+        task.name, task.rewards, task.weights)
+    assert tools.sample(5, random.Random(0)) == task.sample(5, random.Random(0))
+
+
+def test_an_environment_is_fresh_and_adds_to_the_prompt_and_to_the_rewards():
+    task = ToolTask(Arithmetic(digits=1), environment_factory=Counter)
+    assert list(task.rewards) == ["accuracy", "format_reward", "Counter"]
+    assert task.weights["Counter"] == 1.0
+    first, text = task.begin({"prompt": "3+4=", "answer": "7"})
+    second, _ = task.begin({"prompt": "1+1=", "answer": "2"})
+    assert text == "up to 7: "
+    assert [*first.tools.specs] == ["add"]
+    assert first.reply("<tool>3</tool>") + first.reply("<tool>4</tool>") == ["3", "7"]
+    assert second.reply("<tool>x</tool>") == ["error: number must be of type integer"]
+    environments = [first.environment, second.environment]
+    assert task.rewards["Counter"](environments=environments) == [1.0, 0.0]
+
+
+def test_tools_beside_an_environment():
+    task = ToolTask(Arithmetic(digits=1), [calculate], Counter)
+    calls, _ = task.begin({"prompt": "3+4=", "answer": "7"})
+    assert calls.reply("<tool>calculate 3+4</tool><tool>add 7</tool>") == ["7", "7"]
+
+
+class NoReset:
+    def add(self, number: int) -> None:
+        """Args:
+            number: How much."""
+
+
+class NoTools:
+    def reset(self, **columns):
+        return None
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({}, "there is nothing to call"),
+    ({"environment_factory": NoTools}, "there is nothing to call"),
+    ({"environment_factory": NoReset}, "NoReset has no reset"),
+    ({"tools": [calculate], "max_calls": 0}, "max_calls is 0"),
+    ({"tools": [lambda x: x]}, "has no type for x"),
+])
+def test_what_is_no_environment(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ToolTask(Arithmetic(digits=1), **arguments)
+
+
+def test_with_tools_leaves_a_task_alone_without_any():
+    task = Arithmetic(digits=1)
+    assert with_tools(task) is task
+    assert with_tools(task, []) is task
+    assert isinstance(with_tools(task, [calculate]), ToolTask)
+
+
+def test_a_problem_with_a_field_called_prompt_is_no_surprise():
+    seen = {}
+
+    class Seeing(Counter):
+        def reset(self, **columns):
+            seen.update(columns)
+
+    ToolTask(Arithmetic(digits=1), environment_factory=Seeing).begin(
+        {"prompt": "1+1=", **vars(Problem("1+1=", "2"))})
+    assert seen["prompt"] == "1+1=" and seen["answer"] == "2"
