@@ -225,7 +225,7 @@ def rank_and_cut(scores: np.ndarray, tokens: np.ndarray, budget: int) -> np.ndar
     best_first = np.argsort(-scores, kind="stable")
     kept = np.zeros(len(scores), bool)
     kept[best_first[np.cumsum(tokens[best_first]) <= budget]] = True
-    return kept
+    return kept & (tokens > 0)
 
 
 @dataclass
@@ -244,8 +244,8 @@ def write_kept(corpus: Corpus, kept: np.ndarray, scores: np.ndarray, index: Ngra
     count = Count()
     for start, chunk in chunks(corpus):
         chosen = [i for i in range(len(chunk)) if kept[start + i]]
-        count.all.update(page.site for page in chunk)
-        count.kept.update(chunk[i].site for i in chosen)
+        count.all.update(page.site for page in chunk if page.url)
+        count.kept.update(chunk[i].site for i in chosen if chunk[i].url)
         count.right += sum(chunk[i].label == 1 for i in chosen)
         texts = [chunk[i].text for i in chosen]
         dirty = index.contained(texts) if index else np.zeros(len(texts), bool)
@@ -261,7 +261,7 @@ def rich(kept: Counter, pages: Counter, share: float) -> set:
     >>> rich(Counter({"a.org": 2, "b.org": 1}), Counter({"a.org": 10, "b.org": 10}), 0.1)
     {'a.org'}
     """
-    return {place for place, n in kept.items() if n > share * pages[place] and any(place)}
+    return {place for place, n in kept.items() if n > share * pages[place]}
 
 
 def by_domain(sites: Counter[Site]) -> Counter[str]:

@@ -40,15 +40,15 @@ class Page(NamedTuple):
 
 
 def site_of(url: str) -> tuple[str, str]:
-    """Return the domain of a URL and the first part of its path, where more comes behind it.
+    """Return the domain of a URL and the first part of its path, where a slash is behind it.
 
     >>> site_of("https://www.Forum.org/questions/17?page=2"), site_of("forum.org/17")
     (('forum.org', '/questions'), ('forum.org', '/'))
     """
-    rest = url.partition("://")[2] or url
+    rest = url.partition("://")[2] if "://" in url else url
     domain, _, path = rest.partition("/")
-    first, _, more = path.partition("?")[0].partition("#")[0].partition("/")
-    return domain.lower().removeprefix("www."), f"/{first}" if more else "/"
+    first, slash, _ = path.partition("?")[0].partition("#")[0].partition("/")
+    return domain.lower().removeprefix("www."), f"/{first}" if slash else "/"
 
 
 class Corpus:

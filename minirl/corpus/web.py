@@ -87,16 +87,16 @@ SYLLABLES = "ba ce di fo gu ha je ki lo mu na pe ri so tu va we xi yo za".split(
 STRAY = 0.05                 # of the other pages: the share that has a sentence of mathematics
 
 
-def web(pages: int, seed: int = 0) -> Iterator[Page]:
+def web(pages: int, seed: int = 0, *, sites: int = SITES) -> Iterator[Page]:
     """Yield pages with their truth, label 1 for mathematics: the same for the same seed.
 
     Their further fields are "topic" and "planted", whether they hold a question of `benchmark`.
     """
     rng = random.Random(f"web {seed}")
-    sites = [site(rng, i) for i in range(SITES)]
+    domains = [site(rng, i) for i in range(sites)]
     questions = benchmark(seed)
     for number in range(pages):
-        domain, paths = rng.choice(sites)
+        domain, paths = rng.choice(domains)
         path, topic = rng.choice(paths)(rng)
         text, planted = page_text(rng, topic), 0
         if topic in MATHS and rng.random() < PLANTED:

@@ -92,10 +92,13 @@ def ngram_hashes(hashes: np.ndarray, n: int) -> np.ndarray:
     >>> (ngram_hashes(a, 2) == ngram_hashes(b, 2)).tolist()
     [False, True, False, False]
     """
-    total = hashes[:max(0, len(hashes) - n + 1)].copy()
+    runs = len(hashes) - n + 1
+    if runs <= 0:
+        return hashes[:0]
+    total = hashes[:runs].copy()
     for i in range(1, n):
         total *= np.uint64(N)
-        total += hashes[i:len(hashes) - n + 1 + i]
+        total += hashes[i:i + runs]
     return total
 
 
