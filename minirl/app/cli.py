@@ -273,6 +273,10 @@ COMMANDS = {
         "InstructGPT, stages 1 and 2: SFT models, rankings and a reward model",
         training("minirl.train.presets.RM_PRESETS", INSTRUCT,
                  "minirl.train.reward_model.RewardModelConfig"), TRAIN),
+    "prm": Command(
+        "a process reward model: steps labelled by sampling from them, held against the truth",
+        training("minirl.train.presets.PRM_PRESETS", "minirl.app.prm.StepSettings",
+                 "minirl.train.process_reward.ProcessRewardConfig"), TRAIN),
     "ppo": Command(
         "InstructGPT, stage 3: PPO against the reward model",
         training("minirl.train.presets.PPO_PRESETS", INSTRUCT, "minirl.train.ppo.PPOConfig"),

@@ -19,6 +19,7 @@ from minirl.app.instructgpt import InstructSettings
 from minirl.app.looks import watched
 from minirl.app.plots import plot_runs
 from minirl.app.preflight import Start, starting_point
+from minirl.app.prm import StepSettings, check_prm, prm
 from minirl.app.r1 import R1Settings
 from minirl.app.rundir import RunDir
 from minirl.app.runs import RUNS, new_run, newest_checkpoint, newest_run
@@ -36,12 +37,12 @@ from minirl.lm.progress import Progress
 from minirl.lm.sampling import check_choices
 from minirl.lm.text import flag
 from minirl.lm.tokenizer import Tokenizer
-from minirl.tasks.instructions import WORDS
 from minirl.tasks.problem import Task
 from minirl.train.dpo import DPOConfig
 from minirl.train.grpo import GRPOConfig
 from minirl.train.ppo import PPOConfig
 from minirl.train.presets import PRESETS, check_flags
+from minirl.train.process_reward import ProcessRewardConfig
 from minirl.train.r1 import R1Config
 from minirl.train.reward_model import RewardModelConfig
 from minirl.train.sft import SFTConfig
@@ -57,14 +58,12 @@ class Training(NamedTuple):
     configs   the configurations of its pages, by the section of config.json
     check     raises ValueError for what would stop the run later
     work      does it -> what to print at the end
-    words     tokens of their own in the vocabulary of a new base model
     """
 
     settings: type[Settings]
     configs: Mapping[str, type]
     check: Callable[[Mapping[str, Any], Collection[str], Start], None]
     work: Callable[[Stages, Transformer, Mapping[str, Any]], str]
-    words: tuple[str, ...] = ()
 
 
 BASE = {"base": BaseConfig, "sft": SFTConfig}
@@ -72,17 +71,18 @@ TRAINING = {
     "sft": Training(SumsSettings, BASE, sums.check_sums, sums.sft),
     "grpo": Training(SumsSettings, {**BASE, "grpo": GRPOConfig}, sums.check_sums, sums.grpo),
     "rm": Training(InstructSettings, {"rm": RewardModelConfig}, instructgpt.check_instructions,
-                   instructgpt.rm, WORDS),
+                   instructgpt.rm),
+    "prm": Training(StepSettings, {"prm": ProcessRewardConfig}, check_prm, prm),
     "ppo": Training(InstructSettings, {"ppo": PPOConfig}, instructgpt.check_instructions,
-                    instructgpt.ppo, WORDS),
+                    instructgpt.ppo),
     "dpo": Training(InstructSettings, {"dpo": DPOConfig}, instructgpt.check_instructions,
-                    instructgpt.dpo, WORDS),
-    "r1": Training(R1Settings, {"r1": R1Config}, r1.check_r1, r1.r1, r1.R1_WORDS),
+                    instructgpt.dpo),
+    "r1": Training(R1Settings, {"r1": R1Config}, r1.check_r1, r1.r1),
 }
 
 
 def train(args: argparse.Namespace) -> None:
-    """minirl sft, grpo, rm, ppo, dpo and r1."""
+    """minirl sft, grpo, rm, prm, ppo, dpo and r1."""
     command = args.command
     if args.profile and TRAINING[command].configs[command] not in KINDS:
         raise ValueError("--profile is for commands of one page: profile minirl grpo or minirl sft,"
@@ -108,7 +108,7 @@ def work(run: RunDir, configs: Mapping[str, Any], device: torch.device, *,
     """Do what the run's command does -> what to print at the end."""
     training, settings = TRAINING[run.config["command"]], configs["settings"]
     model, tokenizer = first_model(settings, configs.get("base", BaseConfig()),
-                                   words=training.words, device=device)
+                                   device=device)
     stages = Stages(run, tokenizer, settings, device=device, profile=profile)
     return training.work(stages, model, configs)
 
@@ -135,7 +135,7 @@ def started_run(args: argparse.Namespace) -> tuple[RunDir, dict[str, Any]]:
     check_flags(command, preset, list(flags), configs[command])
     training, settings = TRAINING[command], configs["settings"]
     base = configs.get("base", BaseConfig())
-    training.check(configs, list(flags), starting_point(settings, base, training.words))
+    training.check(configs, list(flags), starting_point(settings, base))
     config = config_json(command, configs, preset)
     run = (new_run(RUNS, command, config) if args.run_dir is None
            else RunDir.create(args.run_dir, config))

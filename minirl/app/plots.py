@@ -59,10 +59,9 @@ PANELS = {
     "value/explained_variance":
         Panel("Variance of returns that the value function explains", "share", high=1.0),
     "loss": Panel("Loss", "nats", log=True),
-    "accuracy": Panel("Comparisons that the reward model decides alike", "share", 0.0, 1.0),
+    "accuracy": Panel("Comparisons or steps decided as the labels say", "share", 0.0, 1.0),
     "margin": Panel("r(better) - r(worse)", "score", 0.0),
-    "rewards/accuracies":
-        Panel("Comparisons that the implicit reward decides alike", "share", 0.0, 1.0),
+    "rewards/accuracies": Panel("Comparisons the implicit reward decides alike", "share", 0.0, 1.0),
     "rewards/margins": Panel("Implicit reward, chosen - rejected", "nats x beta"),
     "learning_rate": Panel("Learning rate", "", 0.0, exact=True),
 }
@@ -73,6 +72,7 @@ METRICS = {
                 "rewards/language_consistency/mean", "rewards/preference/mean",
                 "rewards/general/true_reward/mean"),
     "sft": ("loss", "learning_rate"),
+    "prm": ("loss", "accuracy", "learning_rate"),
     "rm": ("loss", "accuracy", "margin", "learning_rate"),
     "ppo": ("rewards/reward_model/mean", "rewards/true_reward/mean", "objective/kl",
             "completions/mean_length", "entropy", "value/explained_variance"),

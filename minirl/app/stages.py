@@ -31,6 +31,7 @@ from minirl.train.checks import POSITIVE, SHARE, SIDE_BY_SIDE, check
 from minirl.train.dpo import DPOConfig, train_dpo
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.ppo import PPOConfig, train_ppo
+from minirl.train.process_reward import ProcessRewardConfig, train_process_reward
 from minirl.train.profiling import profiled
 from minirl.train.reward_model import RewardModelConfig, train_reward_model
 from minirl.train.sft import SFTConfig, train_sft
@@ -39,10 +40,12 @@ from minirl.train.state import TrainState
 
 TEXTS = "[1, 16777216]"  # texts to learn from: all are made and encoded before the first step
 INTERVALS = {            # of the fields of all commands' settings
-    **dict.fromkeys((*SIZE_NAMES, "eval_problems", "checkpoint_every", "best_of", "samples"),
-                    SIDE_BY_SIDE),
-    **dict.fromkeys(("examples", "demonstrations", "ranked_prompts", "general_examples"), TEXTS),
-    **dict.fromkeys(("worked_share", "guessed_share", "right_share"), SHARE),
+    **dict.fromkeys((*SIZE_NAMES, "eval_problems", "checkpoint_every", "best_of", "samples",
+                     "step_samples"), SIDE_BY_SIDE),
+    **dict.fromkeys(("examples", "demonstrations", "ranked_prompts", "general_examples",
+                     "labelled_problems"), TEXTS),
+    **dict.fromkeys(("worked_share", "guessed_share", "right_share", "slip_share",
+                     "tool_share"), SHARE),
     **dict.fromkeys(("digits", "number_length"), "[1, 5]"), "labeller_noise": POSITIVE,
     "cold_start_examples": "[0, 16777216]", "small": "[0, 65536]", "too_long": "[0, 1000000]",
     "seed": "[0, 9223372036854775807]"}
@@ -66,20 +69,25 @@ class Settings:
         check_compile(self.compile)
         compute_in(self.dtype, torch.device("cpu"))
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Tokens of their own in the vocabulary of a new base model."""
+        return ()
+
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Settings)
 
 
-def first_model(settings: Settings, sizes: TinySizes, *, words: tuple[str, ...] = (),
-                device: torch.device) -> tuple[Transformer, Tokenizer]:
+def first_model(settings: Settings, sizes: TinySizes, *, device: torch.device
+                ) -> tuple[Transformer, Tokenizer]:
     """Return the model that --init names, or a fresh one.
 
     Training is in float32, whatever the checkpoint is in: lower precision loses small steps.
     """
     if settings.init is not None:
         return load_pretrained(settings.init, dtype=torch.float32, device=device)
-    return make_base(sizes, seed=settings.seed, device=device, words=words)
+    return make_base(sizes, seed=settings.seed, device=device, words=settings.words)
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,8 @@ KINDS: dict[type, Kind] = {
     SFTConfig: Kind("sft", train_sft, {"loss": "loss"}, every=5),
     RewardModelConfig: Kind("rm", train_reward_model, {"loss": "loss", "accuracy": "accuracy"},
                             load_reward_model, every=5),
+    ProcessRewardConfig: Kind("prm", train_process_reward,
+                              {"loss": "loss", "accuracy": "accuracy"}, load_reward_model, every=5),
     GRPOConfig: Kind("grpo", train_grpo, {
         "reward": "reward", "rewards/accuracy/mean": "accuracy",
         "rewards/language_consistency/mean": "language", "rewards/preference/mean": "preference",

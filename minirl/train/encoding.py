@@ -87,11 +87,10 @@ def encode_solutions(tokenizer: Tokenizer, solutions: Sequence[Solution], max_se
     step. A solution that was sampled keeps its ids; the steps of another are tokenised one after
     the other, and EOS stands behind the last.
 
-    Raises ValueError for none, for no label at all, or for a solution that does not fit.
+    Raises ValueError for none, or for a solution that does not fit.
     """
-    if all(label is None for solution in solutions for label in solution.labels):
-        raise ValueError(f"{len(solutions)} solutions, and no step has a label: at least one is "
-                         "wanted")
+    if not solutions:
+        raise ValueError("there is nothing to learn from: at least one solution is wanted")
     prompts = tokenizer.encode_prompts(solution.prompt for solution in solutions)
     completions, ends = [], []
     for solution, prompt in zip(solutions, prompts, strict=True):

@@ -32,6 +32,7 @@ from minirl.equations.objectives import (
     sapo,
     sequence_clipped_surrogate,
 )
+from minirl.equations.process import hard_estimate
 from minirl.lm.text import flag
 from minirl.train.grpo import Advantages, Objective
 from minirl.train.ppo import KLControl
@@ -117,6 +118,14 @@ RM_PRESETS = {
     "toy": Preset(),
     # InstructGPT, appendix C.2: 6B; K from 4 to 9, so up to 2,304 comparisons in a batch
     "instructgpt": Preset(dict(epochs=1, batch_size=64, lr=9e-6, min_lr_ratio=0.1)),
+}
+
+PRM_PRESETS = {
+    # Math-Shepherd, arXiv:2312.08935, section 3.3: soft estimates (eq. 4), hard ones (eq. 3)
+    "soft": Preset(),
+    "hard": Preset(estimate=lambda: hard_estimate),
+    # DeepSeekMath, section 4.2: the learning rate of its reward models
+    "deepseekmath": Preset(dict(lr=2e-5, min_lr_ratio=1.0)),
 }
 
 DPO_PRESETS = {
@@ -214,8 +223,8 @@ R1_PRESETS = {
                          preference_steps=25, rounds=1, max_new_tokens=32_768)),
 }
 
-PRESETS = {"sft": SFT_PRESETS, "rm": RM_PRESETS, "dpo": DPO_PRESETS, "grpo": GRPO_PRESETS,
-           "ppo": PPO_PRESETS, "r1": R1_PRESETS}
+PRESETS = {"sft": SFT_PRESETS, "rm": RM_PRESETS, "prm": PRM_PRESETS, "dpo": DPO_PRESETS,
+           "grpo": GRPO_PRESETS, "ppo": PPO_PRESETS, "r1": R1_PRESETS}
 
 # a field, and the value of another field with which no page reads it
 UNREAD = {"ref_sync_steps": ("kl_coef", 0), "ddof": ("scale", "none"),

@@ -89,6 +89,9 @@ def train_process_reward(
     prompts, completions, ends = encode_solutions(tokenizer, solutions, model.config.max_seq_len)
     labels = padded_steps([solution.labels for solution in solutions])  # (N, S), NaN: none
     labels = labels if estimate is None else estimate(labels)
+    if bool(labels.isnan().all()):
+        raise ValueError(f"no step of {len(solutions)} solutions has a label: at least one is "
+                         "wanted")
     state = TrainState(model, make_optimizer(model, config))
     if resume is not None:
         state.load_state_dict(resume)
@@ -170,6 +173,13 @@ def step_probabilities(model: ScalarModel, prompts: Sequence[Sequence[int]],
         for i, row in zip(rows, scores.float().sigmoid().tolist(), strict=True):
             chances[i] = row[:len(ends[i])]
     return chances
+
+
+def solution_chances(model: ScalarModel, tokenizer: Tokenizer,
+                     solutions: Sequence[Solution]) -> list[list[float]]:
+    """Return how likely a right answer is behind each step of these solutions."""
+    encoded = encode_solutions(tokenizer, solutions, model.config.max_seq_len)
+    return step_probabilities(model, *encoded, tokenizer.pad_id)
 
 
 def as_step_rewards(model: ScalarModel, tokenizer: Tokenizer, separator: str = ",") -> StepRewards:
