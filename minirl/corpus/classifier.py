@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from minirl.corpus.words import MIX, ngram_hashes, whole, word_hashes
+from minirl.corpus.words import MIX, check_texts, ngram_hashes, whole, word_hashes
 
 TOGETHER = 8                 # texts of one step
 CHUNK = 1 << 18              # characters that are hashed at a time: their arrays stay in the cache
@@ -58,6 +58,7 @@ class TextClassifier:
 
     def fit(self, texts: Sequence[str], labels: Sequence[int]) -> TextClassifier:
         """Learn from texts and their labels, 0 or 1. It starts anew each time. Returns self."""
+        labels = [int(label) if label in (0, 1) else label for label in labels]
         check(texts, labels)
         chunks = list(self._hashed(texts))
         ids = torch.from_numpy(np.concatenate([ids for ids, _ in chunks]))
@@ -89,8 +90,7 @@ class TextClassifier:
         """Return log p / (1 - p) for each text, (N,): no two large ones round to the same p."""
         if self.logits is None:
             raise ValueError("this classifier has learnt nothing yet: call fit first")
-        if isinstance(texts, str):
-            raise ValueError("one text came: a list of texts is wanted")
+        check_texts(texts)
         scores = [np.zeros(0)]
         for ids, counts in self._hashed(texts):
             text = np.repeat(np.arange(len(counts)), counts)
@@ -129,6 +129,7 @@ def sgd_step(E: torch.Tensor, W: torch.Tensor, ids: torch.Tensor, counts: torch.
 
 def check(texts: Sequence[str], labels: Sequence[int]) -> None:
     """Raise ValueError where nothing can be learnt from these."""
+    check_texts(texts)
     if len(texts) != len(labels):
         raise ValueError(f"{len(texts)} texts have {len(labels)} labels: one for each is wanted")
     if not set(labels) <= {0, 1}:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from minirl.corpus.words import bare, ngram_hashes, whole, word_hashes
+from minirl.corpus.words import bare, check_texts, ngram_hashes, whole, word_hashes
 
 SHORTEST = 3                 # words of a benchmark's text that is looked for
 
@@ -29,8 +29,8 @@ class NgramIndex:
     """
 
     def __init__(self, benchmarks: Iterable[str], n: int = 10) -> None:
-        if isinstance(benchmarks, str):
-            raise ValueError("one text came: a list of texts is wanted")
+        benchmarks = benchmarks if isinstance(benchmarks, str) else list(benchmarks)
+        check_texts(benchmarks)
         if type(n) is not int or n < SHORTEST:
             raise ValueError(f"n is {n!r}: an int of at least {SHORTEST} is wanted")
         self.runs: dict[int, set[str]] = {}               # by their number of words
@@ -51,6 +51,7 @@ class NgramIndex:
 
         Hashes find the texts to look at. Then the words themselves are compared.
         """
+        check_texts(texts)
         texts = [bare(text) for text in texts]
         result = np.zeros(len(texts), bool)
         for length, wanted in self.hashes.items():

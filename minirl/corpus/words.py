@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -81,6 +81,15 @@ def word_hashes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     sums = np.add.reduceat(terms, starts)
     back = np.array([pow(JUMP, -i, 2 ** 64) for i in range(len(data) // REACH + 1)], np.uint64)
     return sums * INVERSES[starts % REACH] * back[starts // REACH], counts
+
+
+def check_texts(texts: Iterable[str]) -> None:
+    """Raise ValueError for one text, and for what is none."""
+    if isinstance(texts, str):
+        raise ValueError("one text came: a list of texts is wanted")
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"a {type(text).__name__} came among the texts: only str is wanted")
 
 
 def ngram_hashes(hashes: np.ndarray, n: int) -> np.ndarray:

@@ -48,7 +48,7 @@ def test_a_synthetic_web_is_mined_and_reported(synthetic, tmp_path, capsys):
     assert re.fullmatch(r"300 pages, [\d,]+ words", lines[1])
     assert lines[3].split()[:4] == ["round", "seeds", "kept", "words"]
     assert lines[4].split()[:2] == ["1", "300"] and lines[5].split()[0] == "2"
-    assert lines[7].startswith("recall by topic") and lines[8].split()[:2] == ["round", "sums"]
+    assert lines[9].startswith("recall by topic") and lines[10].split()[:2] == ["round", "sums"]
     assert lines[-1].endswith("round-2/corpus.jsonl; 0 malformed lines were skipped")
     assert (synthetic / "rounds.png").read_bytes()[:4] == b"\x89PNG"
     summary = RunDir(synthetic).summary

@@ -117,11 +117,19 @@ def test_bad_sizes(sizes, says):
 
 
 @pytest.mark.parametrize("texts, labels, says", [
-    (["a"], [1, 0], "1 texts have 2 labels"), (["a", "b"], [1, 2], r"labels are \[2\]"),
+    ("ab", [1, 0], "a list of texts"), (["a"], [1, 0], "1 texts have 2 labels"),
+    (["a", "b"], [1, 2], r"labels are \[2\]"),
     (["a", "b"], [1, 1], "one label"), ([], [], "one label")])
 def test_bad_examples(texts, labels, says):
     with pytest.raises(ValueError, match=says):
         TextClassifier().fit(texts, labels)
+
+
+@pytest.mark.parametrize("labels", [np.array([1, 0]), torch.tensor([1, 0]), [True, False],
+                                    (1.0, 0.0)], ids=["numpy", "torch", "bool", "float"])
+def test_labels_of_any_kind(labels):
+    model = TextClassifier(buckets=64).fit(["a", "b"], labels)
+    assert (model.logits == TextClassifier(buckets=64).fit(["a", "b"], [1, 0]).logits).all()
 
 
 def test_what_cannot_be_asked():
@@ -130,6 +138,8 @@ def test_what_cannot_be_asked():
     model = TextClassifier().fit(["a", "b"], [1, 0])
     with pytest.raises(ValueError, match="a list of texts"):
         model.predict("a")
+    with pytest.raises(ValueError, match="a NoneType came"):
+        model.predict(["a", None])
     with pytest.raises(ValueError, match="too high"):
         TextClassifier(lr=1e30).fit(["a b", "b c"] * 20, [1, 0] * 20)
 

@@ -84,7 +84,8 @@ def test_all_planted_questions_are_caught_and_no_other_page():
 
 
 @pytest.mark.parametrize("arguments, says", [
-    (("one text",), "a list of texts"), ((["a"], 2), "n is 2"), ((["a"], 3.0), "n is 3.0")])
+    (("one text",), "a list of texts"), (([None],), "a NoneType came"),
+    ((["a"], 2), "n is 2"), ((["a"], 3.0), "n is 3.0")])
 def test_bad_arguments(arguments, says):
     with pytest.raises(ValueError, match=says):
         NgramIndex(*arguments)
