@@ -28,6 +28,7 @@ from minirl.equations.objectives import clipped_surrogate, policy_gradient
 from minirl.lm.logprobs import token_logprobs
 from minirl.lm.rollouts import completion_batch
 from minirl.tasks.preferences import Ranking
+from minirl.train.credit import outcome_credit, process_credit
 from minirl.train.dpo import DPOConfig, train_dpo
 from minirl.train.encoding import encode_pairs
 from minirl.train.grpo import GRPOConfig, train_grpo
@@ -97,6 +98,13 @@ def starts_with_7(completion):
 
 def odd(completion):
     return float(len(completion) % 2)
+
+
+def odd_tokens(answers):
+    """Every token is a step, with reward 1 where its id is odd."""
+    ids = answers.rollouts.completion_ids()
+    ends = [list(range(1, len(row) + 1)) for row in ids]
+    return ends, [[float(i % 2) for i in row] for row in ids]
 
 
 def of_rows(batch):
@@ -185,14 +193,17 @@ def test_ppo_has_its_coefficient_in_the_first_minibatch_alone(monkeypatch, minib
     assert (difference[last.mask].abs().max() < 1e-5) == same
 
 
-def test_grpo(monkeypatch):
-    """In the second step: in the first one the policy is its reference, and the KL does not
-    pull."""
+@pytest.mark.parametrize("credit", [outcome_credit, process_credit(odd_tokens)])
+def test_grpo(monkeypatch, credit):
+    """With an advantage per completion, and with one per step. In the second step, too: in the
+    first one the policy is its reference, and the KL does not pull."""
     batches = record_batches(monkeypatch, minirl.train.grpo)
     objective, advantages = recorded(clipped_surrogate)
-    train_grpo(tiny(), TOKENIZER, Digits(odd), GRPO, objective=objective)
+    train_grpo(tiny(), TOKENIZER, Digits(odd), GRPO, objective=objective, credit=credit)
     assert len(batches) == 2
     for batch, adv in zip(batches, advantages, strict=True):
+        by_row = [set(row[mask].tolist()) for row, mask in zip(adv, batch.mask, strict=True)]
+        assert all(len(row) == 1 for row in by_row) == (credit is outcome_credit)
         coefficient = grpo_coefficient(adv, batch.logp, batch.logp_of(tiny()), kl_coef=0.5)
         check(coefficient, batch, of_rows(batch))
     assert (coefficient - adv)[batch.mask].abs().max() > 0.01
