@@ -36,7 +36,7 @@ from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
 from minirl.lm.seeds import derive_seed
-from minirl.tasks.instructions import Instructions, answers, base_texts
+from minirl.tasks.instructions import WORDS, Instructions, answers, base_texts
 from minirl.tasks.preferences import Ranking, load_rankings, save_rankings, split_rankings
 from minirl.train import instructgpt as pipeline
 from minirl.train.dpo import DPOConfig
@@ -62,6 +62,10 @@ class InstructSettings(Settings):
     rankings: str | None = None        # JSONL of rankings (TRL's prompt, chosen, rejected)
     reward_model: str | None = None    # folder of a reward model; without it one is trained
     best_of: int = 16                  # n of best-of-n, for comparison
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return WORDS
 
     @property
     def task_fields(self) -> dict[str, Any]:

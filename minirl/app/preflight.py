@@ -27,13 +27,13 @@ class Start:
     device: torch.device
 
 
-def starting_point(settings: Settings, sizes: TinySizes, words: tuple[str, ...]) -> Start:
+def starting_point(settings: Settings, sizes: TinySizes) -> Start:
     """Return what the run will start from. Raises ValueError where that, or memory, is missing."""
     device = pick_device(settings.device)
     if settings.init is not None:
         config, tokenizer = inspect_pretrained(settings.init)
     else:
-        tokenizer = build_tokenizer(special_tokens=(*TAGS, *words))
+        tokenizer = build_tokenizer(special_tokens=(*TAGS, *settings.words))
         config = tiny_config(sizes, tokenizer.vocab_size)
     weights = parameters_of(config)
     copies = ADAMW + 1                                 # and the model that training starts from

@@ -48,7 +48,6 @@ from minirl.train.worth import SIDE, stages_table, with_win_rates, worth
 READ: dict[str, Any] = dict(worked_share=0.5, brief_share=0.25, mixed_share=0.5, slip_share=0.5,
                             bare_share=0.2)
 HARD_ONES = 3
-R1_WORDS = (*WORDS, *GENERAL_WORDS)                            # one token each
 HEAD_SIZE = 16                                                 # features of an attention head
 
 
@@ -78,6 +77,10 @@ class R1Settings(Settings):
         if self.small % HEAD_SIZE:
             raise ValueError(f"small is {self.small}: a multiple of {HEAD_SIZE}, the size of an "
                              "attention head, is wanted, or 0")
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return (*WORDS, *GENERAL_WORDS)
 
     @property
     def reason_in(self) -> str | None:

@@ -1,4 +1,4 @@
-"""`minirl sft` and `minirl grpo`: a base model that reads sums, and GRPO on it."""
+"""`minirl sft` and `minirl grpo`: a base model that reads sums or products, and GRPO on it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,21 @@ from minirl.lm.model import Transformer
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tiny import SIZE_NAMES, TinySizes
 from minirl.tasks.arithmetic import SYMBOLS, demonstrations
+from minirl.tasks.environment import ToolTask
 from minirl.tasks.preferences import load_demonstrations
 from minirl.tasks.problem import Task
+from minirl.tasks.products import Products, product_demonstrations
+from minirl.tasks.tools import TOOL_WORDS
 from minirl.train.checks import check
-from minirl.train.encoding import encode_pairs
+from minirl.train.encoding import encode_demonstrations, encode_pairs
 from minirl.train.grpo import train_grpo
 from minirl.train.presets import PRESETS
 from minirl.train.sft import SFTConfig, train_sft
 
-SUMS_FLAGS = ("examples", "worked_share", "guessed_share", "task", "digits", "eval_problems")
+PRODUCTS = {"easy_share": 0.5}     # of the problems are sums that need no tool
+SHARES = {"arithmetic": ("worked_share", "guessed_share"), "products": ("tool_share",)}
+SUMS_FLAGS = ("examples", *SHARES["arithmetic"], *SHARES["products"], "task", "digits", "tools",
+              "eval_problems")
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class BaseConfig(TinySizes):
     examples: int = 24_000             # demonstrations
     worked_share: float = 0.5          # of them worked out
     guessed_share: float = 0.5         # share of guesses among those answered at once
+    tool_share: float = 0.5            # of the task products: share that calls the calculator
     data: str | None = None            # JSONL to read instead (TRL's format: prompt, completion)
 
     def __post_init__(self) -> None:
@@ -50,12 +57,19 @@ class BaseConfig(TinySizes):
 class SumsSettings(Settings):
     """Settings of minirl sft and grpo: the common ones, and the task."""
 
-    task: str = "addition"             # addition, subtraction or multiplication (by one digit)
+    task: str = "addition"             # addition, subtraction, multiplication or products
     digits: int = 3                    # 1 to 5
+    tools: str | None = None           # calculator: completions may call it
 
     @property
     def task_fields(self) -> dict[str, Any]:
-        return {"name": self.task, "digits": self.digits}
+        tools = {} if self.tools is None else {"tools": self.tools}
+        products = PRODUCTS if self.task == "products" else {}
+        return {"name": self.task, "digits": self.digits, **products, **tools}
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return TOOL_WORDS if self.task == "products" else ()
 
 
 # minirl sft
@@ -94,7 +108,16 @@ def pairs_to_read(base: BaseConfig, task: Task, seed: int) -> Sequence[Any]:
     if base.data is not None:
         return load_demonstrations(base.data)
     rng = random.Random(derive_seed(seed, "demonstrations"))
-    return demonstrations(task, base.examples, rng, worked_share=base.worked_share,
+    return demonstrations_of(task, base.examples, rng, base)
+
+
+def demonstrations_of(task: Task, n: int, rng: random.Random, base: BaseConfig
+                      ) -> Sequence[tuple[str, Sequence[str]]]:
+    """Return n (prompt, completion) pairs of a task, in the shares of the base model."""
+    problems = task.task if isinstance(task, ToolTask) else task
+    if isinstance(problems, Products):
+        return product_demonstrations(problems, n, rng, tool_share=base.tool_share)
+    return demonstrations(task, n, rng, worked_share=base.worked_share,
                           guessed_share=base.guessed_share)
 
 
@@ -139,8 +162,11 @@ def grpo(stages: Stages[SumsSettings], model: Transformer, configs: Mapping[str,
 def check_sums(configs: Mapping[str, Any], flags: Collection[str], start: Start) -> None:
     """Raise ValueError for what would stop `minirl sft` or `minirl grpo` later."""
     settings, base, config = configs["settings"], configs["base"], configs.get("grpo")
-    if settings.task not in SYMBOLS:
-        raise ValueError(f"task is {settings.task!r}: one of {', '.join(SYMBOLS)} is expected")
+    if settings.task not in (*SYMBOLS, "products"):
+        raise ValueError(f"task is {settings.task!r}: one of {', '.join(SYMBOLS)} or products is "
+                         "expected")
+    others = SHARES["arithmetic" if settings.task == "products" else "products"]
+    refuse(flags, others, f"the task is {settings.task}, whose demonstrations have no such share")
     task = make_task(settings.task_fields)
     if config is None and settings.init is not None:
         refuse(flags, SIZE_NAMES, "--init names a model, which has its sizes")
@@ -148,9 +174,8 @@ def check_sums(configs: Mapping[str, Any], flags: Collection[str], start: Start)
         refuse(flags, SUMS_FLAGS, "--data names what is learnt from, and no sums are made")
         encode_pairs(start.tokenizer, load_demonstrations(base.data), start.config.max_seq_len)
     elif config is None or settings.init is None:                      # sums are read first
-        pairs = demonstrations(task, LOOKED_AT, random.Random(0),
-                               worked_share=float(base.worked_share > 0))
-        encode_pairs(start.tokenizer, pairs, start.config.max_seq_len)
+        pairs = demonstrations_of(task, LOOKED_AT, random.Random(0), base)
+        encode_demonstrations(start.tokenizer, pairs, start.config.max_seq_len)
     if config is not None:
         length = config.max_new_tokens
         check_prompts(start.tokenizer, task, max_new_tokens=length,

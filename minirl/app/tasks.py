@@ -9,9 +9,12 @@ from typing import Any
 
 from minirl.tasks.arithmetic import SYMBOLS, Arithmetic
 from minirl.tasks.bilingual import Bilingual
+from minirl.tasks.calls import Tool
+from minirl.tasks.environment import with_tools
 from minirl.tasks.instructions import Instructions
 from minirl.tasks.problem import Task
 from minirl.tasks.products import Products
+from minirl.tasks.tools import calculate
 
 
 def bilingual(digits: int | Sequence[int] = 3, reason_in: str | None = None) -> Bilingual:
@@ -27,11 +30,14 @@ def instructions() -> Instructions:
 TASKS: dict[str, Callable[..., Task]] = {
     **{operation: partial(Arithmetic, operation) for operation in SYMBOLS},
     "bilingual": bilingual, "instructions": instructions, "products": Products}
+TOOLS: dict[str, Tool] = {"calculator": calculate}
 DEFAULT = {"name": "addition", "digits": 3}
 
 
 def make_task(fields: Mapping[str, Any]) -> Task:
     """Return the task that a name and its fields describe.
+
+    The field `tools`, which every task may have, names a tool that completions may call.
 
     Raises ValueError for an unknown name or field, and for a value that the task refuses.
 
@@ -42,15 +48,19 @@ def make_task(fields: Mapping[str, Any]) -> Task:
         raise ValueError(f"a task is {fields!r}: an object with a name and fields is expected")
     name = fields.get("name")
     allowed = fields_of(name)
-    values = {field: value for field, value in fields.items() if field != "name"}
+    values = {field: value for field, value in fields.items() if field not in ("name", "tools")}
     for field in values:
         if field not in allowed:
             raise ValueError(f"the task {name} has no {field}: "
                              f"it has {', '.join(allowed) or 'no fields'}")
     try:
-        return TASKS[str(name)](**values)
+        task = TASKS[str(name)](**values)
     except TypeError as error:
         raise ValueError(f"the task {name} cannot be made from {values}: {error}") from error
+    tools = fields.get("tools")
+    if tools is not None and tools not in TOOLS:
+        raise ValueError(f"there is no tool {tools!r}: {', '.join(TOOLS)} is expected")
+    return task if tools is None else with_tools(task, [TOOLS[tools]])
 
 
 def fields_of(name: object) -> list[str]:

@@ -21,7 +21,7 @@ from minirl.lm.rollouts import Rollouts
 from minirl.lm.sampling import check_context, sample
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.calls import Tool
-from minirl.tasks.environment import EnvironmentFactory, Session, ToolTask, with_tools
+from minirl.tasks.environment import EnvironmentFactory, Session, tool_task, with_tools
 from minirl.tasks.problem import Problem, Task, columns, weights_of
 from minirl.tasks.rewards import judge, weighted_sum
 
@@ -78,8 +78,8 @@ def collect(model: Transformer, tokenizer: Tokenizer, task: Task, problems: Sequ
     texts = [problem.prompt for problem in problems for _ in range(group)]  # B
     sessions: list[Session] = []
     stops, reply = tokenizer.stop_ids, None
-    if isinstance(task, ToolTask):
-        sessions, texts = begin_sessions(task, tokenizer, problems, group)
+    if (calling := tool_task(task)) is not None:
+        sessions, texts = begin_sessions(calling, tokenizer, problems, group)
         stops, reply = call_stops(tokenizer), replies_of(sessions, tokenizer)
     prompts, copies = texts[::group], group
     if texts != [text for text in prompts for _ in range(group)]:  # environments add different text

@@ -49,8 +49,10 @@ def before_and_after(before: Evaluation, after: Evaluation, samples: int = 3) ->
     rows = [("", "before", "after"), ("accuracy (95 % interval)", *map(accuracy, both))]
     if any(result.judged_problems < len(result.problems) for result in both):
         rows.append(("problems with a verdict", *(str(r.judged_problems) for r in both)))
-    rows += [("format", *(f"{result.rewards['format_reward']:.3f}" for result in both)),
-             ("mean response length, tokens", *(f"{r.mean_length:.1f}" for r in both))]
+    rows += [(name.removesuffix("_reward").replace("_", " "),
+              *(f"{result.rewards[name]:.3f}" for result in both))
+             for name in before.rewards if name != "accuracy"]
+    rows += [("mean response length, tokens", *(f"{r.mean_length:.1f}" for r in both))]
     lines = [f"{len(before.problems)} distinct held-out problems, temperature 1", table(rows), ""]
     for i, problem in enumerate(before.problems[:samples]):
         lines += hanging("", problem.prompt)

@@ -103,16 +103,24 @@ def span_mask(starts: Tensor, ends: Tensor, width: int) -> Tensor:
 
 
 def completion_batch(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]],
-                     pad_id: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+                     pad_id: int, device: torch.device | str, *,
+                     own_tokens: Sequence[Sequence[bool]] | None = None) -> tuple[Tensor, Tensor]:
     """Return prompts with their completions, padded on the right, and the completions' mask.
 
     Shapes     B prompts and completions, lists of ids -> tokens (B, T), mask (B, T)
+
+    `own_tokens` says which tokens of the completions are the policy's own, and not a tool's: the
+    mask covers these. Without it, all are.
     """
     rows = [[*prompt, *completion]
             for prompt, completion in zip(prompts, completions, strict=True)]
     tokens, ends = right_pad(rows, pad_id, device=device)
     starts = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.long, device=device)
-    return tokens, span_mask(starts, ends, tokens.shape[1])
+    mask = span_mask(starts, ends, tokens.shape[1])
+    if own_tokens is not None:
+        mask[mask.clone()] = torch.tensor([own for row in own_tokens for own in row],
+                                          device=device)
+    return tokens, mask
 
 
 def micro_batches(lengths: Tensor, token_budget: int = TOKEN_BUDGET) -> Iterator[Tensor]:

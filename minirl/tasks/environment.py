@@ -25,7 +25,7 @@ from functools import cached_property
 from typing import Any
 
 from minirl.tasks.calls import BARE, CallError, Spelling, Tool, Tools
-from minirl.tasks.problem import Problem, RewardFunction, Task, weights_of
+from minirl.tasks.problem import JudgedTask, Problem, RewardFunction, Task, weights_of
 
 EnvironmentFactory = Callable[[], Any]
 
@@ -146,6 +146,20 @@ class ToolTask:
         return Tools([*self.tools, *(getattr(environment, name) for name in names)])
 
 
+def tool_task(task: Task) -> ToolTask | None:
+    """Return the task with tools that a task is, or judges the completions of; None without tools.
+
+    >>> from minirl.tasks.arithmetic import Arithmetic
+    >>> from minirl.tasks.tools import calculate
+    >>> task = with_tools(Arithmetic(), [calculate])
+    >>> tool_task(JudgedTask(task, task.rewards, {})) is task
+    True
+    """
+    while isinstance(task, JudgedTask):
+        task = task.task
+    return task if isinstance(task, ToolTask) else None
+
+
 def _get_rewards(environments: Sequence[Any], **_: Any) -> list[float | None]:
     return [environment.get_reward() for environment in environments]
 
@@ -155,4 +169,6 @@ def with_tools(task: Task, tools: Sequence[Tool] | None = None,
     """Return the task with these tools; as it is, if there are none."""
     if not tools and environment_factory is None:
         return task
+    if tool_task(task) is not None:
+        raise ValueError(f"the task {task.name} has tools already: give all of them at once")
     return ToolTask(task, tools or (), environment_factory)

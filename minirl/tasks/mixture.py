@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minirl.tasks.environment import tool_task
 from minirl.tasks.problem import Problem, RewardFunction, Task, check_share, columns, weights_of
 from minirl.tasks.rewards import judge
 
@@ -41,6 +42,9 @@ class Mixture:
 
     def __post_init__(self) -> None:
         check_share("general_share", self.general_share)
+        if tool_task(self.reasoning) is not None or tool_task(self.general) is not None:
+            raise ValueError("a part of the mixture has tools of its own: give them to the "
+                             "mixture, with_tools(Mixture(...), ...)")
 
     @property
     def name(self) -> str:

@@ -156,8 +156,9 @@ def program(expression: str) -> str:
 def product_demonstrations(task: Products, n: int, rng: random.Random, *, tool_share: float,
                            chain_share: float = 0.0, program_share: float = 0.0,
                            slip_share: float = 0.0, split: str = "train"
-                           ) -> list[tuple[str, str]]:
-    """Draw n (prompt, completion) pairs for SFT, so that a base model knows every way.
+                           ) -> list[tuple[str, Sequence[str]]]:
+    """Draw n (prompt, completion) pairs for SFT, so that a base model knows every way. A completion
+    with calls is the tuple of its parts: the policy's own, and in between the calculator's.
 
     tool_share     share that calls the calculator
     chain_share    share that works in a chain of thought
@@ -174,7 +175,7 @@ def product_demonstrations(task: Products, n: int, rng: random.Random, *, tool_s
         check_share(name, round(share, 12))    # 0.7 + 0.2 + 0.1 is above 1 by rounding
     rest = max(0.0, 1 - sum(shares.values()))
     products = replace(task, easy_share=0.0)
-    pairs = []
+    pairs: list[tuple[str, Sequence[str]]] = []
     for problem in task.sample(n, rng, split=split):
         assert isinstance(problem, ProductProblem)
         form, = rng.choices(FORMS, [rest, chain_share, tool_share, program_share])
@@ -182,9 +183,18 @@ def product_demonstrations(task: Products, n: int, rng: random.Random, *, tool_s
         expression = _with_slip(problem.expression, rng) if slips else problem.expression
         guess = problem if problem.easy else products.sample(1, rng, split=split)[0]
         completion = {"at once": at_once(guess.answer), "chain": chain(problem),
-                      "tool": tool_call(expression), "program": program(expression)}[form]
+                      "tool": in_parts(tool_call(expression)), "program": program(expression)}[form]
         pairs.append((problem.prompt, completion))
     return pairs
+
+
+def in_parts(content: str) -> tuple[str, ...]:
+    """Return a completion in parts: what the policy writes, and in between what a tool answers.
+
+    >>> in_parts("<tool>6*7</tool><result>42</result><answer>42</answer>")
+    ('<tool>6*7</tool>', '<result>42</result>', '<answer>42</answer>')
+    """
+    return tuple(re.split("(<result>.*?</result>)", content, flags=re.DOTALL))
 
 
 def _with_slip(expression: str, rng: random.Random) -> str:

@@ -17,6 +17,10 @@ from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.preferences import Demonstration, Ranking
 from minirl.tasks.steps import Solution
 
+# Text; or its parts in turn, those that are the policy's own and those that it is given:
+# ("<tool>6*7</tool>", "<result>42</result>", "<answer>42</answer>")
+Completion = str | Sequence[str]
+
 
 def epoch_batch(n: int, batch_size: int, step: int, seed: int, page: str) -> list[int]:
     """Return the indices of the batch at this step: each epoch is a new shuffle of all n, cut into
@@ -39,6 +43,28 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str] | Demonst
     for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         _check_fits(getattr(pairs[i], "source", "") or f"pair {i}", prompt, completion, max_seq_len)
     return prompts, completions
+
+
+def encode_demonstrations(tokenizer: Tokenizer, pairs: Sequence[tuple[str, Completion]],
+                          max_seq_len: int
+                          ) -> tuple[list[list[int]], list[list[int]], list[list[bool]]]:
+    """Encode pairs of which parts of a completion may be given, such as a tool's answers -> prompt
+    ids, completion ids, and of each token of a completion whether it is the policy's own.
+
+    Raises ValueError as encode_pairs does.
+    """
+    whole = [(prompt, text if isinstance(text, str) else "".join(text))
+             for prompt, text, *_ in pairs]
+    prompts, completions = encode_pairs(tokenizer, whole, max_seq_len)
+    own_tokens = [[True] * len(ids) for ids in completions]
+    for i, (prompt, parts, *_) in enumerate(pairs):
+        if not isinstance(parts, str):
+            before = accumulate(parts, initial=prompt)
+            _, ids = tokenizer.encode_pairs(list(zip(before, parts, strict=False)))
+            ids[-1] = with_eos(tokenizer, ids[-1])
+            completions[i] = [id for part in ids for id in part]
+            own_tokens[i] = [number % 2 == 0 for number, part in enumerate(ids) for _ in part]
+    return prompts, completions, own_tokens
 
 
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str],

@@ -10,7 +10,7 @@ Different          the default is for a model of 0.3 million parameters: one epo
                    gradient norm is clipped.
 Why                from scratch, many examples seen once teach more than few seen often.
 
-The loss is on the completion alone, its EOS included.
+The loss is on the completion alone, its EOS included; not on what a tool answered in it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from minirl.lm.rollouts import TOKEN_BUDGET, completion_batch, micro_batches
 from minirl.lm.seeds import derive_seed, seeded
 from minirl.lm.tokenizer import Tokenizer
 from minirl.train.checks import check
-from minirl.train.encoding import encode_pairs, epoch_batch
+from minirl.train.encoding import Completion, encode_demonstrations, epoch_batch
 from minirl.train.metrics import Sums, check_finite
 from minirl.train.state import Log, Save, TrainState, apply_update, make_optimizer
 
@@ -57,7 +57,7 @@ class SFTConfig:
 
 
 def train_sft(
-        model: Transformer, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]],
+        model: Transformer, tokenizer: Tokenizer, pairs: Sequence[tuple[str, Completion]],
         config: SFTConfig, *, seed: int = 0,
         log: Log | None = None, save: Save | None = None, resume: dict | None = None,
 ) -> Transformer:
@@ -67,7 +67,8 @@ def train_sft(
     state_dict(). Raises ValueError for no pairs, or for one that does not fit the context,
     NonFiniteError if a loss, gradient or weight is NaN or infinite.
     """
-    prompts, completions = encode_pairs(tokenizer, pairs, model.config.max_seq_len)
+    prompts, completions, own_tokens = encode_demonstrations(tokenizer, pairs,
+                                                             model.config.max_seq_len)
     model.set_dropout(config.dropout)
     model.train()
     state = TrainState(model, make_optimizer(model, config))
@@ -82,7 +83,7 @@ def train_sft(
         # 1. batch: the next demonstrations of this epoch's shuffle
         batch = epoch_batch(len(pairs), config.batch_size, state.step, seed, "sft")
         lengths = torch.tensor([len(prompts[i]) + len(completions[i]) for i in batch])
-        total = world.total(sum(len(completions[i]) for i in batch))
+        total = world.total(sum(sum(own_tokens[i]) for i in batch))
 
         # 2. update: the mean log-prob of all completion tokens, backward, clip, step
         lr = config.lr * cosine_to_floor(state.step, steps, floor=config.min_lr_ratio,
@@ -92,7 +93,8 @@ def train_sft(
                 rows = [batch[i] for i in part]
                 tokens, mask = completion_batch([prompts[i] for i in rows],
                                                 [completions[i] for i in rows],
-                                                tokenizer.pad_id, model.device)  # (b, T)
+                                                tokenizer.pad_id, model.device,
+                                                own_tokens=[own_tokens[i] for i in rows])  # (b, T)
                 logp = token_logprobs(model, tokens, mask=mask)  # (b, T)
                 loss = -aggregate(logp, mask, "token_mean", total=total)
                 check_finite(loss, state.step + 1, rows, pairs)

@@ -174,3 +174,11 @@ def test_a_completion_batch_by_hand():
     tokens, mask = completion_batch([[1, 2], [3]], [[9], [4, 5, 9]], 9, "cpu")
     assert tokens.tolist() == [[1, 2, 9, 9], [3, 4, 5, 9]]
     assert mask.int().tolist() == [[0, 0, 1, 0], [0, 1, 1, 1]]
+
+
+def test_a_completion_batch_leaves_out_what_is_not_the_policys_own():
+    """Of [5, 6, 7] the 6 is a tool's, of [8] nothing, whatever the ids are."""
+    tokens, mask = completion_batch([[1], [2, 3]], [[5, 6, 7], [8]], 0, "cpu",
+                                    own_tokens=[[True, False, True], [True]])
+    assert tokens.tolist() == [[1, 5, 6, 7], [2, 3, 8, 0]]
+    assert mask.int().tolist() == [[0, 1, 0, 1], [0, 0, 1, 0]]

@@ -6,8 +6,9 @@ import pytest
 
 from minirl.tasks.arithmetic import Arithmetic
 from minirl.tasks.calls import BARE, JSON, Tools
-from minirl.tasks.environment import LONGEST_ANSWER, Session, ToolTask, with_tools
-from minirl.tasks.problem import Problem, Task
+from minirl.tasks.environment import LONGEST_ANSWER, Session, ToolTask, tool_task, with_tools
+from minirl.tasks.mixture import Mixture
+from minirl.tasks.problem import JudgedTask, Problem, Task
 from minirl.tasks.tools import calculate
 
 
@@ -197,3 +198,20 @@ def test_a_problem_with_a_field_called_prompt_is_no_surprise():
     ToolTask(Arithmetic(digits=1), environment_factory=Seeing).begin(
         {"prompt": "1+1=", **vars(Problem("1+1=", "2"))})
     assert seen["prompt"] == "1+1=" and seen["answer"] == "2"
+
+
+def test_tools_are_not_lost_where_a_task_is_wrapped():
+    """Evaluation judges by other weights. Its wrapper once hid the tools: a model that calls was
+    then measured without an answer to its calls, and made up its own."""
+    task = with_tools(Arithmetic(digits=1), [calculate])
+    wrapped = JudgedTask(JudgedTask(task, task.rewards, {}), task.rewards, {})
+    assert tool_task(wrapped) is task
+    assert tool_task(Arithmetic(digits=1)) is None
+
+
+def test_tools_cannot_be_given_twice_or_to_a_part_of_a_mixture():
+    task = with_tools(Arithmetic(digits=1), [calculate])
+    with pytest.raises(ValueError, match="has tools already"):
+        with_tools(task, [calculate])
+    with pytest.raises(ValueError, match="a part of the mixture has tools"):
+        Mixture(task, Arithmetic(digits=1), lambda **_: [])

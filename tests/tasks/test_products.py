@@ -206,13 +206,17 @@ def test_an_error_of_the_tool_is_text_that_can_be_copied():
     assert form_of(tool_call("38x92")) == "tool"
 
 
+def as_text(pairs):
+    return [(prompt, "".join(completion)) for prompt, completion in pairs]
+
+
 @pytest.mark.parametrize("shares", [(0.25, 0.25, 0.25), (1.0, 0.0, 0.0), (0.0, 0.5, 0.5)])
 def test_demonstrations_have_their_shares(shares):
     """Of 1,200 at share 1/4, 300 +- 15; half of them easy, in each form."""
     names = ("tool_share", "chain_share", "program_share")
     task = Products(2, easy_share=0.5)
-    pairs = product_demonstrations(task, 1200, random.Random(0),
-                                   **dict(zip(names, shares, strict=True)))
+    pairs = as_text(product_demonstrations(task, 1200, random.Random(0),
+                                           **dict(zip(names, shares, strict=True))))
     forms = {name: [p for p, c in pairs if form_of(c) == name] for name in FORMS}
     for name, share in zip(("tool", "chain", "program"), shares, strict=True):
         assert abs(len(forms[name]) - 1200 * share) <= (80 if share < 1 else 0)
@@ -227,12 +231,21 @@ def test_demonstrations_are_right_but_for_guesses(split):
     task = Products(3, easy_share=0.5)
     pairs = product_demonstrations(task, 600, random.Random(0), tool_share=0.25, chain_share=0.25,
                                    program_share=0.25, split=split)
-    for prompt, completion in pairs:
+    for prompt, completion in as_text(pairs):
         right, = value_accuracy([prompt], [completion], answer=[calculate(prompt[:-1])])
         guessed = form_of(completion) == "at once" and "*" in prompt
         assert right == float(not guessed)
         if guessed:
             assert re.fullmatch(r"<think></think><answer>\d{5,6}</answer>", completion)
+
+
+def test_what_the_calculator_says_is_a_part_of_its_own():
+    """A model must not learn to say it: parts are the policy's and the calculator's, in turn."""
+    pairs = product_demonstrations(Products(2), 20, random.Random(0), tool_share=1.0)
+    for prompt, (call, result, answer) in pairs:
+        assert call == f"<think><tool>{prompt[:-1]}</tool>"
+        assert result == f"<result>{calculate(prompt[:-1])}</result>"
+        assert answer == f"</think><answer>{calculate(prompt[:-1])}</answer>"
 
 
 def test_slips_are_calls_of_another_problem_and_the_tool_answers_what_was_asked():
@@ -241,7 +254,7 @@ def test_slips_are_calls_of_another_problem_and_the_tool_answers_what_was_asked(
     pairs = product_demonstrations(task, 1000, random.Random(0), tool_share=0.5, program_share=0.5,
                                    slip_share=0.5)
     slips = 0
-    for prompt, completion in pairs:
+    for prompt, completion in as_text(pairs):
         asked = re.search(r"(?:<tool>|answer=)([^<]*)<", completion)[1]
         slips += asked != prompt[:-1]
         assert len(asked) == len(prompt) - 1

@@ -9,7 +9,13 @@ from tokenizers import decoders, models, normalizers, processors
 
 from minirl.lm.tokenizer import EOS, Tokenizer, build_tokenizer, load_tokenizer
 from minirl.tasks.preferences import Demonstration, Ranking
-from minirl.train.encoding import encode_pairs, encode_rankings, encode_texts, epoch_batch
+from minirl.train.encoding import (
+    encode_demonstrations,
+    encode_pairs,
+    encode_rankings,
+    encode_texts,
+    epoch_batch,
+)
 
 OURS = build_tokenizer()
 BOS_ID, EOS_ID, HI = OURS.bos_id, OURS.eos_id, OURS.encode("hi")
@@ -30,6 +36,15 @@ def test_the_shuffle_depends_on_seed_and_page():
     assert epoch_batch(10, 10, 0, seed=0, page="sft") == batch
     assert epoch_batch(10, 10, 0, seed=1, page="sft") != batch
     assert epoch_batch(10, 10, 0, seed=0, page="rm") != batch
+
+
+def test_parts_of_a_completion():
+    """The ids are those of the whole text, and each belongs to the policy or to a tool."""
+    pairs = [("1=", "ab"), ("1=", ("a", "bc", "d")), ("1=", ("ab",))]
+    prompts, completions, own = encode_demonstrations(OURS, pairs, 64)
+    whole = [(prompt, "".join(parts)) for prompt, parts in pairs]
+    assert (prompts, completions) == encode_pairs(OURS, whole, 64)
+    assert own == [[True] * 3, [True, False, False, True, True], [True] * 3]
 
 
 def spaced(tmp_path, merges=()):

@@ -88,6 +88,18 @@ def test_the_loss_is_on_the_completion_alone_with_its_eos():
     assert log[0]["loss"] == pytest.approx(float(expected), abs=1e-5)
 
 
+def test_what_a_tool_answers_in_a_completion_is_read_and_not_learnt():
+    """Of ("a", "bc", "d") the loss is on a, d and EOS, each given all that stands before it."""
+    pair = ("1=", ("a", "bc", "d"))
+    ids = [*TOKENIZER.encode_prompt("1="), *TOKENIZER.encode("abcd"), TOKENIZER.eos_id]
+    model, log = tiny(), Log()
+    logp = model(torch.tensor([ids])).detach().log_softmax(-1)[0]
+    # tokens 0 to 2 are BOS, 1 and =; a is token 3, d is token 6, and EOS token 7
+    expected = -sum(logp[t - 1, ids[t]] for t in (3, 6, 7)) / 3
+    train_sft(model, TOKENIZER, [pair], SFTConfig(batch_size=1), log=log)
+    assert log[0]["loss"] == pytest.approx(float(expected), abs=1e-5)
+
+
 def test_the_mask_of_a_completion_covers_its_eos():
     mask = span_mask(torch.tensor([2]), torch.tensor([4]), 6)
     assert mask.tolist() == [[False, False, True, True, False, False]]
