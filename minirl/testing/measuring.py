@@ -121,17 +121,18 @@ def times(value: Any, factor: float) -> Any:
     return [factor * part for part in value] if isinstance(value, (tuple, list)) else factor * value
 
 
-def agree(a: Any, b: Any, tolerance: float, *, either: bool = True) -> bool:
+def agree(a: Any, b: Any, tolerance: float, *, either: bool = True, exploded_too: bool = False
+          ) -> bool:
     """Whether two results are the same up to a tolerance, NaN in the same places.
 
     Where a ratio has exploded, in either result or in `a` alone, only that it is no NaN counts: a
-    cap far away is everybody's choice.
+    cap far away is everybody's choice. With exploded_too it counts like any other number.
     """
     if a is None or b is None or a.shape != b.shape:
         return False
     a, b = a.double(), b.double()
-    exploded = a.abs() > HUGE
-    if either:
+    exploded = (a.abs() > HUGE) & (not exploded_too)
+    if either and not exploded_too:
         exploded |= b.abs() > HUGE
     a, b = a.masked_fill(exploded, 0), b.masked_fill(exploded, 0)
     return torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)

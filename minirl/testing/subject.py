@@ -89,7 +89,8 @@ class Subject(NamedTuple):
                                "none", "detach what is a constant")]
         found = [Difference(probe, options, key, came.get(key), value, everything=came)
                  for key, value in wanted.items()
-                 if not agree(came.get(key), value, TOLERANCE[probe.dtype])]
+                 if not agree(came.get(key), value, TOLERANCE[probe.dtype],
+                              exploded_too=probe.ours)]
         return found + [Difference(probe, options, key, came[key], probe.inputs[key[6:]],
                                    f"it writes into its {key}")
                         for key in came if key.startswith("input ")]

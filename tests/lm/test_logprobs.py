@@ -9,7 +9,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from minirl.lm.logprobs import linear_logprobs, rollout_logprobs, token_logprobs
+from minirl.lm.logprobs import (
+    WORTH_COMPILING,
+    chunk_rows,
+    linear_logprobs,
+    rollout_logprobs,
+    token_logprobs,
+)
 from minirl.lm.rollouts import Rollouts, span_mask
 
 LIKELY = 0.9
@@ -276,6 +282,23 @@ def test_no_tensor_of_all_logits_is_ever_made(N, V, share):
     with LargestTensor() as control:    # the naive formula, to see that the meter works
         sum(x.sum() for x in naive(hidden, weight, targets)).backward()
     assert control.numel >= N * V
+
+
+@pytest.mark.parametrize("rows, vocab, device, expected", [
+    (16_384, 151_936, "cpu", 110),        # 2^24 logits
+    (65_536, 151_936, "cuda", 3533),      # 2^29 logits
+    (65_536, 151_936, "elsewhere", 3533),
+    (100_000, 64, "cpu", 12_500),         # an eighth of the rows
+    (10_000, 64, "cpu", 4096),            # 2^18 logits, where an eighth is less
+    (101, 64, "cpu", 51),                 # half of the rows
+    (9, 200_000, "cpu", 2),               # an eighth, rounded up
+    (1, 10 ** 9, "cpu", 1),
+    (0, 64, "cpu", 1),
+])
+def test_the_size_of_a_chunk(rows, vocab, device, expected):
+    """The times in RESULTS.md are measured with it, and with what is worth compiling."""
+    assert chunk_rows(rows, vocab, device) == expected
+    assert WORTH_COMPILING == 2 ** 26
 
 
 # errors

@@ -82,6 +82,9 @@ def tagged(content):
     (tagged("2.50"), Decimal("2.5"), 1.0),
     (tagged("5"), numpy.float64(5), 1.0),
     (tagged("5"), numpy.int64(5), 1.0),
+    (tagged("！～"), "!~", 1.0),  # the first and the last full-width character
+    (tagged("a\u3000b"), "a b", 1.0),  # the full-width space
+    (tagged("\uff5f"), "\x7f", 0.0),  # the next character is none
     (tagged("x2"), "x²", 0.0),
     (tagged("½"), "1/2", 0.0),  # what NFKC would make equal
 ])
