@@ -201,7 +201,8 @@ def main() -> None:
         for seed in range(args.seeds):
             one_seed(seed, args.out)
     runs = read(args.out)
-    methods = [m for m in METHODS if any(run["method"] == m.name for run in runs)]
+    seeds = len(report.of(runs, report.BASE))
+    methods = [method for method in METHODS if len(report.of(runs, method.name)) == seeds]
     report.methods(runs, methods)
     report.votes(runs, methods, KS)
     report.draw_curves(runs, methods, args.figures / "unified.png")
@@ -224,8 +225,9 @@ def one_seed(seed: int, out: Path) -> None:
     problems = TASK.sample(STEPS * PROMPTS, random.Random(derive_seed(seed, "unified")))
 
     def keep(name: str, model: Transformer, curve: list[tuple[int, float]], began: float) -> None:
-        line = {"seed": seed, "method": name, "curve": curve,
-                "seconds": time.perf_counter() - began, **measured(model, tokenizer, seed)}
+        line: dict[str, Any] = {"seed": seed, "method": name, "curve": curve,
+                                "seconds": time.perf_counter() - began}
+        line |= measured(model, tokenizer, seed)
         with open(out, "a") as file:
             file.write(json.dumps(line) + "\n")
         print(f"seed {seed}, {name}: {line['pass'][0]:.3f}", flush=True)

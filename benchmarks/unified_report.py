@@ -15,6 +15,7 @@ from common import row, spread, table_head
 from minirl.lm.figures import COLOURS, DASHES, entry, legend_below, new_figure, save, tidy
 
 BASE = "base model"                # the name of the lines about where all methods start
+ONLINE = "the policy"              # the data source of the online methods
 GREY = "#9ca3af"
 COLUMNS = 4                        # of panels
 Run = dict[str, Any]
@@ -71,27 +72,36 @@ def votes(runs: Sequence[Run], methods: Sequence[Method], ks: Sequence[int]) -> 
 # the figures
 
 def draw_curves(runs: Sequence[Run], methods: Sequence[Method], out: Path) -> None:
-    """Draw held-out accuracy over training: dashed where the policy does not sample itself."""
-    figure, (axis,) = new_figure(1, 1, (7.4, 4.4))
-    start = mean_at(runs, BASE, "pass", 0)
-    entries = []
-    for method, colour in zip(methods, COLOURS[:4] + ("#0f9d9d",) + COLOURS[4:], strict=False):
-        curves = [run["curve"] for run in of(runs, method.name)]
-        steps = list(zip(*curves, strict=True))            # for each look a point per seed
-        x = [0, *(points[0][0] for points in steps)]
-        columns = [[start], *([accuracy for _, accuracy in points] for points in steps)]
-        look = {"color": colour, "linewidth": 2,
-                "linestyle": "-" if method.source == "the policy" else DASHES}
-        axis.plot(x, list(map(statistics.mean, columns)), **look)
-        axis.fill_between(x, list(map(min, columns)), list(map(max, columns)), color=colour,
-                          alpha=0.12, linewidth=0)
-        entries.append(entry(f"{method.name} (answers of {method.source})", **look))
-    axis.set_xlim(0, x[-1])
-    tidy(axis, f"From one base model: means and ranges of {len(curves)} seeds",
-         x="completions sampled (SFT: 8 for each demonstration)",
-         y="accuracy on held-out sums")
-    legend_below(figure, entries)
+    """Draw held-out accuracy over training, where the policy answers itself and where it does not.
+    The first offline method with a reward, RFT, stands in grey beside the online ones, too."""
+    figure, (left, right) = new_figure(1, 2, (10.4, 4.2))
+    offline = [method for method in methods if method.source != ONLINE]
+    online = [method for method in methods if method.source == ONLINE]
+    for axis, shown in ((left, offline), (right, online)):
+        for method, colour in zip(shown, COLOURS, strict=False):
+            draw_curve(axis, runs, method.name, colour)
+    draw_curve(right, runs, "RFT", GREY, linestyle=DASHES)
+    top = max(axis.get_ylim()[1] for axis in (left, right))
+    for axis, whose in ((left, "Offline: people's or the base model's answers"),
+                        (right, "Online: the policy's own answers")):
+        axis.set_ylim(0, top)
+        axis.set_xlim(left=0)
+        axis.legend(fontsize=8, frameon=False, loc="lower right")
+        tidy(axis, whose, x="completions sampled (SFT: 8 for each demonstration)",
+             y="accuracy on held-out sums")
     save(figure, out)
+
+
+def draw_curve(axis: Any, runs: Sequence[Run], name: str, colour: str, **look: Any) -> None:
+    """Draw the mean of a method's seeds as a line, and their range as an area."""
+    curves = [[*base["curve"], *run["curve"]]
+              for base, run in zip(of(runs, BASE), of(runs, name), strict=True)]
+    looks = list(zip(*curves, strict=True))                # of each look a point per seed
+    x = [points[0][0] for points in looks]
+    columns = [[accuracy for _, accuracy in points] for points in looks]
+    axis.plot(x, list(map(statistics.mean, columns)), color=colour, linewidth=2, label=name, **look)
+    axis.fill_between(x, list(map(min, columns)), list(map(max, columns)), color=colour,
+                      alpha=0.12, linewidth=0)
 
 
 def draw_votes(runs: Sequence[Run], methods: Sequence[Method], ks: Sequence[int],
@@ -108,7 +118,7 @@ def draw_votes(runs: Sequence[Run], methods: Sequence[Method], ks: Sequence[int]
                 axis.plot(ks, values, color=colour, linestyle=line, marker="o", markersize=3)
         axis.set_xscale("log", base=2)
         axis.set_xticks(ks, [str(k) for k in ks])
-        axis.set_ylim(0.25, 1.02)
+        axis.set_ylim(0, 1.03)
         tidy(axis, method.name, x="K")
     legend_below(figure, [entry(f"{title}, {time}", color=colour, linestyle=line, linewidth=2)
                           for time, colour in (("before", GREY), ("after", COLOURS[0]))
