@@ -93,13 +93,14 @@ def completion(problem: Problem, *, worked: bool) -> str:
 
 
 def with_slips(problem: Problem, rng: random.Random, share: float) -> str:
-    """Return a completion in which each column's last digit is wrong with probability `share`. What
-    comes after goes on from what is written, as a person would who has not noticed.
+    """Return a completion in which each column forgets its carry with probability `share`, or has
+    one where there is none. What comes after goes on from what is written, as a person would who
+    has not noticed. So the answer is wrong, too.
 
     Raises ValueError for a problem that has no carry, such as a subtraction.
 
-    >>> with_slips(Arithmetic(digits=2).problem(47, 85), random.Random(4), share=0.5)
-    '<think>7+5+0=14,4+8+1=134</think><answer>134</answer>'
+    >>> with_slips(Arithmetic(digits=2).problem(47, 85), random.Random(1), share=0.5)
+    '<think>7+5+0=02,4+8+0=122</think><answer>122</answer>'
     """
     match = SUM.fullmatch(problem.prompt)
     if match is None:
@@ -108,7 +109,7 @@ def with_slips(problem: Problem, rng: random.Random, share: float) -> str:
 
     def slip(total: int) -> int:
         wrong = rng.random() < share
-        return total // 10 * 10 + (total + rng.randrange(1, 10)) % 10 if wrong else total
+        return total + (10 if total < 10 else -10) * wrong
 
     work_out = {"+": _add, "*": _multiply}[match[2]]
     work, _ = work_out(int(match[1]), int(match[3]), slip)
