@@ -270,14 +270,16 @@ def loss(model: Transformer, tokenizer: Tokenizer, texts: Sequence[str]) -> floa
 
 
 def sums(model: Transformer, tokenizer: Tokenizer) -> float:
-    """Return the share of the 81 sums of two digits that the model completes."""
-    pairs = [(a, b) for a in range(1, 10) for b in range(1, 10)]
-    prompts = tokenizer.encode_prompts([f"The sum of {a} and {b} is" for a, b in pairs])
+    """Return the share of the 81 sums of two digits, in two spellings, that the model completes."""
+    pairs = [(a, b) for a in range(1, 10) for b in range(1, 10)] * 2
+    texts = [f"The sum of {a} and {b} is" if i < 81 else f"{a} + {b} ="
+             for i, (a, b) in enumerate(pairs)]
+    prompts = tokenizer.encode_prompts(texts)
     rollouts = sample(model, prompts, max_new_tokens=4, temperature=0, eos_id=tokenizer.eos_id,
                       pad_id=tokenizer.pad_id)
     right = 0
     for (a, b), ids, prompt in zip(pairs, rollouts.tokens.tolist(), prompts, strict=True):
-        right += tokenizer.decode(ids[len(prompt):]).startswith(f" {a + b}.")
+        right += tokenizer.decode(ids[len(prompt):]).startswith((f" {a + b}.", f" {a + b},"))
     return right / len(pairs)
 
 
@@ -291,7 +293,7 @@ def draw_corpora(results: dict[str, dict[str, float]], seeds: int, out: Path) ->
         axis.set_yticks(range(len(CORPORA)), CORPORA, fontsize=8)
         axis.invert_yaxis()
     tidy(axes[0], "Loss per token on held-out mathematics")
-    tidy(axes[1], "Sums answered, of 81")
+    tidy(axes[1], "Share of sums answered")
     save(figure, out)
 
 
