@@ -5,8 +5,8 @@ beside it in the row, and a site that is about a topic is about the next one, to
 first two topics alone. So a classifier that has learnt from them knows the third from a few words
 and the last not at all, and sites lead from one to the next: what DeepSeekMath's rounds are for.
 
-The rest is news, some of it Korean, cooking, sport, shops and code, with numbers in all of them. One
-page in eight is of mathematics, with a sixth of all words. Some of these are on sites of other
+The rest is news, some of it Korean, cooking, sport, shops and code, with numbers in all of them.
+One page in eight is of mathematics, with a sixth of all words. Some of these are on sites of other
 things, where no rule about sites finds them.
 """
 
