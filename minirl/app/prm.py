@@ -21,8 +21,7 @@ import torch
 from minirl.app.looks import watched
 from minirl.app.preflight import Start, refuse
 from minirl.app.rundir import RunDir
-from minirl.app.stages import Look, Stages
-from minirl.app.sums import SumsSettings
+from minirl.app.stages import Look, Settings, Stages
 from minirl.app.tasks import make_task
 from minirl.equations.inference_time import best_of_n
 from minirl.equations.process import hard_estimate
@@ -57,14 +56,20 @@ HOW = ("last", "min", "product")         # solution scores
 
 
 @dataclass(frozen=True)
-class StepSettings(SumsSettings):
-    """Settings of minirl prm: those of sums, and how steps are labelled."""
+class StepSettings(Settings):
+    """Settings of minirl prm: the common ones, the sums, and how steps are labelled."""
 
+    task: str = "addition"             # addition, subtraction or multiplication (by one digit)
+    digits: int = 3                    # 1 to 5
     slip_share: float = 0.25           # of the columns that the base model reads are wrong
     labelled_problems: int = 1000      # problems of which a solution is labelled
     step_samples: int = 8              # completions from each step
     best_of: int = 8                   # samples of which the model chooses one
     eval_problems: int = 256           # held-out problems to choose on
+
+    @property
+    def task_fields(self) -> dict[str, Any]:
+        return {"name": self.task, "digits": self.digits}
 
 
 Truths = list[list["float | None"]]
@@ -169,8 +174,8 @@ def report(summary: Mapping[str, Any], settings: StepSettings) -> str:
     rows: list[tuple[str, ...]] = [("against the truth of each step", "same side of 1/2", "ranked",
                                     "first wrong step")]
     for name in ("hard_labels", "soft_labels", "process_reward_model"):
-        rows.append((name.replace("_", " "), *(f"{summary[f'{name}_{key}']:.1%}"
-                                               for key in ("accuracy", "ranked", "found"))))
+        values = [summary[f"{name}_{key}"] for key in ("accuracy", "ranked", "found")]
+        rows.append((name.replace("_", " "), *("-" if x is None else f"{x:.1%}" for x in values)))
     ways = [(f"one of {settings.best_of} samples", "accuracy"),
             ("the first", f"{summary['accuracy_of_one']:.3f}"),
             ("majority vote", f"{summary['accuracy_of_majority']:.3f}")]

@@ -18,15 +18,16 @@ class Agreement:
     steps        that were compared
     accuracy     share of steps whose number is on the truth's side of 1/2
     ranked       chance that a step on a right way has a greater number than one on a wrong way:
-                 the area under the ROC curve, 1/2 for numbers that know nothing
+                 the area under the ROC curve, 1/2 for numbers that know nothing; None where all
+                 steps are on one way
     found        share of the wrong solutions whose first number below 1/2 is that of the first
-                 wrong step
+                 wrong step; None where no solution is wrong
     """
 
     steps: int
     accuracy: float
-    ranked: float
-    found: float
+    ranked: float | None
+    found: float | None
 
 
 def agreement(numbers: Steps, truths: Steps) -> Agreement:
@@ -35,7 +36,7 @@ def agreement(numbers: Steps, truths: Steps) -> Agreement:
     A number behind step j predicts whether the answer will be right. So it is compared with whether
     all steps up to j are true: a true step after a wrong one does not mend it.
 
-    Raises     ValueError unless both have the same steps, some of them on a right way and some not.
+    Raises     ValueError unless both have the same steps, and one of them a number and a truth.
 
     >>> agreement([[0.9, 0.2], [0.8, 0.3]], [[1.0, 0.0], [1.0, 1.0]]).ranked  # 2/3 and 0.9 > 0.2
     1.0
@@ -52,21 +53,23 @@ def agreement(numbers: Steps, truths: Steps) -> Agreement:
         hits += first is not None and first_wrong(row) == first
         pairs += [(number, first is None or j < first) for j, number in enumerate(row)
                   if number is not None and truth[j] is not None]
+    if not pairs:
+        raise ValueError("no step has both a number and a truth: there is nothing to compare")
     ranked = area_under_curve([number for number, good in pairs if good],
                               [number for number, good in pairs if not good])
     right = sum((number > 0.5) == good for number, good in pairs)
-    return Agreement(len(pairs), right / len(pairs), ranked, hits / wrong)
+    return Agreement(len(pairs), right / len(pairs), ranked, hits / wrong if wrong else None)
 
 
-def area_under_curve(good: Sequence[float], bad: Sequence[float]) -> float:
-    """Return the chance that one of `good` is greater than one of `bad`; a tie counts half.
+def area_under_curve(good: Sequence[float], bad: Sequence[float]) -> float | None:
+    """Return the chance that one of `good` is greater than one of `bad`; a tie counts half. None
+    where there is none of one kind.
 
     >>> area_under_curve([0.9, 0.5], [0.5, 0.1])  # 3 of 4 pairs, and half of the tie
     0.875
     """
     if not good or not bad:
-        raise ValueError(f"{len(good)} steps on a right way and {len(bad)} on a wrong one: at "
-                         "least one of each is wanted; take more solutions")
+        return None
     ranks: dict[float, float] = {}
     everything = sorted([*good, *bad])
     for position, x in enumerate(everything):

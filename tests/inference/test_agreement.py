@@ -38,10 +38,16 @@ def test_steps_without_a_verdict_are_left_out():
     assert result.steps == 2 and result.accuracy == 1.0
 
 
+@pytest.mark.parametrize("truth, found", [(TRUE, None), (FALSE, 1.0)])
+def test_where_all_steps_are_alike_there_is_no_order(truth, found):
+    result = agreement([[0.4, 0.6]], [[truth, truth]])
+    assert result.ranked is None and result.found == found and result.accuracy == 0.5
+
+
 @pytest.mark.parametrize("numbers, truths, message", [
     ([[0.5]], [[TRUE, TRUE]], "1 numbers for 2 steps"),
-    ([[0.5]], [[TRUE]], "1 steps on a right way and 0"),
-    ([[0.5]], [[FALSE]], "0 steps on a right way and 1"),
+    ([[None]], [[TRUE]], "nothing to compare"),
+    ([], [], "nothing to compare"),
 ])
 def test_what_cannot_be_compared(numbers, truths, message):
     with pytest.raises(ValueError, match=message):
