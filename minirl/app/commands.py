@@ -37,6 +37,7 @@ from minirl.lm.progress import Progress
 from minirl.lm.sampling import check_choices
 from minirl.lm.text import flag
 from minirl.lm.tokenizer import Tokenizer
+from minirl.tasks.environment import tool_task
 from minirl.tasks.problem import Task
 from minirl.train.dpo import DPOConfig
 from minirl.train.grpo import GRPOConfig
@@ -203,11 +204,12 @@ def open_checkpoint(args: argparse.Namespace) -> tuple[Path | str, Transformer, 
     return path, model, tokenizer
 
 
-def trained_on(path: Path | str, task: str | None = None, digits: int | None = None) -> Task:
+def trained_on(path: Path | str, task: str | None = None, digits: int | None = None, *,
+               quiet: bool = False) -> Task:
     """Return the task of a checkpoint's run, or what the flags make of it."""
     fields = read_json(Path(path).parent / "config.json").get("task")
     choice = make_task(with_changes(fields or DEFAULT, task, digits))
-    if fields is None and task is None:
+    if fields is None and task is None and not quiet:
         warn(f"no config.json says what {path} learnt: using {choice.name}; "
              "choose with minirl eval --task")
     return choice
@@ -226,14 +228,16 @@ def check_looking(args: argparse.Namespace, **counts: int) -> None:
 def command_sample(args: argparse.Namespace) -> None:
     check_looking(args, n=args.n)
     path, model, tokenizer = open_checkpoint(args)
-    prompts = args.prompts or [problem.prompt for problem in trained_on(path).sample(
+    task = trained_on(path, quiet=bool(args.prompts))
+    prompts = args.prompts or [problem.prompt for problem in task.sample(
         2, random.Random(args.seed), split="test")]
     rows = args.n * len(prompts)
     with compute_in(args.dtype, model.device), Progress("sampling", rows,
                                                         unit="completion") as progress:
         text = show_samples(model, tokenizer, prompts, n=args.n, temperature=args.temperature,
                             top_k=args.top_k, top_p=args.top_p, max_new_tokens=args.max_new_tokens,
-                            seed=args.seed, numbers=args.logprobs, colour=terminal_has_colours())
+                            seed=args.seed, numbers=args.logprobs, colour=terminal_has_colours(),
+                            task=tool_task(task))
         progress.update(rows)
     print(f"checkpoint: {path}", file=sys.stderr)
     print(text)

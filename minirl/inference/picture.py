@@ -8,11 +8,14 @@ from typing import NamedTuple
 
 import torch
 
+from minirl.inference.tool_use import begin_sessions, call_stops, replies_of
 from minirl.lm.model import Transformer
 from minirl.lm.rollouts import Rollouts
 from minirl.lm.sampling import sample
 from minirl.lm.text import WIDTH, columns_of, visible
 from minirl.lm.tokenizer import Tokenizer
+from minirl.tasks.environment import ToolTask
+from minirl.tasks.problem import Problem
 
 INDENT = 5                       # columns before a completion
 UNSURE, RATHER_SURE = 0.5, 0.9   # probabilities of a token below which it is marked
@@ -22,13 +25,19 @@ STYLES, PLAIN = {"~": "\x1b[33m", "^": "\x1b[4;31m"}, "\x1b[0m"      # yellow; r
 
 def show_samples(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], *, n: int,
                  max_new_tokens: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
-                 seed: int = 0, numbers: bool = False, colour: bool = False) -> str:
-    """Sample n completions of each prompt -> their picture: see show_rollouts."""
+                 seed: int = 0, numbers: bool = False, colour: bool = False,
+                 task: ToolTask | None = None) -> str:
+    """Sample n completions of each prompt -> their picture: see show_rollouts. Their calls are
+    answered by the tools of `task`."""
+    stops, reply = tokenizer.stop_ids, None
+    if task is not None:
+        sessions, _ = begin_sessions(task, tokenizer, [Problem(p, "") for p in prompts], n)
+        stops, reply = call_stops(tokenizer), replies_of(sessions, tokenizer)
     ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
     generator = torch.Generator(model.device).manual_seed(seed)
     rollouts = sample(model, ids, group=n, max_new_tokens=max_new_tokens, temperature=temperature,
-                      top_k=top_k, top_p=top_p, eos_id=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
-                      generator=generator)
+                      top_k=top_k, top_p=top_p, eos_id=stops, pad_id=tokenizer.pad_id,
+                      generator=generator, reply=reply)
     return show_rollouts(tokenizer, prompts, rollouts, numbers=numbers, colour=colour)
 
 
@@ -46,7 +55,8 @@ def show_rollouts(tokenizer: Tokenizer, prompts: Sequence[str], rollouts: Rollou
         if row % n == 0:
             lines += [""] * bool(lines)
             lines += picture(cells_of(prompts[row // n]), colour=colour, width=WIDTH)
-        logp = rollouts.behavior_logp[row][rollouts.mask[row]].tolist()
+        begin = int(rollouts.prompt_lengths[row])
+        logp = rollouts.behavior_logp[row, begin:begin + len(completion)].tolist()
         cells = completion_cells(tokenizer, completion, logp)
         any_mark = any_mark or any(cell.mark for cell in cells)
         first, *rest = picture(cells, colour=colour, width=WIDTH - INDENT)

@@ -7,6 +7,8 @@ import torch
 
 from minirl.app.cli import main
 from minirl.app.rundir import RunDir
+from minirl.tasks.environment import STOPS
+from minirl.tasks.tools import calculate
 
 
 def test_sft_says_how_good_it_is_and_what_comes_next(base, tmp_path, capsys):
@@ -30,6 +32,34 @@ def test_grpo_ends_with_what_changed(base, tiny_grpo, tmp_path, capsys):
                  "metrics.jsonl\nand final/, a checkpoint in Hugging Face layout.",
                  "Next: minirl sample '123+456='  |  minirl eval  |  minirl plot"):
         assert line in said, line
+
+
+def test_products_with_a_calculator(tiny_grpo, tmp_path, capsys):
+    """A model that has read a few calls; its calls are answered in training, evaluation and sample.
+    """
+    run, reader = tmp_path / "run", tmp_path / "reader"
+    flags = ["--task", "products", "--digits", "1", "--tools", "calculator"]
+    assert main(["sft", *flags, "--run-dir", str(reader), "--examples", "1200", "--batch-size", "8",
+                 "--tool-share", "1", "--hidden-size", "32", "--num-heads", "2", "--num-layers",
+                 "1", "--eval-problems", "4"]) == 0
+    capsys.readouterr()
+    assert main(["grpo", *flags, "--init", str(reader / "final"), "--run-dir", str(run),
+                 *tiny_grpo, "--max-new-tokens", "40"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"minirl grpo: 1-digit products and easy sums, from {reader}/final")
+    assert re.search(r"\ncall cost +-?[\d.]+ +-?[\d.]+\n", said)
+    task = RunDir(run).config["task"]
+    assert task == {"name": "products", "digits": 1, "easy_share": 0.5, "tools": "calculator"}
+    metrics = RunDir(run).metrics()[-1]
+    assert metrics["tools/call_frequency"] > 0.2
+    assert sum(metrics[f"stops/{why}"] for why in STOPS) == pytest.approx(1.0)
+
+    assert main(["sample", "7*8=", "-n", "12", "--init", str(run / "final")]) == 0
+    lines = "".join(line.strip() for line in capsys.readouterr().out.splitlines())
+    calls = re.findall(r"<tool>([0-9*+]+)</tool><result>([^<]*)</result>",
+                       re.sub("[~^]", "", lines))
+    assert calls and all(calculate(call) == result for call, result in calls
+                         if not result.startswith("error"))
 
 
 @pytest.mark.parametrize("name, advantage, ratio_of_four", [
