@@ -723,3 +723,7 @@ def test_no_tokens():
     none = torch.zeros(2, 0)
     assert [x.shape for x in gae(none, none, none)] == [(2, 0)] * 2
     assert discounted_returns(none, none).shape == (2, 0)
+
+
+def test_no_prompts_have_no_steps():
+    assert process_advantages(torch.zeros(0, 2, 3)).shape == (0, 2, 3)

@@ -10,6 +10,7 @@ import torch
 
 import minirl.train.dpo as page
 from minirl.equations.preferences import ipo_loss, label_smoothed_dpo_loss, simpo_loss
+from minirl.equations.schedules import cosine_to_floor
 from minirl.tasks.preferences import Ranking
 from minirl.train.dpo import DPOConfig, comparisons, train_dpo
 from minirl.train.metrics import NonFiniteError
@@ -216,6 +217,25 @@ def test_metrics_do_not_depend_on_micro_batches(name):
     assert whole.keys() == split.keys() and whole["rewards/margins"] != 0
     for metric in set(whole) - {"step_time"}:
         assert split[metric] == pytest.approx(whole[metric], rel=1e-4, abs=1e-5), metric
+
+
+def ids_of(ranking):
+    """Return how many tokens a ranking has: the prompt in front of each completion, and each
+    EOS."""
+    prompt = len(TOKENIZER.encode_prompt(ranking.prompt))
+    return sum(prompt + len(TOKENIZER.encode(text)) + 1 for text in ranking.completions)
+
+
+def test_metrics_count_epochs_and_tokens_and_show_the_learning_rate():
+    """Two steps per epoch, of three rankings and one. The warm-up is shorter than the run, however
+    long it is asked to be: 3 steps of 4."""
+    log = run(epochs=2, lr=1e-3, warmup_steps=9)[1]
+    assert [metrics["epoch"] for metrics in log] == [0.5, 1.0, 1.5, 2.0]
+    tokens = sum(map(ids_of, RANKINGS))
+    assert (log[1]["num_tokens"], log[3]["num_tokens"]) == (tokens, 2 * tokens)
+    assert all(0 < metrics["step_time"] < 60 for metrics in log)
+    rates = [1e-3 * cosine_to_floor(step, 4, floor=0.1, warmup=3) for step in range(4)]
+    assert [metrics["learning_rate"] for metrics in log] == pytest.approx(rates)
 
 
 def test_the_papers_preset():

@@ -208,6 +208,18 @@ def test_metrics_do_not_depend_on_micro_batches():
         assert split[0][name] == pytest.approx(whole[0][name], rel=1e-4, abs=1e-6), name
 
 
+def test_metrics_count_epochs_and_tokens():
+    """Two steps per epoch, of three rankings each. A prompt counts once per completion, and so
+    does each EOS."""
+    log = Log()
+    train(epochs=2, log=log)
+    assert [metrics["epoch"] for metrics in log] == [0.5, 1.0, 1.5, 2.0]
+    tokens = sum(len(TOKENIZER.encode_prompt(ranking.prompt)) + len(TOKENIZER.encode(text)) + 1
+                 for ranking in RANKINGS for text in ranking.completions)
+    assert (log[1]["num_tokens"], log[3]["num_tokens"]) == (tokens, 2 * tokens)
+    assert all(0 < metrics["step_time"] < 60 for metrics in log)
+
+
 # errors
 
 def test_no_rankings_are_an_error():

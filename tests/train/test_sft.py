@@ -6,6 +6,7 @@ from inspect import signature
 import pytest
 import torch
 
+from minirl.equations.schedules import cosine_to_floor
 from minirl.lm.rollouts import span_mask
 from minirl.lm.tokenizer import build_tokenizer
 from minirl.train.encoding import encode_pairs
@@ -147,6 +148,25 @@ def test_metrics_are_those_of_the_whole_batch():
     train_sft(tiny(), TOKENIZER, PAIRS[:8], SFTConfig(batch_size=8), log=whole)
     for name in ("loss", "grad_norm", "num_tokens", "learning_rate"):
         assert split[0][name] == pytest.approx(whole[0][name], rel=1e-5), name
+
+
+def test_metrics_count_epochs_and_tokens_and_show_the_learning_rate():
+    """Three steps per epoch, of eight pairs each. Prompts count, and so does each EOS. The warm-up
+    is shorter than the run, however long it is asked to be: 2 steps of 3."""
+    log = Log()
+    config = SFTConfig(epochs=2, batch_size=8, lr=1e-3, warmup_steps=4)
+    train_sft(tiny(), TOKENIZER, PAIRS, config, log=log)
+    epochs = [1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2]
+    assert [metrics["epoch"] for metrics in log] == pytest.approx(epochs)
+    tokens = sum(len(TOKENIZER.encode_prompt(x)) + len(TOKENIZER.encode(y)) + 1 for x, y in PAIRS)
+    assert (log[2]["num_tokens"], log[5]["num_tokens"]) == (tokens, 2 * tokens)
+    assert all(0 < metrics["step_time"] < 60 for metrics in log)
+    rates = [1e-3 * cosine_to_floor(step, 6, floor=0.02, warmup=4) for step in range(6)]
+    assert [metrics["learning_rate"] for metrics in log] == pytest.approx(rates)
+    short = Log()
+    train_sft(tiny(), TOKENIZER, PAIRS, SFTConfig(batch_size=8), log=short)
+    rates = [1e-2 * cosine_to_floor(step, 3, floor=0.02, warmup=2) for step in range(3)]
+    assert [metrics["learning_rate"] for metrics in short] == pytest.approx(rates)
 
 
 def test_instructgpt_preset():
