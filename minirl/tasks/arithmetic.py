@@ -93,9 +93,9 @@ def completion(problem: Problem, *, worked: bool) -> str:
 
 
 def with_slips(problem: Problem, rng: random.Random, share: float) -> str:
-    """Return a completion in which each column forgets its carry with probability `share`, or has
-    one where there is none. What comes after goes on from what is written, as a person would who
-    has not noticed. So the answer is wrong, too.
+    """Return a completion in which a column that has a carry forgets it with probability `share`.
+    What comes after goes on from what is written, as a person would who has not noticed. So the
+    answer is wrong, too.
 
     Raises ValueError for a problem that has no carry, such as a subtraction.
 
@@ -108,8 +108,7 @@ def with_slips(problem: Problem, rng: random.Random, share: float) -> str:
                          "multiplication, such as '12+34=', is wanted")
 
     def slip(total: int) -> int:
-        wrong = rng.random() < share
-        return total + (10 if total < 10 else -10) * wrong
+        return total % 10 if rng.random() < share else total
 
     work_out = {"+": _add, "*": _multiply}[match[2]]
     work, _ = work_out(int(match[1]), int(match[3]), slip)
@@ -123,7 +122,7 @@ def demonstrations(task: Task, n: int, rng: random.Random, *, worked_share: floa
 
     worked_share   share that is worked out; the rest is answered at once
     guessed_share  share of the latter that is guessed: the right answer to another problem
-    slip_share     share of wrong totals among all that are worked out: see with_slips
+    slip_share     share of the carries that are forgotten in what is worked out: see with_slips
     """
     check_share("worked_share", worked_share)
     check_share("guessed_share", guessed_share)
