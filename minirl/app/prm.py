@@ -1,6 +1,6 @@
 """`minirl prm`: a process reward model, on sums whose steps are known to be true or not.
 
-    base/             a policy that works sums out, and slips in a share of the columns
+    base/             a policy that works sums out, and forgets a share of the carries
     solutions.jsonl   its solutions, a label for each step; held-out.jsonl: of held-out problems
     the run itself    the process reward model
 
@@ -48,7 +48,7 @@ from minirl.train.presets import PRESETS
 from minirl.train.process_reward import as_reward, solution_chances, train_process_reward
 from minirl.train.sft import SFTConfig, train_sft
 
-EXAMPLES = 12_000                        # worked out, of the base model
+EXAMPLES = 15_000                        # sums, worked out, that the base model reads
 HELD_OUT = 200                           # problems whose solutions are labelled for comparison
 MAX_NEW_TOKENS = 80
 BASE_SFT = SFTConfig()
@@ -61,7 +61,7 @@ class StepSettings(Settings):
 
     task: str = "addition"             # addition, subtraction or multiplication (by one digit)
     digits: int = 3                    # 1 to 5
-    slip_share: float = 0.25           # of the columns that the base model reads are wrong
+    slip_share: float = 0.4            # of the carries are forgotten in what the base model reads
     labelled_problems: int = 1000      # problems of which a solution is labelled
     step_samples: int = 8              # completions from each step
     best_of: int = 8                   # samples of which the model chooses one

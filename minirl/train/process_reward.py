@@ -52,7 +52,7 @@ class ProcessRewardConfig:
 
     epochs: int = 1
     batch_size: int = 32               # solutions, each with all its steps
-    lr: float = 2e-3
+    lr: float = 5e-3
     min_lr_ratio: float = 0.1          # cosine to 10 %
     beta1: float = 0.9
     beta2: float = 0.95
