@@ -334,6 +334,25 @@ def test_metrics_of_a_batch_by_hand():
     assert metrics["grad_norm"] > 1e-3
 
 
+def test_how_many_groups_teach_nothing():
+    """Two groups of three have equal rewards."""
+    metrics = log_of(rule=in_turn(*[1.0, 0.0, 0.0, 0.0], *[1.0] * 4, *[0.0] * 4), steps=1)[0]
+    assert metrics["frac_reward_zero_std"] == pytest.approx(2 / 3)
+    assert 0 < metrics["step_time"] < 60
+
+
+@pytest.mark.parametrize("changes, calls", [
+    ({}, 0), ({"kl_coef": 0.1}, 1), ({"iterations": 2}, 1), ({"minibatches": 2}, 1),
+    ({"kl_coef": 0.1, "iterations": 2, "minibatches": 2}, 2),
+])
+def test_no_log_prob_is_computed_without_need(changes, calls, monkeypatch):
+    """The old ones count where there are several updates, the reference's where there is a
+    penalty."""
+    recorded = record_calls(monkeypatch, page, "rollout_logprobs")
+    weights_after(steps=1, **{"kl_coef": 0.0, **changes})
+    assert len(recorded) == calls
+
+
 def test_the_learning_rate_rises_and_falls():
     """lr 1, one step of warm-up, then a cosine to 0.1. The third rate is
     0.1 + 0.9 (1 + cos(π/3))/2 = 0.775, the fourth 0.1 + 0.9 (1 + cos(2π/3))/2 = 0.325."""

@@ -12,6 +12,7 @@ from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import build_tokenizer
 from minirl.tasks.instructions import WORDS, Instructions, answers, pretraining_text, true_reward
+from minirl.tasks.preferences import Ranking
 from minirl.train.dpo import DPOConfig
 from minirl.train.instructgpt import (
     DEMONSTRATIONS_SFT,
@@ -98,8 +99,9 @@ def test_a_tenth_of_what_rl_init_reads_is_pretraining_text(base, monkeypatch):
     read = []
     monkeypatch.setattr("minirl.train.instructgpt.train_sft",
                         lambda m, tokenizer, pairs, *_, **__: read.append(list(pairs)) or m)
-    supervise(base, TOKENIZER, DEMONSTRATIONS, TEXTS, seed=0, stage=in_memory(None))
-    assert read == [DEMONSTRATIONS, DEMONSTRATIONS + [("", text) for text in TEXTS[:3]]]
+    for texts in (TEXTS, TEXTS[:3]):
+        supervise(base, TOKENIZER, DEMONSTRATIONS, texts, seed=0, stage=in_memory(None))
+    assert read == 2 * [DEMONSTRATIONS, DEMONSTRATIONS + [("", text) for text in TEXTS[:3]]]
 
 
 def test_too_little_pretraining_text_is_an_error(base):
@@ -133,6 +135,18 @@ def test_rankings_are_of_whole_completions_by_the_true_reward(base):
                               answer=[answer[ranking.prompt]] * K)
         assert 4 <= K <= MOST and rewards == sorted(rewards, reverse=True)
     assert rank(base) == rank(base) != rank(base, seed=1)
+
+
+def test_rankings_of_four_to_nine_are_kept(base, monkeypatch):
+    """InstructGPT, section 3.5. None: the completions do not differ."""
+    sizes = iter([3, 4, None, 9] * 3)
+
+    def draw_ranking(prompt, *args, **options):
+        K = next(sizes)
+        return K and Ranking(prompt, tuple(map(str, range(K))))
+
+    monkeypatch.setattr("minirl.train.instructgpt.draw_ranking", draw_ranking)
+    assert [len(ranking.completions) for ranking in rank(base)] == [4, 9] * 3
 
 
 def test_a_policy_that_says_one_thing_cannot_be_ranked(base):
@@ -169,6 +183,17 @@ def test_the_epochs_fit_a_terminal():
                "true_reward": 12345.678, "chosen": i == 3} for i in range(1, 17)]
     table = epochs_table(epochs)
     assert max(map(len, table.splitlines())) <= 80 and "chosen" in table
+
+
+def test_the_table_has_every_other_epoch_and_those_that_somebody_would_choose():
+    epochs = [{"epoch": i, "validation_loss": abs(i - 5) + 1.0, "score": i / 8, "true_reward": 0.5,
+               "chosen": i == 3} for i in range(1, 18)]
+    rows = [line.split() for line in epochs_table(epochs).splitlines()]
+    assert [int(row[0]) for row in rows if row[0].isdigit()] == [1, 2, 3, 4, 5, 8, 16]
+    assert ["3", "3.000", "0.375", "0.500", "chosen"] in rows
+    assert ["5", "1.000", "0.625", "0.500", "least", "validation", "loss"] in rows
+    epochs[4]["chosen"], epochs[2]["chosen"] = True, False
+    assert "chosen and least validation loss" in epochs_table(epochs)
 
 
 def test_the_defaults():

@@ -253,6 +253,7 @@ def test_metrics_say_what_was_trained_on(calls, monkeypatch):
         kl = float(((logp - ref_logp) * mask).sum(1).mean())
         assert metrics["objective/kl"] == pytest.approx(kl)
         assert metrics["objective/rlhf_reward"] == pytest.approx(-0.7 - 0.5 * kl)
+        assert 0 < metrics["step_time"] < 60
     assert abs(log[1]["objective/kl"]) > 1e-3
 
 
@@ -551,6 +552,13 @@ def test_an_update_that_breaks_the_weights_stops_the_run(broken):
 def test_an_infinite_reward_stops_the_run(reward):
     with pytest.raises(ValueError, match="not finite"):
         run(rule=lambda completion: reward)
+
+
+def test_a_text_whose_loss_is_not_finite_stops_the_run_and_is_shown(monkeypatch):
+    monkeypatch.setattr("minirl.train.pretraining.token_logprobs",
+                        lambda *args, **options: token_logprobs(*args, **options) * float("nan"))
+    with pytest.raises(NonFiniteError, match="step 1: the loss is nan .*the cat sat"):
+        run(ptx_coef=1.0, pretraining=TEXTS[:1])
 
 
 def test_a_broken_value_function_stops_the_run():

@@ -3,6 +3,7 @@
 import copy
 import random
 from dataclasses import FrozenInstanceError, asdict, replace
+from functools import partial
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import ModelConfig, Transformer
+from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import TAGS, build_tokenizer
 from minirl.tasks.bilingual import WORDS, Bilingual, demonstrations, rewrite
 from minirl.tasks.instructions import Instructions, answers
@@ -43,13 +45,14 @@ RULES = {"accuracy": 1.0, "format_reward": 1.0}
 
 class People:
     """They prefer the first of two answers, whatever the policy. `policies` are the weights of
-    those whose completions they were to compare."""
+    those whose completions they were to compare, and `seeds` the seeds."""
 
     def __init__(self):
-        self.policies = []
+        self.policies, self.seeds = [], []
 
     def __call__(self, policy, seed):
         self.policies.append(weights(policy))
+        self.seeds.append(seed)
         problems = PROMPTS.sample(20, random.Random(seed))
         return [Ranking(problem.prompt, (problem.answer, "no " + problem.answer))
                 for problem in problems]
@@ -176,6 +179,7 @@ def test_every_stage_starts_from_the_right_model(base, pipeline):
     assert torch.equal(weights(base), before)
     first, second = people.policies                      # whose completions were compared
     assert torch.equal(first, before) and torch.equal(second, after["prefer-1"])
+    assert people.seeds == [derive_seed(0, "compare", 1), derive_seed(0, "compare", 2)]
 
 
 def test_all_rounds_together_have_preference_steps(pipeline):
@@ -249,9 +253,10 @@ def test_replay_is_a_tenth_of_what_was_ranked_before():
 def test_the_papers_numbers():
     """512 questions x 16 samples are 8192 outputs, in 16 minibatches. A new reference every 400
     minibatches is one every 25 rollouts."""
+    assert rl_numbers(1) == dict(
+        lr=3e-6, min_lr_ratio=1.0, warmup_steps=0, kl_coef=0.001, temperature=1.0, group_size=16,
+        prompts_per_step=512, iterations=1, minibatches=16, ref_sync_steps=25)
     paper = GRPOConfig(**rl_numbers(1))
-    assert (paper.lr, paper.kl_coef, paper.temperature) == (3e-6, 0.001, 1.0)
-    assert (paper.minibatches, paper.iterations, paper.ref_sync_steps) == (16, 1, 25)
     assert paper.prompts_per_step * paper.group_size == 8192
 
 
@@ -262,12 +267,17 @@ def test_the_numbers_of_a_smaller_run():
     assert toy.lr == pytest.approx(4.8e-5)
     assert (toy.prompts_per_step, toy.group_size, toy.minibatches) == (32, 16, 16)
     assert toy.ref_sync_steps == 2
-    assert rl_numbers(512)["prompts_per_step"] == 1
+    assert rl_numbers(512)["prompts_per_step"] == rl_numbers(512)["ref_sync_steps"] == 1
 
 
-def test_a_run_larger_than_the_papers_is_an_error():
-    with pytest.raises(ValueError, match="scale is 0.5: 1 .* to 512"):
-        R1Config(scale=0.5)
+@pytest.mark.parametrize("scale", [0.5, 512.5])
+def test_a_run_larger_than_the_papers_or_without_a_question_is_an_error(scale):
+    with pytest.raises(ValueError, match=f"scale is {scale}: 1 .* to 512"):
+        R1Config(scale=scale)
+
+
+def test_a_round_may_have_one_step():
+    assert replace(CONFIG, preference_steps=2, rounds=2).preference_steps == 2
 
 
 @pytest.mark.parametrize("bad, message", [
@@ -333,6 +343,17 @@ def test_nothing_to_keep_is_an_error(base):
     message = "of 96 completions none was right, in form and in one language"
     with pytest.raises(ValueError, match=message):
         rejection_sample(model, TOKENIZER, TASK, CONFIG, seed=0)
+
+
+def test_a_cold_start_without_an_output_is_an_error_unless_there_are_demonstrations(base):
+    model = copy.deepcopy(base)
+    with torch.no_grad():
+        model.norm.weight.zero_()
+    ask = partial(cold_start_pairs, model, TOKENIZER, TASK,
+                  replace(CONFIG, cold_start_problems=24), None, seed=0)
+    with pytest.raises(ValueError, match="of R1-Zero's 96 outputs none was right"):
+        ask()
+    assert ask(required=False) == []
 
 
 def with_a_space(problem, completion):
