@@ -9,15 +9,16 @@ demonstrations of products of two digits, each in one format: answers at once, c
 programs, calls of a calculator. Then they are asked held-out products. A call may slip: one in five
 copies a digit wrong.
 
-When to call. A base model reads products of three digits and sums of two digits, half of each with
-a call, half answered at once. GRPO trains it with the calculator and, from the same base model and
-seed, without: then nobody answers its calls. A call costs 0.1, a right answer is worth 1.
+When to call. A base model reads products of three digits, half of them with a call, and sums of two
+digits, a quarter with a call; the rest is answered at once. GRPO trains it with the calculator and,
+from the same base model and seed, without: then nobody answers its calls. A third run starts from
+a base model that has read as many calls for sums as for products, so that it does not tell them
+apart. A call costs 0.1, a right answer is worth 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import random
 import statistics
@@ -46,10 +47,14 @@ FORMATS = {"at once": {"tool_share": 0.0}, "chain": {"tool_share": 0.0, "chain_s
            "program": {"tool_share": 0.0, "program_share": 1.0}, "tool": {"tool_share": 1.0}}
 EXAMPLES, SLIPS, ASKED = 12_000, 0.2, 256
 MIXED = Products(3, easy_share=0.5)
-READ, TOOL_SHARE = 24_000, 0.5
+READ = 24_000
+# whether there is a calculator, and how often demonstrations call it for sums: a factor
+ARMS = {"with the calculator": (True, 0.5), "without": (False, 0.5),
+        "with it, from a base that calls alike": (True, 1.0)}
 LENGTH = 80                            # tokens of a completion, at most
-LOOKS = (0, 2, 4, 8, 12, 16, 22, 28, 36, 44)
+LOOKS = (0, 4, 10, 16, 24, 32, 40, 50, 60)
 GRPO = GRPOConfig(steps=LOOKS[-1], max_new_tokens=LENGTH)
+LINES = ("-", DASHES, ":")
 FIGURE = Path(__file__).parent / "figures" / "tools.png"
 Line = dict[str, Any]
 
@@ -61,6 +66,7 @@ def base_model(task: Products, seed: int, n: int, **shares: float) -> tuple[Tran
     rng = random.Random(derive_seed(seed, "demonstrations"))
     pairs = product_demonstrations(task, n, rng, **shares)
     model, tokenizer = make_base(TinySizes(), seed=seed, device="cpu", words=TOOL_WORDS)
+    model.compiled = True
     return train_sft(model, tokenizer, pairs, SFTConfig(), seed=seed), tokenizer
 
 
@@ -86,20 +92,22 @@ def try_formats(seed: int) -> list[Line]:
 
 
 def learn_when(seed: int) -> list[Line]:
-    base, tokenizer = base_model(MIXED, seed, READ, tool_share=TOOL_SHARE)
+    return [line for arm in ARMS for line in learn(seed, arm)]
+
+
+def learn(seed: int, arm: str) -> list[Line]:
+    tools, easy_calls = ARMS[arm]
+    model, tokenizer = base_model(MIXED, seed, READ, tool_share=0.5, easy_calls=easy_calls)
     lines: list[Line] = []
-    for tools in (True, False):
-        model = copy.deepcopy(base)
 
-        def look(step: int, model: Transformer = model, tools: bool = tools) -> None:
-            if step in LOOKS:
-                answers = answers_of(model, tokenizer, MIXED, seed, tools=tools)
-                lines.extend({"calculator": tools, "step": step, **kind}
-                             for kind in by_difficulty(answers))
+    def look(step: int, metrics: dict[str, float] | None = None) -> None:
+        if step in LOOKS:
+            answers = answers_of(model, tokenizer, MIXED, seed, tools=tools)
+            lines.extend({"arm": arm, "step": step, **kind} for kind in by_difficulty(answers))
 
-        look(0)
-        train_grpo(model, tokenizer, MIXED, GRPO, seed=seed, tools=[calculate] if tools else None,
-                   log=lambda step, metrics, look=look: look(step))
+    look(0)
+    train_grpo(model, tokenizer, MIXED, GRPO, seed=seed, tools=[calculate] if tools else None,
+               log=look)
     return lines
 
 
@@ -135,12 +143,12 @@ def show(lines: Sequence[Line]) -> None:
                   spread([run["tokens"] for run in runs], 1)))
     print("\n" + table_head("GRPO", "step", "products right", "sums right", "calls per product",
                             "calls per sum"))
-    for tools in (True, False):
+    for arm in ARMS:
         for step in (LOOKS[0], LOOKS[-1]):
-            looks = of(lines, calculator=tools, step=step)
+            looks = of(lines, arm=arm, step=step)
             cells = [spread([run[what] for run in of(looks, easy=easy)])
                      for what in ("accuracy", "calls") for easy in (False, True)]
-            print(row("with the calculator" if tools else "without", step, *cells))
+            print(row(arm, step, *cells))
 
 
 def draw(lines: Sequence[Line]) -> None:
@@ -148,8 +156,8 @@ def draw(lines: Sequence[Line]) -> None:
     for axis, what, title in ((axes[0], "accuracy", "Right answers"),
                               (axes[1], "calls", "Calls per answer")):
         for easy, colour in ((False, COLOURS[0]), (True, COLOURS[1])):
-            for tools, line in ((True, "-"), (False, DASHES)):
-                looks = [[run[what] for run in of(lines, calculator=tools, step=step, easy=easy)]
+            for arm, line in zip(ARMS, LINES, strict=True):
+                looks = [[run[what] for run in of(lines, arm=arm, step=step, easy=easy)]
                          for step in LOOKS]
                 axis.plot(LOOKS, list(map(statistics.mean, looks)), color=colour, linestyle=line,
                           linewidth=2)
@@ -158,9 +166,9 @@ def draw(lines: Sequence[Line]) -> None:
         axis.set_ylim(0, 1.05)
         tidy(axis, title, x="GRPO step", y="share" if what == "accuracy" else "calls")
     legend_below(figure, [
-        entry(f"{kind}, {how}", color=colour, linestyle=line, linewidth=2)
+        entry(f"{kind}, {arm}", color=colour, linestyle=line, linewidth=2)
         for kind, colour in (("products", COLOURS[0]), ("sums", COLOURS[1]))
-        for how, line in (("with the calculator", "-"), ("without", DASHES))])
+        for arm, line in zip(ARMS, LINES, strict=True)])
     save(figure, FIGURE)
 
 

@@ -33,6 +33,7 @@ from minirl.train.presets import PRESETS
 from minirl.train.sft import SFTConfig, train_sft
 
 PRODUCTS = {"easy_share": 0.5}     # of the problems are sums that need no tool
+EASY_CALLS = 0.5                   # and are solved by a call half as often, in demonstrations
 SHARES = {"arithmetic": ("worked_share", "guessed_share"), "products": ("tool_share",)}
 SUMS_FLAGS = ("examples", *SHARES["arithmetic"], *SHARES["products"], "task", "digits", "tools",
               "eval_problems")
@@ -116,7 +117,8 @@ def demonstrations_of(task: Task, n: int, rng: random.Random, base: BaseConfig
     """Return n (prompt, completion) pairs of a task, in the shares of the base model."""
     problems = task.task if isinstance(task, ToolTask) else task
     if isinstance(problems, Products):
-        return product_demonstrations(problems, n, rng, tool_share=base.tool_share)
+        return product_demonstrations(problems, n, rng, tool_share=base.tool_share,
+                                      easy_calls=EASY_CALLS)
     return demonstrations(task, n, rng, worked_share=base.worked_share,
                           guessed_share=base.guessed_share)
 

@@ -155,7 +155,8 @@ def program(expression: str) -> str:
 
 def product_demonstrations(task: Products, n: int, rng: random.Random, *, tool_share: float,
                            chain_share: float = 0.0, program_share: float = 0.0,
-                           slip_share: float = 0.0, split: str = "train"
+                           slip_share: float = 0.0, easy_calls: float = 1.0,
+                           split: str = "train"
                            ) -> list[tuple[str, Sequence[str]]]:
     """Draw n (prompt, completion) pairs for SFT, so that a base model knows every way. A completion
     with calls is the tuple of its parts: the policy's own, and in between the calculator's.
@@ -164,21 +165,23 @@ def product_demonstrations(task: Products, n: int, rng: random.Random, *, tool_s
     chain_share    share that works in a chain of thought
     program_share  share that writes a program
     slip_share     share of the calls and programs that copy one digit wrong
+    easy_calls     factor on tool_share for easy sums; 1: nothing about a problem says how it is
+                   solved
 
     The rest is answered at once: easy sums right, and products by a guess, the right answer to
-    another product. Easy sums and products are solved in each way equally often, so that nothing
-    about a problem says how it should be solved.
+    another product.
     """
     shares = {"tool_share": tool_share, "chain_share": chain_share, "program_share": program_share}
     for name, share in {**shares, "the sum of all three": sum(shares.values()),
-                        "slip_share": slip_share}.items():
+                        "slip_share": slip_share, "easy_calls": easy_calls}.items():
         check_share(name, round(share, 12))    # 0.7 + 0.2 + 0.1 is above 1 by rounding
     rest = max(0.0, 1 - sum(shares.values()))
     products = replace(task, easy_share=0.0)
     pairs: list[tuple[str, Sequence[str]]] = []
     for problem in task.sample(n, rng, split=split):
         assert isinstance(problem, ProductProblem)
-        form, = rng.choices(FORMS, [rest, chain_share, tool_share, program_share])
+        fewer = tool_share * (1 - easy_calls) if problem.easy else 0.0
+        form, = rng.choices(FORMS, [rest + fewer, chain_share, tool_share - fewer, program_share])
         slips = rng.random() < slip_share
         expression = _with_slip(problem.expression, rng) if slips else problem.expression
         guess = problem if problem.easy else products.sample(1, rng, split=split)[0]
