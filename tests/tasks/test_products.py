@@ -226,6 +226,17 @@ def test_demonstrations_have_their_shares(shares):
     assert sum(map(len, forms.values())) == 1200, "each has a form"
 
 
+def test_easy_sums_may_be_called_for_less_often():
+    """Of about 600 sums and 600 products at share 1/2: 150 +- 11 calls, and 300 +- 12."""
+    task = Products(2, easy_share=0.5)
+    pairs = as_text(product_demonstrations(task, 1200, random.Random(0), tool_share=0.5,
+                                           chain_share=0.25, easy_calls=0.5))
+    for sign, share in (("+", 0.25), ("*", 0.5)):
+        forms = [form_of(completion) for prompt, completion in pairs if sign in prompt]
+        assert abs(forms.count("tool") / len(forms) - share) < 0.07
+        assert abs(forms.count("chain") / len(forms) - 0.25) < 0.07
+
+
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_demonstrations_are_right_but_for_guesses(split):
     task = Products(3, easy_share=0.5)
