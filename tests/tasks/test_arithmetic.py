@@ -7,7 +7,7 @@ import re
 import pytest
 
 from minirl.tasks import arithmetic
-from minirl.tasks.arithmetic import Arithmetic, completion, demonstrations
+from minirl.tasks.arithmetic import Arithmetic, completion, demonstrations, with_slips
 from minirl.tasks.problem import Problem, columns
 
 OPERATIONS = ("addition", "subtraction", "multiplication")
@@ -215,3 +215,54 @@ def test_the_documented_example_is_what_comes_out():
     for worked in (False, True):
         example = f"{problem.prompt}   {completion(problem, worked=worked)} "
         assert example in arithmetic.__doc__
+
+
+# slips
+
+def totals(text):
+    """(x, y, carry, the total that is written) of each column."""
+    work = re.fullmatch(r"<think>(.*)</think><answer>\d+</answer>", text)[1]
+    return [tuple(map(int, re.fullmatch(r"(\d)[+*](\d)\+(\d)=(\d\d)\d*", column).groups()))
+            for column in work.split(",")]
+
+
+@pytest.mark.parametrize("operation, combine", [("addition", int.__add__),
+                                                ("multiplication", int.__mul__)])
+def test_a_slip_forgets_a_carry_and_what_follows_goes_on_from_it(operation, combine):
+    """Each column takes the carry that the one before it wrote. A third of the carries that there
+    were are gone."""
+    rng, kept, lost = random.Random(0), 0, 0
+    for problem in Arithmetic(operation, 3).sample(400, rng):
+        text, before = with_slips(problem, rng, 1 / 3), 0
+        for x, y, carry, total in totals(text):
+            right = combine(x, y) + carry
+            assert carry == before and total in (right, right % 10)
+            before = total // 10
+            kept += total >= 10
+            lost += total != right
+    assert lost / (kept + lost) == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_the_answer_is_what_the_slips_lead_to():
+    problem = Arithmetic(digits=3).problem(347, 285)
+    assert with_slips(problem, random.Random(0), 0.0) == completion(problem, worked=True)
+    assert with_slips(problem, random.Random(0), 1.0) == (
+        "<think>7+5+0=02,4+8+0=022,3+2+0=0522</think><answer>0522</answer>")
+
+
+def test_a_subtraction_has_no_carry_to_forget():
+    problem = Arithmetic("subtraction", 2).problem(52, 37)
+    with pytest.raises(ValueError, match="'52-37=' is worked out without a carry"):
+        with_slips(problem, random.Random(0), 0.5)
+
+
+def test_demonstrations_with_slips_change_nothing_but_what_is_worked_out():
+    """The same problems, and the same ones answered at once; without slips the same texts."""
+    def drawn(**options):
+        return demonstrations(Arithmetic(), 200, random.Random(0), worked_share=1.0, **options)
+
+    assert drawn(slip_share=0.0) == drawn()
+    slips = drawn(slip_share=1.0)
+    assert all("+1=" not in text for _, text in slips)
+    with pytest.raises(ValueError, match="slip_share is 2"):
+        drawn(slip_share=2)

@@ -146,8 +146,8 @@ def test_sampled_ids_are_kept_and_nothing_is_tokenised_again():
     model = fresh()
     chance = solution_chances(model, TOKENIZER, [sampled])[0]
     rows = [[*TOKENIZER.encode_prompt("7="), *ids[:end]] for end in (1, 3)]
-    wanted = [float(model.head(model.backbone.hidden(torch.tensor([row])))[0, -1].sigmoid())
-              for row in rows]
+    wanted = [float(model.head(model.backbone.hidden(torch.tensor([row])))[0, -1].sigmoid()
+                    .detach()) for row in rows]
     assert chance == pytest.approx(wanted, abs=1e-5)
 
 
