@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, combinations
+from typing import Any
 
 import torch
 
@@ -45,16 +46,16 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str] | Demonst
     return prompts, completions
 
 
-def encode_demonstrations(tokenizer: Tokenizer, pairs: Sequence[tuple[str, Completion]],
-                          max_seq_len: int
+def encode_demonstrations(tokenizer: Tokenizer,
+                          pairs: Sequence[tuple[str, Completion] | Demonstration], max_seq_len: int
                           ) -> tuple[list[list[int]], list[list[int]], list[list[bool]]]:
     """Encode pairs of which parts of a completion may be given, such as a tool's answers -> prompt
     ids, completion ids, and of each token of a completion whether it is the policy's own.
 
     Raises ValueError as encode_pairs does.
     """
-    whole = [(prompt, text if isinstance(text, str) else "".join(text))
-             for prompt, text, *_ in pairs]
+    whole: list[Any] = [pair if isinstance(pair[1], str) else (pair[0], "".join(pair[1]))
+                        for pair in pairs]
     prompts, completions = encode_pairs(tokenizer, whole, max_seq_len)
     own_tokens = [[True] * len(ids) for ids in completions]
     for i, (prompt, parts, *_) in enumerate(pairs):

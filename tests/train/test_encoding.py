@@ -47,6 +47,11 @@ def test_parts_of_a_completion():
     assert own == [[True] * 3, [True, False, False, True, True], [True] * 3]
 
 
+def test_a_demonstration_that_does_not_fit_is_named_by_its_file():
+    with pytest.raises(ValueError, match="data.jsonl, line 3"):
+        encode_demonstrations(OURS, [Demonstration("1=", "2" * 99, "data.jsonl, line 3")], 64)
+
+
 def spaced(tmp_path, merges=()):
     """Return a tokenizer like Llama 2's: it puts a space in front of every text, so that "7" alone
     is "▁7"."""
