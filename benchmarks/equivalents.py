@@ -1,0 +1,55 @@
+"""Mutants that no test can kill, as they change no result: name -> why.
+
+A number in brackets counts: "1 -> 0 (3)" is the third such change in the function.
+"""
+
+from __future__ import annotations
+
+TWO_D = "the tensor is 2-D, and its last dimension is the second"
+ONE = "these differ with at most one verdict, where equal rewards give 0 anyway"
+HIDDEN = "what is under the mask is taken out again at the end"
+EQUIVALENT: dict[str, str] = {
+    "equations/advantages.py _mean: -1 -> 1": TWO_D,
+    "equations/advantages.py _mean: -1 -> 1 (2)": TWO_D,
+    "equations/advantages.py _mean: 1 -> 0 (3)": ONE,
+    "equations/advantages.py _mean: judged.sum(-1, keepdim=True).clamp(min=1) "
+    "-> judged.sum(-1, keepdim=True)":
+        ONE,
+    "equations/advantages.py _std: (count - ddof).clamp(min=1) -> count - ddof": ONE,
+    "equations/advantages.py _std: -1 -> 1": TWO_D,
+    "equations/advantages.py _std: 1 -> 0 (2)": ONE,
+    "equations/advantages.py discounted_returns: 0 -> 1": "returns are advantages over values of 0",
+    "equations/advantages.py dynamic_sampling: -1 -> 1": TWO_D,
+    "equations/advantages.py group_advantages: -1 -> 1": TWO_D,
+    "equations/advantages.py leave_one_out_advantages: (count - 1).clamp(min=1) -> count - 1": ONE,
+    "equations/advantages.py leave_one_out_advantages: -1 -> 1": TWO_D,
+    "equations/advantages.py leave_one_out_advantages: 1 -> 0 (3)": ONE,
+    "equations/advantages.py maxrl_advantages: 1 -> 0":
+        "a mean of 0 means rewards of 0, which are equal",
+    "equations/advantages.py maxrl_advantages: mean > 0 -> mean >= 0":
+        "a mean of 0 means rewards of 0, which are equal",
+    "equations/advantages.py optimal_baseline: -1 -> 1": TWO_D,
+    "equations/advantages.py optimal_baseline: -1 -> 1 (2)": TWO_D,
+    "equations/advantages.py optimal_baseline: 0.0 -> 1": "its weight is 0 already",
+    "equations/advantages.py zero_spread: -1 -> 1": TWO_D,
+    "equations/advantages.py zero_spread: -1 -> 1 (2)": TWO_D,
+    "equations/inference_time.py pass_at_k: n - c -> n + c":
+        "the product has the factor 1 - k/k without the early return",
+    "equations/kl.py exact_kl: 0 -> 1 (2)": "it is multiplied by p = 0",
+    "equations/kl.py kl_shaped_rewards: 0 -> 1 (2)": HIDDEN,
+    "equations/kl.py kl_shaped_rewards: 0 -> 1 (3)": HIDDEN,
+    "equations/objectives.py dual_clipped_surrogate: adv < 0 -> adv <= 0":
+        "at A = 0 both sides are 0",
+    "equations/objectives.py entropy: 0 -> 1 (2)": "it is multiplied by p = 0",
+    "equations/objectives.py gspo_token: 0 -> 1": "the constant is subtracted from itself",
+    "equations/objectives.py sapo: adv > 0 -> adv >= 0": "at A = 0 value and gradient are 0",
+    "equations/reduce.py aggregate: 1 -> 0 (2)": "the sum of column sums is the sum of row sums",
+    "equations/reduce.py explained_variance: 1 -> 0 (2)": "the outer where hides the quotient",
+    "equations/reduce.py within_rounding: high.abs() -> high":
+        "if high is negative, low is larger in size",
+    "equations/schedules.py cosine_to_floor: step < warmup -> step <= warmup":
+        "at step = warmup both branches give 1",
+    "lm/rollouts.py micro_batches: True -> False (2)": "torch's sort on a CPU is stable either way",
+    "lm/rollouts.py micro_batches: end < len(sizes) -> end <= len(sizes)":
+        "behind the last row the tokens are the rest, and no share is larger than the rest",
+}
