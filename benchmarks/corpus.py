@@ -2,7 +2,6 @@
 
     python benchmarks/corpus.py classifier [--fasttext PYTHON]   speed and accuracy, and fastText's
     python benchmarks/corpus.py rounds [--figure FILE]           recall and precision of each round
-    python benchmarks/corpus.py corpora [--figure FILE]          one model on four corpora
     python benchmarks/corpus.py memory [--gigabytes 1]           the memory of `minirl mine`
 
 PYTHON is an interpreter that can import fasttext (pip install fasttext-numpy2). Times are of the
@@ -14,18 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from common import MINIRL, heading, row, table_head
 from minirl.corpus.classifier import TextClassifier
@@ -33,22 +29,9 @@ from minirl.corpus.decontaminate import NgramIndex
 from minirl.corpus.mining import MineConfig, State, mine_round, read_round, survey
 from minirl.corpus.pages import Corpus, Page, line_of
 from minirl.corpus.web import MATHS, benchmark, seed_texts, web
-from minirl.lm.figures import COLOURS, line_styles, new_figure, save, tidy
-from minirl.lm.logprobs import token_logprobs
-from minirl.lm.model import Transformer
-from minirl.lm.rollouts import completion_batch
-from minirl.lm.sampling import sample
-from minirl.lm.tiny import TinySizes, make_base
-from minirl.lm.tokenizer import Tokenizer
-from minirl.train.encoding import encode_texts
-from minirl.train.sft import SFTConfig, train_sft
+from minirl.lm.figures import line_styles, new_figure, save, tidy
 
 PAGES, SEEDS = 20_000, 300
-OTHER_WEB = 1000             # added to a seed: a web that nothing was learnt from
-BUDGET = 600_000             # bytes, which are the tiny model's tokens
-PIECE = 120                  # of a page, so that it fits the model's context
-CODE_SHARE = 0.2
-CORPORA = ("the raw web", "round 1", "round 4", "round 4, a fifth code")
 
 
 # the classifier
@@ -172,7 +155,9 @@ def contamination(folder: Path) -> tuple[int, int]:
 
 
 def medians(values: Sequence[float], form: str = "{:.1%}") -> str:
-    """Return "median (smallest to largest)"."""
+    """Return "median (smallest to largest)", or one number where all are the same."""
+    if form.format(min(values)) == form.format(max(values)):
+        return form.format(values[0])
     middle, low, high = (form.format(f(values)) for f in (statistics.median, min, max))
     return f"{middle} ({low} to {high})"
 
@@ -187,113 +172,6 @@ def draw_rounds(curves: dict[str, list[tuple[int, float]]], out: Path) -> None:
         axis.legend(frameon=False, fontsize=8)
     tidy(axes[0], "What each round keeps", x="round")
     tidy(axes[1], "Recall by topic: the seeds are of the first two", x="round")
-    save(figure, out)
-
-
-# one model on four corpora
-
-def corpora(args: argparse.Namespace) -> None:
-    file = args.runs / "corpora.json"
-    results = json.loads(file.read_text()) if file.is_file() else {}
-    for seed in range(args.seeds):
-        for name in CORPORA:
-            if f"{name}, seed {seed}" not in results:
-                results[f"{name}, seed {seed}"] = trained_on(name, mined(args.runs, seed), seed)
-                file.write_text(json.dumps(results))
-    columns = {"mathematics": "{:.3f}", "other": "{:.3f}", "sums": "{:.0%}"}
-    print(table_head("corpus", "loss on held-out mathematics", "loss on other pages",
-                     "sums answered"))
-    for name in CORPORA:
-        of_seeds = [results[f"{name}, seed {seed}"] for seed in range(args.seeds)]
-        print(row(name, *(medians([r[c] for r in of_seeds], f) for c, f in columns.items())))
-    if args.figure:
-        draw_corpora(results, args.seeds, args.figure)
-
-
-def trained_on(name: str, folder: Path, seed: int) -> dict[str, float]:
-    """Train the tiny model on BUDGET tokens of a corpus -> what it is worth."""
-    rng = random.Random(seed)
-    code = [p for p in Corpus([folder / "web.jsonl"]) if p.fields["topic"] == "code"]
-    sources: dict[str, Callable[[], list[str]]] = {
-        "the raw web": lambda: pieces(Corpus([folder / "web.jsonl"]), BUDGET, rng),
-        "round 1": lambda: pieces(Corpus([folder / "round-1" / "corpus.jsonl"]), BUDGET, rng),
-        "round 4": lambda: pieces(Corpus([folder / "round-4" / "corpus.jsonl"]), BUDGET, rng),
-        "round 4, a fifth code": lambda: (
-            pieces(Corpus([folder / "round-4" / "corpus.jsonl"]), BUDGET * (1 - CODE_SHARE), rng)
-            + pieces(code, BUDGET * CODE_SHARE, rng))}
-    texts = sources[name]()
-    model, tokenizer = make_base(TinySizes(), seed=seed, device="cpu")
-    train_sft(model, tokenizer, [("", text) for text in texts], SFTConfig(), seed=seed)
-    held_out = list(web(4000, seed + OTHER_WEB))
-    worth = {"sums": sums(model, tokenizer)}
-    for column, label in (("mathematics", 1), ("other", 0)):
-        of_label = [page for page in held_out if page.label == label]
-        worth[column] = loss(model, tokenizer, pieces(of_label, 60_000, rng))
-    print(f"  {name}, seed {seed}: {len(texts)} texts, {worth}", file=sys.stderr)
-    return worth
-
-
-def pieces(pages: Iterable[Page], budget: float, rng: random.Random) -> list[str]:
-    """Return pieces of random pages with `budget` bytes together, over again if they are few."""
-    pages, texts, size = list(pages), list[str](), 0
-    while True:
-        for page in rng.sample(pages, len(pages)):
-            for text in cut(page.text):
-                if size >= budget:
-                    return texts
-                texts.append(text)
-                size += len(text.encode())
-
-
-def cut(text: str) -> Iterable[str]:
-    """Yield whole sentences, or lines of code, of at most PIECE bytes together."""
-    piece = ""
-    for sentence in text.replace(". ", ".\0 ").replace("\n", "\0\n").split("\0"):
-        if piece and len((piece + sentence).encode()) > PIECE:
-            yield piece
-            piece = ""
-        piece = piece + sentence if piece else sentence.strip()[:PIECE // 3]
-    yield piece
-
-
-@torch.no_grad()
-def loss(model: Transformer, tokenizer: Tokenizer, texts: Sequence[str]) -> float:
-    """Return the mean of -log p per token."""
-    prompts, completions = encode_texts(tokenizer, texts, model.config.max_seq_len)
-    total, count = 0.0, 0.0
-    for i in range(0, len(texts), 64):
-        tokens, mask = completion_batch(prompts[i:i + 64], completions[i:i + 64], tokenizer.pad_id,
-                                        model.device)
-        total -= float((token_logprobs(model, tokens, mask=mask) * mask).sum())
-        count += float(mask.sum())
-    return total / count
-
-
-def sums(model: Transformer, tokenizer: Tokenizer) -> float:
-    """Return the share of the 81 sums of two digits, in two spellings, that the model completes."""
-    pairs = [(a, b) for a in range(1, 10) for b in range(1, 10)] * 2
-    texts = [f"The sum of {a} and {b} is" if i < 81 else f"{a} + {b} ="
-             for i, (a, b) in enumerate(pairs)]
-    prompts = tokenizer.encode_prompts(texts)
-    rollouts = sample(model, prompts, max_new_tokens=4, temperature=0, eos_id=tokenizer.eos_id,
-                      pad_id=tokenizer.pad_id)
-    right = 0
-    for (a, b), ids, prompt in zip(pairs, rollouts.tokens.tolist(), prompts, strict=True):
-        right += tokenizer.decode(ids[len(prompt):]).startswith((f" {a + b}.", f" {a + b},"))
-    return right / len(pairs)
-
-
-def draw_corpora(results: dict[str, dict[str, float]], seeds: int, out: Path) -> None:
-    figure, axes = new_figure(1, 2, (9, 2.6))
-    for axis, column in zip(axes, ("mathematics", "sums"), strict=True):
-        for at, (name, colour) in enumerate(zip(CORPORA, COLOURS, strict=False)):
-            values = [results[f"{name}, seed {seed}"][column] for seed in range(seeds)]
-            axis.barh(at, statistics.median(values), color=colour, alpha=0.5)
-            axis.plot(values, [at] * seeds, "o", color=colour, markersize=4)
-        axis.set_yticks(range(len(CORPORA)), CORPORA, fontsize=8)
-        axis.invert_yaxis()
-    tidy(axes[0], "Loss per token on held-out mathematics")
-    tidy(axes[1], "Share of sums answered")
     save(figure, out)
 
 
@@ -323,7 +201,7 @@ def memory(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = {f.__name__: f for f in (classifier, rounds, corpora, memory)}
+    parts = {f.__name__: f for f in (classifier, rounds, memory)}
     parser.add_argument("part", choices=parts)
     parser.add_argument("--fasttext", default=None, metavar="PYTHON")
     parser.add_argument("--seeds", type=int, default=3)
