@@ -37,7 +37,7 @@ PIPELINES = {"r1", "instructgpt", "iterative_grpo"}       # pages whose lines ar
 NAMES_PAGES = {"presets", "__init__"}   # the table of the pages' numbers, and what the room offers
 FILES = sorted(ROOT.rglob("*.py"))
 # Rooms that must stay light; other rooms may use what setup.py declares.
-THIRD_PARTY = {"equations": {"torch"}, "tasks": set()}
+THIRD_PARTY = {"equations": {"torch"}, "tasks": set(), "corpus": {"numpy", "torch"}}
 
 
 def imports(file):

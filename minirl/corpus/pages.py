@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 TEXT = "text", "content", "question", "problem", "prompt"
-LONGEST = 1 << 24            # bytes of a page: a longer line is no page, and is never in memory
+LONGEST = 1 << 22            # bytes of a page: a longer line is no page, and is never in memory
 TOGETHER = 1024              # pages that are worked on at a time,
 LETTERS = 1 << 20            # or fewer, where they are long
 SHOWN = 10                   # malformed lines that are described
