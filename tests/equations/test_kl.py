@@ -332,7 +332,7 @@ def test_kl_shaped_rewards_hand_numbers(mask, options, expected):
     logp, ref_logp = (QUARTER, HALF) if options.pop("swap", False) else (HALF, QUARTER)
     for junk in (0.0, 100.0, -INF, NAN):
         leaf = logp.masked_fill(mask == 0, junk).requires_grad_()
-        ref = ref_logp.masked_fill(mask == 0, -junk)
+        ref = ref_logp.masked_fill(mask == 0, -junk).requires_grad_()
         score = score.clone().requires_grad_()
         before = leaf.detach().clone()
         m = mask.bool() if junk else mask
