@@ -12,7 +12,7 @@ import tempfile
 import time
 import types
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
@@ -25,6 +25,7 @@ from equivalents import EQUIVALENT
 from mutations import ROOT, Mutant, Mutated, dotted, function_lines, plant, unchanged
 
 CRASH, HANG = "(the process died)", "(ten times the CPU time)"
+START = 60                             # CPU seconds to import, to plant and to collect
 OPTIONS = ["-o", "addopts=", "--import-mode=importlib", "-m", "not slow", "-s", "-p",
            "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly"]
 ALSO = {"tasks/rewards.py": ["tests/tasks/test_language.py"]}      # tests beside a file's own
@@ -66,17 +67,19 @@ class Tests:
         def verdict(mutant: Mutant) -> str:
             own = [item for item in items
                    if mutant.where == "defaults" or mutant.function in calls[item.nodeid]]
-            seconds = [self.seconds[item.nodeid] for item in own]
-            return in_a_child(partial(self.run_all, own, mutant), limit(seconds))
+            return in_a_child(partial(self.run_all, own, mutant), START)
 
         self.verdicts = ask(verdict, self.many, self.jobs, last=False)
         return True
 
     def run_all(self, items: Sequence[Any], mutant: Mutant | None = None) -> str:
-        """Run tests up to the first that fails -> its name, or ""."""
+        """Run tests up to the first that fails, or hangs -> its name, or ""."""
         if mutant is not None:
             plant(mutant)
+        fixtures = 3 * max(self.seconds.values(), default=0)     # any test may have to make them
         for item, following in pairs(items):
+            limit = 10 + fixtures + 10 * self.seconds[item.nodeid]
+            signal.setitimer(signal.ITIMER_PROF, limit)
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if self.killer:
                 break
@@ -148,24 +151,19 @@ def tests_of(file: str) -> list[str]:
     return names
 
 
-def limit(seconds: Iterable[float]) -> int:
-    """Return after how many CPU seconds tests hang that take so many without a change."""
-    return 20 + int(10 * sum(seconds))
-
-
 # in processes of their own
 
 def in_a_child(question: Callable[[], Any], seconds: int = 0) -> Any:
     """Ask in a forked process -> its answer, or CRASH, or HANG after so many CPU seconds, if any.
 
-    A test that waits needs none: its limit is an hour for each minute of work.
+    CPU seconds, as the machine may be busy. A test that waits for ever needs none: it has an hour.
     """
     answers, write = os.pipe()
     with tempfile.TemporaryDirectory() as folder:
         child = os.fork()
         if child == 0:
             signal.setitimer(signal.ITIMER_PROF, seconds)
-            signal.alarm(60 * seconds)
+            signal.alarm(3600 if seconds else 0)
             os.environ["PYTEST_DEBUG_TEMPROOT"] = folder     # where tests write
             try:
                 with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):

@@ -32,7 +32,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from equivalents import EQUIVALENT
-from mutant_tests import HANG, ask, in_a_child, limit, many_by_tests, one_by_tests
+from mutant_tests import HANG, START, ask, in_a_child, many_by_tests, one_by_tests
 from mutations import ROOT, Mutant, changed_module, dotted, mutants
 
 
@@ -70,7 +70,7 @@ def uses(changed: types.ModuleType, function: str, other: str) -> bool:
 def alive_after_check(every: Sequence[Mutant], jobs: int) -> list[Mutant]:
     began = time.time()
     asked = [mutant for mutant in every if not mutant.raises]
-    killers = ask(lambda mutant: in_a_child(partial(killed_by_check, mutant)), asked, jobs)
+    killers = ask(lambda mutant: in_a_child(partial(killed_by_check, mutant), 300), asked, jobs)
     summary("check alone", asked, killers, began)
     dead = {mutant.name for mutant, killer in zip(asked, killers, strict=True) if killer}
     return [mutant for mutant in every if mutant.name not in dead]
@@ -85,8 +85,7 @@ def alive_after_tests(file: str, many: Sequence[Mutant], jobs: int) -> list[Muta
               or not dead[mutant] and mutant.name not in EQUIVALENT]
     seconds = Counter(seconds)
     dead |= dict(zip(others, ask(lambda mutant: in_a_child(
-        partial(one_by_tests, seconds, mutant), limit(seconds.values())), others, jobs),
-        strict=True))
+        partial(one_by_tests, seconds, mutant), START), others, jobs), strict=True))
     summary("tests", many, [dead[mutant] for mutant in many], began)
     for mutant in many:
         if dead[mutant] and mutant.name in EQUIVALENT:
