@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from common import row, spread, table_head
+from common import row, table_head
 from minirl.lm.figures import COLOURS, DASHES, entry, legend_below, new_figure, save, tidy
 
 BASE = "base model"                # the name of the lines about where all methods start
@@ -19,6 +19,7 @@ ONLINE = "the policy"              # the data source of the online methods
 GREY = "#9ca3af"
 COLUMNS = 4                        # of panels
 Run = dict[str, Any]
+Point = tuple[int, float]          # completions, accuracy
 
 
 class Method(Protocol):
@@ -48,16 +49,19 @@ def mean_at(runs: Sequence[Run], name: str, column: str, i: int) -> float:
 
 def methods(runs: Sequence[Run], methods: Sequence[Method]) -> None:
     """Print what each method is, and what its policies are worth."""
-    print(table_head("method", "data source", "reward", "coefficient of ∇ log π", "accuracy"))
-    print(row(BASE, "", "", "", accuracies(runs, BASE)))
+    print(table_head("method", "data source", "reward", "coefficient of ∇ log π", "accuracy",
+                     "by seed"))
+    print(row(BASE, "", "", "", *accuracies(runs, BASE)))
     for method in methods:
         print(row(method.name, method.source, method.reward, method.coefficient,
-                  accuracies(runs, method.name)))
+                  *accuracies(runs, method.name)))
     print()
 
 
-def accuracies(runs: Sequence[Run], name: str) -> str:
-    return spread([run["pass"][0] for run in of(runs, name)], 3)
+def accuracies(runs: Sequence[Run], name: str) -> tuple[str, str]:
+    """Return the mean over seeds, and each seed's accuracy."""
+    by_seed = " / ".join(f"{run['pass'][0]:.3f}" for run in of(runs, name))
+    return f"{mean_at(runs, name, 'pass', 0):.3f}", by_seed
 
 
 def votes(runs: Sequence[Run], methods: Sequence[Method], ks: Sequence[int]) -> None:
@@ -73,14 +77,15 @@ def votes(runs: Sequence[Run], methods: Sequence[Method], ks: Sequence[int]) -> 
 
 def draw_curves(runs: Sequence[Run], methods: Sequence[Method], out: Path) -> None:
     """Draw held-out accuracy over training, where the policy answers itself and where it does not.
-    The first offline method with a reward, RFT, stands in grey beside the online ones, too."""
+    RFT, the simplest offline method with a reward, stands in grey beside the online ones, too."""
     figure, (left, right) = new_figure(1, 2, (10.4, 4.2))
     offline = [method for method in methods if method.source != ONLINE]
     online = [method for method in methods if method.source == ONLINE]
+    levels = seed_levels(runs, methods)
     for axis, shown in ((left, offline), (right, online)):
         for method, colour in zip(shown, COLOURS, strict=False):
-            draw_curve(axis, runs, method.name, colour)
-    draw_curve(right, runs, "RFT", GREY, linestyle=DASHES)
+            draw_curve(axis, curves(runs, method.name), levels, colour, label=method.name)
+    draw_curve(right, curves(runs, "RFT"), levels, GREY, label="RFT", linestyle=DASHES)
     top = max(axis.get_ylim()[1] for axis in (left, right))
     for axis, whose in ((left, "Offline: people's or the base model's answers"),
                         (right, "Online: the policy's own answers")):
@@ -89,17 +94,41 @@ def draw_curves(runs: Sequence[Run], methods: Sequence[Method], out: Path) -> No
         axis.legend(fontsize=8, frameon=False, loc="lower right")
         tidy(axis, whose, x="completions sampled (SFT: 8 for each demonstration)",
              y="accuracy on held-out sums")
+    figure.suptitle(f"Means of {len(of(runs, BASE))} seeds, and the ranges around them once each "
+                    "seed's mean over all methods is taken out", fontsize=8.5, x=0.01, ha="left")
     save(figure, out)
 
 
-def draw_curve(axis: Any, runs: Sequence[Run], name: str, colour: str, **look: Any) -> None:
-    """Draw the mean of a method's seeds as a line, and their range as an area."""
-    curves = [[*base["curve"], *run["curve"]]
-              for base, run in zip(of(runs, BASE), of(runs, name), strict=True)]
-    looks = list(zip(*curves, strict=True))                # of each look a point per seed
-    x = [points[0][0] for points in looks]
-    columns = [[accuracy for _, accuracy in points] for points in looks]
-    axis.plot(x, list(map(statistics.mean, columns)), color=colour, linewidth=2, label=name, **look)
+def curves(runs: Sequence[Run], name: str) -> list[list[Point]]:
+    """Return a method's curve of each seed, from the base model on."""
+    return [[*base["curve"], *run["curve"]]
+            for base, run in zip(of(runs, BASE), of(runs, name), strict=True)]
+
+
+def accuracy_table(curves: Sequence[Sequence[Point]]) -> list[list[float]]:
+    """Return for each look an accuracy per seed."""
+    return [[accuracy for _, accuracy in points] for points in zip(*curves, strict=True)]
+
+
+def seed_levels(runs: Sequence[Run], methods: Sequence[Method]) -> list[list[float]]:
+    """Return for each look and seed by how much the mean over methods is above that of all seeds.
+
+    Base models differ more than methods do. Methods are compared seed by seed, so the ranges in the
+    figure are those of what is left.
+    """
+    tables = [accuracy_table(curves(runs, method.name)) for method in methods]
+    by_seed = [[statistics.mean(column) for column in zip(*looks, strict=True)]
+               for looks in zip(*tables, strict=True)]
+    return [[level - statistics.mean(look) for level in look] for look in by_seed]
+
+
+def draw_curve(axis: Any, curves: Sequence[Sequence[Point]], levels: Sequence[Sequence[float]],
+               colour: str, **look: Any) -> None:
+    """Draw the mean over seeds as a line, and the range around it as an area."""
+    x = [completions for completions, _ in curves[0]]
+    columns = [[accuracy - level for accuracy, level in zip(*both, strict=True)]
+               for both in zip(accuracy_table(curves), levels, strict=True)]
+    axis.plot(x, list(map(statistics.mean, columns)), color=colour, linewidth=2, **look)
     axis.fill_between(x, list(map(min, columns)), list(map(max, columns)), color=colour,
                       alpha=0.12, linewidth=0)
 
