@@ -3,7 +3,7 @@ the answer alone or for every step.
 
     python benchmarks/process.py [--runs FOLDER] [--seeds 3]
 
-The base model works sums out and forgets two in five of the carries, as the text did that it read.
+The base model works sums out and forgets seven in ten carries, as the text did that it read.
 From it GRPO learns with the same problems, numbers and seeds:
 
     outcome          1 for a right answer                          DeepSeekMath, section 4.1.2
@@ -11,7 +11,7 @@ From it GRPO learns with the same problems, numbers and seeds:
     process, model   the score that a process reward model gives each step; its labels come from
                      eight completions each (Math-Shepherd, soft)
 
-Prints, for each seed, the steps until the share of right answers, a mean over 5 steps, reaches the
+Prints, for each seed, the steps until the share of right answers, a mean over 10 steps, reaches the
 target, and the held-out accuracy at the end. Two figures: process_curves.png, and
 process_advantages.png, with the advantages that each gives to the tokens of one wrong solution. All
 that is computed is kept under --runs, and not computed again.
@@ -59,10 +59,10 @@ from minirl.train.sft import SFTConfig, train_sft
 
 TASK = Arithmetic("addition", 3)
 PAID = JudgedTask(TASK, TASK.rewards, {"accuracy": 1.0})       # for the answer alone
-EXAMPLES, SLIP_SHARE = 15_000, 0.4
-LABELLED, HELD_OUT = 2000, 200                                # problems
-TARGET, OVER = 0.9, 5
-GRPO = GRPOConfig(steps=60, lr=1e-4, kl_coef=0.0)
+EXAMPLES, SLIP_SHARE = 12_000, 0.7
+LABELLED, HELD_OUT = 1000, 200                                # problems
+TARGET, OVER = 0.9, 10
+GRPO = GRPOConfig(steps=100, prompts_per_step=4, lr=2e-4, kl_coef=0.0)
 PRM = ProcessRewardConfig()
 FIGURES = Path(__file__).parent / "figures"
 ARMS = ("outcome", "process, truth", "process, model")

@@ -6,12 +6,12 @@
                the mean over steps
 
 Same as the paper  a label per step, from N completions of the policy behind it: hard (any is right)
-                   or soft (the share that is right); cross entropy; one epoch.
+                   or soft (the share that is right); cross entropy.
 Different          a scalar head, read behind the last token of each step, in place of two words of
                    the vocabulary, good and bad; the default label is soft; the mean is over steps,
                    so that a long solution counts for more than a short one.
 Why                a scalar is what the other reward models have, and σ of it the same probability;
-                   with eight completions a hard label calls lucky steps good.
+                   a soft label is the value of a state, whatever N is.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ Estimate = Callable[[Tensor], Tensor]  # labels in [0, 1], NaN: none -> what is 
 class ProcessRewardConfig:
     """Defaults: the tiny model, on a laptop. Papers' numbers: train/presets.py."""
 
-    epochs: int = 1
-    batch_size: int = 32               # solutions, each with all its steps
+    epochs: int = 2                    # of a thousand solutions one teaches too little
+    batch_size: int = 8                # solutions, each with all its steps
     lr: float = 5e-3
     min_lr_ratio: float = 0.1          # cosine to 10 %
     beta1: float = 0.9
