@@ -52,7 +52,7 @@ def test_the_run_holds_what_it_says(run, capsys):
 
 def test_the_summary_has_labels_model_and_choices(run):
     summary = run.summary
-    assert summary["steps"] == len(run.metrics()) == 6                    # 24 solutions, 4 a batch
+    assert summary["steps"] == len(run.metrics()) == 12             # 24 solutions, 4 a batch, twice
     for name in ("hard_labels", "soft_labels", "process_reward_model"):
         assert 0 <= summary[f"{name}_accuracy"] <= 1
     for name in ("one", "majority", "last", "min", "product"):
