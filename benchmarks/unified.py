@@ -10,9 +10,9 @@ answers, and which number each answer's gradient is multiplied by.
 Each method is a row of METHODS and trains by a page of minirl/train. From one base model per seed,
 all of them see the same prompts, in as many optimizer steps of the same AdamW: STEPS batches of
 PROMPTS prompts, for each of which GROUP completions are sampled (SFT: one demonstration). The
-reward is accuracy alone. The base model is that of `minirl grpo`, but it has read half as much, and
-what it read has slips. So neither its majority nor the best of its answers is always right, and
-there is something to gain at any K.
+reward is accuracy alone, for PPO and GRPO, too, which in the paper ask a reward model. The base
+model is that of `minirl grpo`, but it has read half as much, and what it read has slips: so the
+answer that it gives most often is not always right.
 
 tests/train/test_unified.py shows that each page's loss has the coefficient of its row.
 """
@@ -131,7 +131,7 @@ def grpo_by_steps(run: Run) -> None:
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the paper's table 10: the three things in which methods differ."""
+    """A row of the paper's table of methods: the three things in which they differ."""
 
     name: str
     source: str                    # who answers the prompts
@@ -177,11 +177,12 @@ def own_answers(run: Run) -> list[tuple[Problem, list[str], list[str]]]:
     answers = []
     for part in collect_in_parts(run.model, run.tokenizer, run.asked(), run.problems, group=GROUP,
                                  max_new_tokens=LENGTH, generator=generator):
-        whole = (~part.rollouts.truncated).tolist()
+        ended = (~part.rollouts.truncated).tolist()
+        rows = list(zip(part.completions, part.verdicts["accuracy"], ended, strict=True))
         for i, problem in enumerate(part.problems):
-            rows = [row for row in range(i * GROUP, (i + 1) * GROUP) if whole[row]]
-            right, wrong = ([part.completions[row] for row in rows
-                             if part.verdicts["accuracy"][row] == verdict] for verdict in (1, 0))
+            own = rows[i * GROUP:(i + 1) * GROUP]
+            right = [text for text, verdict, whole in own if whole and verdict == 1]
+            wrong = [text for text, verdict, whole in own if whole and verdict == 0]
             answers.append((problem, right, wrong))
     return answers
 

@@ -1,7 +1,7 @@
 """What benchmarks/unified.py prints and draws: two tables and two figures.
 
-A run is a line of its file: seed, method, curve (completions, accuracy), majority and pass (one
-number for each K), seconds.
+A record is a line of its file, for one run: seed, method, curve (completions, accuracy), majority
+and pass (one number for each K), seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BASE = "base model"                # the name of the lines about where all metho
 ONLINE = "the policy"              # the data source of the online methods
 GREY = "#9ca3af"
 COLUMNS = 4                        # of panels
-Run = dict[str, Any]
+Record = dict[str, Any]
 Point = tuple[int, float]          # completions, accuracy
 
 
@@ -35,19 +35,19 @@ class Method(Protocol):
     def coefficient(self) -> str: ...
 
 
-def of(runs: Sequence[Run], name: str) -> list[Run]:
+def of(runs: Sequence[Record], name: str) -> list[Record]:
     """Return the runs of a method, one per seed."""
     return [run for run in runs if run["method"] == name]
 
 
-def mean_at(runs: Sequence[Run], name: str, column: str, i: int) -> float:
+def mean_at(runs: Sequence[Record], name: str, column: str, i: int) -> float:
     """Return the mean over seeds of Maj@K or Pass@K, for K number i."""
     return statistics.mean(run[column][i] for run in of(runs, name))
 
 
 # the tables
 
-def methods(runs: Sequence[Run], methods: Sequence[Method]) -> None:
+def methods(runs: Sequence[Record], methods: Sequence[Method]) -> None:
     """Print what each method is, and what its policies are worth."""
     print(table_head("method", "data source", "reward", "coefficient of ∇ log π", "accuracy",
                      "by seed"))
@@ -58,13 +58,13 @@ def methods(runs: Sequence[Run], methods: Sequence[Method]) -> None:
     print()
 
 
-def accuracies(runs: Sequence[Run], name: str) -> tuple[str, str]:
+def accuracies(runs: Sequence[Record], name: str) -> tuple[str, str]:
     """Return the mean over seeds, and each seed's accuracy."""
     by_seed = " / ".join(f"{run['pass'][0]:.3f}" for run in of(runs, name))
     return f"{mean_at(runs, name, 'pass', 0):.3f}", by_seed
 
 
-def votes(runs: Sequence[Run], methods: Sequence[Method], ks: Sequence[int]) -> None:
+def votes(runs: Sequence[Record], methods: Sequence[Method], ks: Sequence[int]) -> None:
     """Print Maj@K and Pass@K of each method, as means over seeds."""
     print(table_head("method", *(f"Maj@{k}" for k in ks), *(f"Pass@{k}" for k in ks)))
     for name in (BASE, *(method.name for method in methods)):
@@ -75,7 +75,7 @@ def votes(runs: Sequence[Run], methods: Sequence[Method], ks: Sequence[int]) -> 
 
 # the figures
 
-def draw_curves(runs: Sequence[Run], methods: Sequence[Method], out: Path) -> None:
+def draw_curves(runs: Sequence[Record], methods: Sequence[Method], out: Path) -> None:
     """Draw held-out accuracy over training, where the policy answers itself and where it does not.
     RFT, the simplest offline method with a reward, stands in grey beside the online ones, too."""
     figure, (left, right) = new_figure(1, 2, (10.4, 4.2))
@@ -99,7 +99,7 @@ def draw_curves(runs: Sequence[Run], methods: Sequence[Method], out: Path) -> No
     save(figure, out)
 
 
-def curves(runs: Sequence[Run], name: str) -> list[list[Point]]:
+def curves(runs: Sequence[Record], name: str) -> list[list[Point]]:
     """Return a method's curve of each seed, from the base model on."""
     return [[*base["curve"], *run["curve"]]
             for base, run in zip(of(runs, BASE), of(runs, name), strict=True)]
@@ -110,7 +110,7 @@ def accuracy_table(curves: Sequence[Sequence[Point]]) -> list[list[float]]:
     return [[accuracy for _, accuracy in points] for points in zip(*curves, strict=True)]
 
 
-def seed_levels(runs: Sequence[Run], methods: Sequence[Method]) -> list[list[float]]:
+def seed_levels(runs: Sequence[Record], methods: Sequence[Method]) -> list[list[float]]:
     """Return for each look and seed by how much the mean over methods is above that of all seeds.
 
     Base models differ more than methods do. Methods are compared seed by seed, so the ranges in the
@@ -133,7 +133,7 @@ def draw_curve(axis: Any, curves: Sequence[Sequence[Point]], levels: Sequence[Se
                       alpha=0.12, linewidth=0)
 
 
-def draw_votes(runs: Sequence[Run], methods: Sequence[Method], ks: Sequence[int],
+def draw_votes(runs: Sequence[Record], methods: Sequence[Method], ks: Sequence[int],
                out: Path) -> None:
     """Draw a panel per method: Maj@K and Pass@K, before and after it."""
     rows = -(-len(methods) // COLUMNS)
