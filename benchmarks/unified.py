@@ -14,7 +14,7 @@ reward is accuracy alone, for PPO and GRPO, too, which in the paper ask a reward
 model is that of `minirl grpo`, but it has read half as much, and what it read has slips: so the
 answer that it gives most often is not always right.
 
-tests/train/test_unified.py shows that each page's loss has the coefficient of its row.
+tests/test_unified.py shows that each page's loss has the coefficient of its row.
 """
 
 from __future__ import annotations
