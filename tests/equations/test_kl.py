@@ -413,16 +413,15 @@ def test_adaptive_kl_controller_finds_the_target(start):
 
 def test_adaptive_kl_controller_never_turns_the_penalty_into_a_bonus():
     """60,000 samples at horizon 10,000 and a KL of 0 gave 1 - 0.2 * 6 = -0.2: a negative kl_coef
-    for ever, a bonus for leaving the reference.
-
-    Either the factor stays positive or the call raises.
-    """
+    for ever, a bonus for leaving the reference. At 5 horizons it is 1 - 0.2 * 5 = 0, and before
+    that positive."""
     controller = AdaptiveKLController(0.15, target=6.0, horizon=10_000)
-    try:
-        controller.update(kl=0.0, n_samples=60_000)
-    except ValueError:
-        pass
-    assert controller.kl_coef > 0
+    for n in (50_000, 60_000, -1):
+        with pytest.raises(ValueError, match=f"n_samples is {n} .*less than 5 horizons"):
+            controller.update(kl=0.0, n_samples=n)
+    assert controller.kl_coef == 0.15
+    controller.update(kl=0.0, n_samples=49_999)
+    assert controller.kl_coef == pytest.approx(0.15 * 0.2 / 10_000)
 
 
 @pytest.mark.parametrize("call", [
