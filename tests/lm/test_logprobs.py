@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import minirl.lm.logprobs as module
 from minirl.lm.logprobs import (
     WORTH_COMPILING,
     chunk_rows,
@@ -299,6 +300,27 @@ def test_the_size_of_a_chunk(rows, vocab, device, expected):
     """The times in RESULTS.md are measured with it, and with what is worth compiling."""
     assert chunk_rows(rows, vocab, device) == expected
     assert WORTH_COMPILING == 2 ** 26
+
+
+@pytest.mark.parametrize("worth, expected", [(70, ["statistics", "gradient"]), (71, [])])
+def test_what_is_worth_compiling_is_compiled_both_ways(worth, expected, monkeypatch):
+    """Ten rows of seven logits, in chunks of five rows; the compiled functions stand in for
+    themselves."""
+    calls = []
+
+    def instead(name):
+        plain = getattr(module, f"_{name}")
+        monkeypatch.setattr(module, f"_compiled_{name}",
+                            lambda *args: calls.append(name) or plain(*args))
+
+    instead("statistics")
+    instead("gradient")
+    monkeypatch.setattr(module, "WORTH_COMPILING", worth)
+    hidden, weight, targets = problem(10, 3, 7)
+    logp = linear_logprobs(hidden, weight, targets)
+    logp.sum().backward()
+    assert list(dict.fromkeys(calls)) == expected
+    torch.testing.assert_close(logp, naive(hidden, weight, targets)[0])
 
 
 # errors
