@@ -14,23 +14,22 @@ from minirl.equations.checks import check_positive, check_same_shape
 def pass_at_k(n: int, c: int, k: int) -> float:
     r"""Probability that at least one of k samples is right, estimated from n with c right.
 
-    Equation   pass@k = 1 - C(n-c, k) / C(n, k) = 1 - Π_{i=n-c+1..n} (1 - k/i)
+    Equation   pass@k = 1 - C(n-c, k) / C(n, k)
     Paper      Codex, arXiv:2107.03374, section 2.1, eq. 1.
     Erratum    This is unbiased. The plug-in 1 - (1 - c/n)^k is biased downwards: at n = 5, c = 2,
                k = 2 it is 0.64, not 0.7.
     Raises     ValueError unless 1 ≤ k ≤ n and 0 ≤ c ≤ n.
+
+    The binomials are whole numbers of any size, and their quotient is rounded once: the result is
+    the exact one, to the last digit.
 
     >>> round(pass_at_k(5, 2, 2), 4), round(pass_at_k(10, 3, 5), 4)  # 1 - 3/10, 1 - 21/252
     (0.7, 0.9167)
     """
     if not 1 <= k <= n or not 0 <= c <= n:
         raise ValueError(f"n = {n}, c = {c}, k = {k}: expected 1 <= k <= n and 0 <= c <= n")
-    if n - c < k:
-        return 1.0
-    none_right = 1.0
-    for i in range(n - c + 1, n + 1):
-        none_right *= 1 - k / i
-    return 1 - none_right
+    subsets = math.comb(n, k)
+    return (subsets - math.comb(n - c, k)) / subsets  # C(n-c, k) is 0 where k > n - c
 
 
 def majority_vote(answers: Sequence[Hashable | None]) -> Hashable | None:

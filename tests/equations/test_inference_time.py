@@ -1,5 +1,6 @@
 """Tests of minirl.equations.inference_time."""
 
+from fractions import Fraction
 from functools import partial
 from itertools import combinations, product
 from math import comb, log, prod
@@ -62,11 +63,20 @@ def test_unbiased_by_enumeration(p, k):
     assert plug_in == pytest.approx(truth, abs=1e-12) if k == 1 else plug_in < truth - 1e-9
 
 
-def test_large_numbers_stay_in_range():
-    """C(10000, 5000) has 3000 digits: the product form needs none of them."""
+@pytest.mark.parametrize("n", [1, 7, 100, 1000, 9_999, 10_000])
+def test_exact_up_to_ten_thousand_samples(n):
+    """C(10000, 5000) has 3000 digits. A product of floats (1 - k/i) is off in the last digits, and
+    by 1e-13 of a small value."""
+    for c in {0, 1, n // 3, n - 1, n}:
+        for k in {1, max(1, n // 100), n // 2 + 1, n}:
+            assert pass_at_k(n, c, k) == float(1 - Fraction(comb(n - c, k), comb(n, k)))
+    assert pass_at_k(n, 1, 1) == 1 / n
+
+
+def test_more_right_samples_are_better():
     values = [pass_at_k(10_000, c, 100) for c in (0, 1, 100, 5000, 9900, 10_000)]
     assert values == sorted(values)
-    assert values[0] == 0.0 and values[1] == pytest.approx(0.01, abs=1e-9) and values[-1] == 1.0
+    assert values[0] == 0.0 and values[1] == 0.01 and values[-1] == 1.0
 
 
 @pytest.mark.parametrize("n, c, k", [(5, 6, 1), (5, -1, 1), (5, 2, 0), (5, 2, 6), (0, 0, 1)])
