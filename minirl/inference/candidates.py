@@ -203,5 +203,5 @@ def affordable(n: int, prompts: Sequence[Ids], tokens: int, budget: int | None, 
 
 def check_budget(budget: int, least: int) -> None:
     if budget < least:
-        raise ValueError(f"a budget of {budget} tokens for each problem is too small: one "
-                         f"candidate may need {least}; raise it, or lower max_new_tokens")
+        raise ValueError(f"a budget of {budget} tokens for each problem is too small: at least "
+                         f"{least} are wanted, or fewer and shorter candidates")
