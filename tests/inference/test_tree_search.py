@@ -9,7 +9,10 @@ from minirl.inference import tree_search as module
 from minirl.inference.candidates import Spent
 from minirl.inference.steps import step_ends
 from minirl.inference.tree_search import beam_search, diverse_tree_search, step_stops
+from minirl.lm.heads import ScalarModel
 from minirl.lm.sampling import sample
+from minirl.lm.seeds import seeded
+from minirl.train.process_reward import step_probabilities
 from tests.inference.policies import END, TOKENIZER, chain, ids, text
 
 NAN = math.nan
@@ -107,14 +110,23 @@ def test_an_ended_beam_can_be_overtaken():
     assert texts(result) == ["a,d", "a,c"]
 
 
-def test_ties_go_to_the_first():
-    """All scores are equal: the beams are the first two that were drawn."""
-    firsts = set()
-    for seed in range(6):
-        result = search(letters(a=0.5, b=0.5, c=0.5, d=0.5), beams=1, expansions=1, seed=seed)
-        firsts.add(texts(result)[0])
-        assert result.chosen == [0]
-    assert len(firsts) > 1
+def test_ties_go_to_the_first(monkeypatch):
+    """All scores are equal: the beam is the row that was drawn first, in every step."""
+    first, grow = [], module.Branches.grow
+
+    def watched(*args, **options):
+        drawn = grow(*args, **options)
+        first.append(text(drawn[0]))
+        return drawn
+
+    monkeypatch.setattr(module.Branches, "grow", watched)
+    seen = set()
+    for seed in range(8):
+        first.clear()
+        result = search(letters(a=0.5, b=0.5, c=0.5, d=0.5), beams=1, expansions=4, seed=seed)
+        assert texts(result) == ["".join(first)] and result.chosen == [0]
+        seen |= set(texts(result))
+    assert len(seen) > 2
 
 
 def test_a_verifier_without_verdicts():
@@ -249,6 +261,26 @@ def test_several_problems_at_once():
                     prompts=("=", "1#", "12="), beams=1, expansions=16)
     assert [text(row) for row in result.best] == ["b,d", "x", "b,d"]
     assert result.spent == [Spent(1, 64, 16), Spent(2, 32, 2 + 2), Spent(3, 64, 5 * 2 + 7 * 2)]
+
+
+def test_a_process_reward_model_is_a_verifier(base):
+    """It reads prefixes as they were sampled: a kept beam has the score of the whole."""
+    model, tokenizer = base
+    with seeded(0, torch.device("cpu")):
+        scorer = ScalarModel(model).eval()
+        torch.nn.init.normal_(scorer.head.linear.weight)
+
+    def verifier(prompts, completions):
+        ends = [step_ends(tokenizer, completion, "1") for completion in completions]
+        return step_probabilities(scorer, prompts, completions, ends, tokenizer.pad_id)
+
+    prompts = [tokenizer.encode_prompt(x) for x in ("1+1=", "25+17+33=")]
+    result = beam_search(model, tokenizer, prompts, verifier, beams=2, expansions=3, how="product",
+                         separator="1", max_new_tokens=30, temperature=1.0)
+    for prompt, rows, scores in zip(prompts, result.completions, result.scores, strict=True):
+        wanted = [math.prod(verifier([prompt], [row])[0]) for row in rows]
+        assert scores == pytest.approx(wanted, rel=1e-3)
+        assert scores == sorted(scores, reverse=True)
 
 
 def test_stops_of_steps():

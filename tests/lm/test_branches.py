@@ -152,6 +152,20 @@ def test_the_mode_of_the_model_and_the_prompts_stay_as_they_are(ragged):
     assert model.training and ragged == before
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_rows_grow_as_on_a_cpu(model, ragged):
+    tokens = []
+    for device in ("cpu", "cuda"):
+        branches = Branches(model.to(device), ragged)
+        branches.grow([1, 5, 2, 3], stops=[2], choice=Choice(0.9, 9, 0.95),
+                      generator=torch.Generator().manual_seed(0))
+        branches.select([3, 1, 1, 0])
+        branches.give(2, [4, 5])
+        branches.grow([4, 1, 6, 2], stops=[3], choice=GREEDY)
+        tokens.append(branches.tokens)
+    assert tokens[0] == tokens[1]
+
+
 def test_errors(ragged):
     model = build_model()
     branches = Branches(model, ragged)
