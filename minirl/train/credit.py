@@ -33,8 +33,8 @@ def process_credit(rewards: StepRewards, *, outcome: float = 0.0, ddof: int = 1)
     """Process supervision: every token has the advantage of its step.
 
     Equation   A_t = Σ_{k≥j} r̃_k + w A_i,   j the step of token t of completion i, w = outcome
-    Paper      DeepSeekMath, arXiv:2402.03300, section 4.1.3: w = 0. PRIME, arXiv:2502.01456,
-               section 3.2, adds the advantages of the outcome and of the process: w = 1.
+    Paper      DeepSeekMath, arXiv:2402.03300, section 4.1.3: w = 0. PRIME, arXiv:2502.01456, adds
+               the advantages of the outcome and of the process, as w = 1 does.
     Shapes     adv (P, G) -> (B, T), on the device of the rollouts
     Raises     ValueError unless every completion has as many rewards as steps, and its last step
                ends where it does.
