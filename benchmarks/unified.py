@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true", help="train nothing")
     parser.add_argument("--figures", type=Path, default=Path(__file__).parent / "figures")
     args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     if not args.draw:
         print(f"{heading()}, commit {commit()}\n", flush=True)
         for seed in range(args.seeds):
