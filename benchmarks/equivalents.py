@@ -44,8 +44,13 @@ EQUIVALENT: dict[str, str] = {
     "equations/objectives.py entropy: 0 -> 1 (2)": "it is multiplied by p = 0",
     "equations/objectives.py gspo_token: 0 -> 1": "the constant is subtracted from itself",
     "equations/objectives.py sapo: adv > 0 -> adv >= 0": "at A = 0 value and gradient are 0",
+    "equations/process.py process_reward_loss: 0 -> 1": "a step without a label has 0 at the end",
+    "equations/process.py process_reward_loss: 0 -> 1 (2)":
+        "a step without a label has 0 at the end",
     "equations/reduce.py aggregate: 1 -> 0 (2)": "the sum of column sums is the sum of row sums",
     "equations/reduce.py explained_variance: 1 -> 0 (2)": "the outer where hides the quotient",
+    "equations/reduce.py explained_variance: returns.detach() -> returns":
+        "it is only compared, and a comparison has no gradient",
     "equations/reduce.py within_rounding: high.abs() -> high":
         "if high is negative, low is larger in size",
     "equations/schedules.py cosine_to_floor: step < warmup -> step <= warmup":
@@ -53,4 +58,6 @@ EQUIVALENT: dict[str, str] = {
     "lm/rollouts.py micro_batches: True -> False (2)": "torch's sort on a CPU is stable either way",
     "lm/rollouts.py micro_batches: end < len(sizes) -> end <= len(sizes)":
         "behind the last row the tokens are the rest, and no share is larger than the rest",
+    "train/dpo.py train_dpo: policy.detach() -> policy":
+        "metrics are detached where they are added",
 }

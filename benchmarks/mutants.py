@@ -3,6 +3,7 @@
     python benchmarks/mutants.py                        # minirl/equations, by `check` and by tests
     python benchmarks/mutants.py --only objectives      # one file
     python benchmarks/mutants.py --check-only           # without the tests
+    python benchmarks/mutants.py --only kl --match "k3: 0 -> 1"      # survivors, once more
     python benchmarks/mutants.py --files tasks/rewards.py lm/rollouts.py lm/logprobs.py
 
 A mutant is a source file with one change; mutations.py names the kinds of change. It is killed when
@@ -106,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Change the source, and see who notices.")
     parser.add_argument("--files", nargs="*", default=None, help="below minirl/")
     parser.add_argument("--only", default=None, help="one file of equations, such as kl")
+    parser.add_argument("--match", nargs="*", default=[""], help="mutants with these in their name")
     parser.add_argument("--check-only", action="store_true", help="do not run the tests")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
@@ -118,7 +120,8 @@ def main() -> None:
     torch.set_num_threads(1)
     left: list[Mutant] = []
     for name in names:
-        many = list(mutants(name))
+        many = [mutant for mutant in mutants(name)
+                if any(text in mutant.name for text in args.match)]
         print(f"{name}: {len(many)} mutants", flush=True)
         if name.startswith("equations/"):
             many = alive_after_check(many, args.jobs)

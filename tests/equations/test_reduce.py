@@ -239,6 +239,12 @@ def test_shapes_that_would_broadcast_raise(reduction, x_shape, mask_shape):
         reduction(torch.ones(x_shape), torch.ones(mask_shape))
 
 
+@pytest.mark.parametrize("total", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_total_of_nothing_raises_where_anything_is_visible(total):
+    with pytest.raises(ValueError, match=f"total is {total}: expected the positive number"):
+        aggregate(torch.ones(2, 2), torch.tensor([[1, 0], [0, 0]]), "constant", total=total)
+
+
 @pytest.mark.parametrize("how", [*HOWS, "mean"])
 @pytest.mark.parametrize("total", [None, 4.0])
 def test_unknown_how_and_missing_total_raise(how, total):

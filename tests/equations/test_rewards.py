@@ -50,6 +50,7 @@ def test_overlong_penalty_shapes_and_dtypes():
     ([1], {"cache": 0}, "cache 0"),
     ([1], {"cache": -4}, "cache"),
     ([1], {"max_length": 10, "cache": 11}, "max_length is 10, cache 11"),
+    ([], {"cache": 0}, "the least length 0"),
 ])
 def test_overlong_penalty_bad_arguments_raise(lengths, options, message):
     with pytest.raises(ValueError, match=message + ".*expected"):

@@ -106,6 +106,7 @@ def test_warmup_to_constant_by_hand():
     assert rates == pytest.approx([*rising, 1.0, 1.0])
     assert warmup_to_constant(0, warmup=0) == 1.0
     assert warmup_to_constant(0, start=1.0) == 1.0
+    assert warmup_to_constant(0, start=0.0) == 0.0
     assert warmup_to_constant(10 ** 9) == 1.0
 
 

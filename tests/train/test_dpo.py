@@ -22,6 +22,7 @@ from tests.train.small import (
     break_weights,
     copy_of,
     flat,
+    record_calls,
     record_gradients,
     save_step,
     tiny,
@@ -79,7 +80,7 @@ def test_the_first_loss_is_log_2_and_its_gradient_is_not_zero():
     policy and reference are not one model."""
     _, log = run()
     assert log[0]["loss"] == pytest.approx(LOG_2, abs=1e-6)
-    assert log[0]["rewards/margins"] == 0.0
+    assert log[0]["rewards/margins"] == log[0]["rewards/accuracies"] == 0.0
     assert log[0]["grad_norm"] > 1e-3
     assert log[1]["loss"] != pytest.approx(LOG_2, abs=1e-6)
 
@@ -224,6 +225,13 @@ def ids_of(ranking):
     EOS."""
     prompt = len(TOKENIZER.encode_prompt(ranking.prompt))
     return sum(prompt + len(TOKENIZER.encode(text)) + 1 for text in ranking.completions)
+
+
+def test_micro_batches_are_planned_by_all_tokens_of_a_ranking(monkeypatch):
+    calls = record_calls(monkeypatch, page, "micro_batches")
+    run(batch_size=4, token_budget=99)
+    (lengths, budget), = (call.args for call in calls)
+    assert sorted(lengths.tolist()) == sorted(map(ids_of, RANKINGS)) and budget == 99
 
 
 def test_metrics_count_epochs_and_tokens_and_show_the_learning_rate():

@@ -8,6 +8,7 @@ from itertools import combinations
 import pytest
 import torch
 
+import minirl.train.reward_model as page
 from minirl.lm.heads import ScalarModel
 from minirl.lm.tokenizer import build_tokenizer
 from minirl.tasks.preferences import Ranking, pairs
@@ -26,6 +27,7 @@ from tests.train.small import (
     Log,
     break_weights,
     flat,
+    record_calls,
     record_gradients,
     save_step,
     tiny,
@@ -208,14 +210,28 @@ def test_metrics_do_not_depend_on_micro_batches():
         assert split[0][name] == pytest.approx(whole[0][name], rel=1e-4, abs=1e-6), name
 
 
+def ids_of(ranking):
+    """Return how many tokens a ranking has: the prompt in front of each completion, and each
+    EOS."""
+    prompt = len(TOKENIZER.encode_prompt(ranking.prompt))
+    return sum(prompt + len(TOKENIZER.encode(text)) + 1 for text in ranking.completions)
+
+
+def test_micro_batches_are_planned_by_all_tokens_of_a_ranking(monkeypatch):
+    """Rankings of one size are read together: one call for each of the sizes 2, 3 and 4."""
+    calls = record_calls(monkeypatch, page, "micro_batches")
+    train(batch_size=6, token_budget=99)
+    lengths = [length for call in calls for length in call.args[0].tolist()]
+    assert sorted(lengths) == sorted(map(ids_of, RANKINGS))
+    assert [call.args[1] for call in calls] == [99] * 3
+
+
 def test_metrics_count_epochs_and_tokens():
-    """Two steps per epoch, of three rankings each. A prompt counts once per completion, and so
-    does each EOS."""
+    """Two steps per epoch, of three rankings each."""
     log = Log()
     train(epochs=2, log=log)
     assert [metrics["epoch"] for metrics in log] == [0.5, 1.0, 1.5, 2.0]
-    tokens = sum(len(TOKENIZER.encode_prompt(ranking.prompt)) + len(TOKENIZER.encode(text)) + 1
-                 for ranking in RANKINGS for text in ranking.completions)
+    tokens = sum(map(ids_of, RANKINGS))
     assert (log[1]["num_tokens"], log[3]["num_tokens"]) == (tokens, 2 * tokens)
     assert all(0 < metrics["step_time"] < 60 for metrics in log)
 

@@ -6,6 +6,7 @@ from inspect import signature
 import pytest
 import torch
 
+import minirl.train.sft as page
 from minirl.equations.schedules import cosine_to_floor
 from minirl.lm.rollouts import span_mask
 from minirl.lm.tokenizer import build_tokenizer
@@ -20,6 +21,7 @@ from tests.train.small import (
     Log,
     break_weights,
     flat,
+    record_calls,
     record_gradients,
     save_step,
     tiny,
@@ -148,6 +150,15 @@ def test_metrics_are_those_of_the_whole_batch():
     train_sft(tiny(), TOKENIZER, PAIRS[:8], SFTConfig(batch_size=8), log=whole)
     for name in ("loss", "grad_norm", "num_tokens", "learning_rate"):
         assert split[0][name] == pytest.approx(whole[0][name], rel=1e-5), name
+
+
+def test_micro_batches_are_planned_by_prompts_and_completions(monkeypatch):
+    calls = record_calls(monkeypatch, page, "micro_batches")
+    weights_after(batch_size=24, token_budget=99)
+    (lengths, budget), = (call.args for call in calls)
+    assert sorted(lengths.tolist()) == sorted(
+        len(TOKENIZER.encode_prompt(x)) + len(TOKENIZER.encode(y)) + 1 for x, y in PAIRS)
+    assert budget == 99
 
 
 def test_metrics_count_epochs_and_tokens_and_show_the_learning_rate():
