@@ -82,18 +82,24 @@ def plain_score(model, prompt, completion):
     return float(model.head(hidden)[0, -1].detach())
 
 
-def test_the_first_loss_by_hand():
-    """-log σ of each difference of scores: the mean over a ranking's pairs, then over rankings."""
+def test_the_first_loss_and_its_metrics_by_hand():
+    """-log σ of each difference of scores: the mean over a ranking's pairs, then over rankings. So
+    are the difference itself, the margin, and how often it is positive, the accuracy."""
     torch.manual_seed(1)
     model = ScalarModel(tiny()).eval()
-    losses = []
+    every, losses, margins, accuracies = [], [], [], []
     for ranking in RANKINGS:
         scores = [plain_score(model, ranking.prompt, text) for text in ranking.completions]
         differences = torch.tensor([better - worse for better, worse in combinations(scores, 2)])
+        every += scores
         losses.append(float(torch.log1p(torch.exp(-differences)).mean()))
+        margins.append(float(differences.mean()))
+        accuracies.append(float((differences > 0).float().mean()))
     log = Log()
     train(model=model, batch_size=6, log=log)
-    assert log[0]["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    for name, numbers in (("loss", losses), ("margin", margins), ("accuracy", accuracies),
+                          ("mean_reward", every)):
+        assert log[0][name] == pytest.approx(sum(numbers) / len(numbers), abs=1e-5), name
 
 
 def test_a_head_of_zeros_costs_log_2():
