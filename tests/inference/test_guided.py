@@ -180,10 +180,12 @@ def test_an_id_without_a_verdict_is_not_drawn():
 def test_rows_and_problems_share_a_batch():
     """Rows that have ended leave; the others go on. The best of a problem is its highest score."""
     chances = {"=": {"a": 1, "b": 1}, "a": "c", "c": "d", "d": END, "b": END, "#": "d"}
-    result = decode(letters(a=0.0), chances, prompts=("=", "#"), n=12, top_k=2)
+    result = decode(letters(b=-0.2, d=-0.5), chances, prompts=("=", "#"), n=12, top_k=2, beta=10)
     assert {text(row) for row in result.completions[0]} == {"acd", "b"}
     assert {text(row) for row in result.completions[1]} == {"d"}
     assert all(map(all, result.ended))
+    assert [text(row) for row in result.best] == ["b", "d"]
+    assert text(result.completions[0][0]) == "acd"      # so the first is not the best
     assert [cost.decode for cost in result.spent] == [
         sum(map(len, row)) for row in result.completions]
 

@@ -85,6 +85,17 @@ def test_equal_expansions_are_one_candidate():
     assert result.spent == [Spent(prefill=1, decode=6 * 2 + 6 * 2, verifier=3 + 5)]
 
 
+def test_expansions_that_cannot_be_shared_out_evenly():
+    """Three beams, one expansion each, two ways: the better of the two has two expansions."""
+    verifier = letters(a=0.9, b=0.5, c=0.5, d=0.5)
+    decodes = {}
+    for seed in range(8):
+        result = search(verifier, beams=3, expansions=1, seed=seed)
+        starts = {completion[0] for completion in texts(result)}
+        decodes.setdefault(len(starts), set()).add(result.total.decode)
+    assert decodes[2] == {3 * 2 + 3 * 2}
+
+
 def test_no_beam_is_kept_twice():
     """b is seen once in 20, and nevertheless the second beam: a copy of a is no second beam."""
     result = search(letters(a=0.9, b=0.1), chances={"=": {"a": 19, "b": 1}, "a": END, "b": END},
@@ -228,6 +239,14 @@ def test_a_budget_is_never_exceeded(how, options, budget):
     if budget == 200:       # it is used: what is left is not enough for another step
         assert min(cost.total for cost in result.spent) > 120
     assert not any(any(row) for row in result.ended)
+
+
+@pytest.mark.parametrize("budget, drawn", [(22, 1), (23, 1), (24, 2), (40, 10), (41, 10)])
+def test_a_budget_is_used_to_the_last_token(budget, drawn):
+    """One row, one long step: d tokens cost 10 for the prompt, d, and 10 + d for the verifier."""
+    result = search(letters(a=0.5), chances={"=": "a", "a": "a"}, prompts=("123456789=",), beams=1,
+                    expansions=1, budget=budget, max_new_tokens=30)
+    assert result.spent == [Spent(prefill=10, decode=drawn, verifier=10 + drawn)]
 
 
 def test_a_budget_that_reaches_is_no_limit():

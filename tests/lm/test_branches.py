@@ -75,6 +75,16 @@ def test_a_row_goes_on_from_what_it_was_given(model, ragged):
     assert [len(row) for row in drawn] == [4, 4, 1, 3]
 
 
+def test_a_row_is_cut_back_further_than_its_last_token(model, ragged):
+    branches = Branches(model, ragged[:2])
+    branches.grow([4, 4], stops=[], choice=GREEDY)
+    assert [branches.take_back(0) for _ in range(3)] == greedy(model, ragged[0], 4)[:-4:-1]
+    branches.give(0, [6, 6])
+    start = list(branches.tokens[0])
+    branches.grow([3, 1], stops=[], choice=GREEDY)
+    assert branches.tokens == [greedy(model, start, 3), greedy(model, ragged[1], 5)]
+
+
 def test_logits_are_those_without_a_cache(model, ragged):
     branches = Branches(model, ragged)
     branches.grow([3, 1, 2, 4], stops=[], choice=PLAIN, generator=torch.Generator().manual_seed(0))
@@ -116,8 +126,9 @@ def test_an_ended_row_that_has_not_left_yet_draws_nothing_more(monkeypatch):
     from minirl.lm import branches as module
     monkeypatch.setattr(module, "WORTH_LEAVING", 2.0)
     branches = Branches(chain(), [[7], [1]])
-    assert branches.grow([20, 19], stops=[0], choice=GREEDY)[0] == [8, 0]
-    assert branches.grow([1, 1], stops=[], choice=GREEDY) == [[1], [1]]
+    branches.give(1, [5] * 15)      # it goes on while the first row would come to its second stop
+    assert branches.grow([20, 2], stops=[0], choice=GREEDY) == [[8, 0], [6, 7]]
+    assert branches.grow([1, 1], stops=[], choice=GREEDY) == [[1], [8]]
 
 
 def test_a_prompt_is_read_once_for_all_its_rows(ragged):
