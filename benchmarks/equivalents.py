@@ -8,6 +8,7 @@ from __future__ import annotations
 TWO_D = "the tensor is 2-D, and its last dimension is the second"
 ONE = "these differ with at most one verdict, where equal rewards give 0 anyway"
 HIDDEN = "what is under the mask is taken out again at the end"
+VERDICTS = "the verdicts are read, and not their weighted sum"
 EQUIVALENT: dict[str, str] = {
     "equations/advantages.py _mean: -1 -> 1": TWO_D,
     "equations/advantages.py _mean: -1 -> 1 (2)": TWO_D,
@@ -60,4 +61,6 @@ EQUIVALENT: dict[str, str] = {
         "behind the last row the tokens are the rest, and no share is larger than the rest",
     "train/dpo.py train_dpo: policy.detach() -> policy":
         "metrics are detached where they are added",
+    "train/instructgpt.py rank_completions: 1.0 -> 0": VERDICTS,
+    "train/r1.py good_completions: 1.0 -> 0": VERDICTS,
 }
