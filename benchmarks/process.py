@@ -10,7 +10,7 @@ answer is right by 0.3 ^ 3. All learn from the same base, problems, numbers and 
     outcome          1 for a right answer                          DeepSeekMath, section 4.1.2
     process, truth   1 for each step that is true                  section 4.1.3
     process, model   the score that a process reward model gives each step; its labels come from
-                     eight completions each (Math-Shepherd, soft) of the base model
+                     eight completions each of the base model (Math-Shepherd, hard)
     iterative        the same, but after every 20 steps the model learns on, from 300 solutions of
                      the policy as it is then, and 10 % of earlier ones (algorithm 1)
 
@@ -37,6 +37,7 @@ from torch import Tensor
 
 from common import heading, row, table_head
 from minirl.equations.advantages import group_advantages
+from minirl.equations.process import hard_estimate
 from minirl.inference.agreement import agreement
 from minirl.inference.collect import Collected, collect
 from minirl.inference.evaluate import distinct_problems, evaluate
@@ -61,7 +62,6 @@ from minirl.train.credit import Credit, outcome_credit, process_credit
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.iterative_grpo import (
     IterativeGRPOConfig,
-    label_policy,
     train_iterative_grpo,
 )
 from minirl.train.process_reward import (
@@ -154,10 +154,12 @@ def process_reward_model(folder: Path, base: Transformer, tokenizer: Tokenizer,
     if not (folder / "prm").exists():
         solutions = labelled(folder / "solutions.jsonl", base, tokenizer, LABELLED, "train", seed)
         held_out = labelled(folder / "held-out.jsonl", base, tokenizer, HELD_OUT, "test", seed)
-        model = train_process_reward(copy.deepcopy(base), tokenizer, solutions, PRM, seed=seed)
+        model = train_process_reward(copy.deepcopy(base), tokenizer, solutions, PRM,
+                                     estimate=hard_estimate, seed=seed)
         problems = {problem.prompt: problem for problem in drawn(HELD_OUT, "test", seed)}
         truths = [step_truths(problems[s.prompt], "".join(s.steps)) for s in held_out]
-        print(f"seed {seed}, labels {agreement([s.labels for s in held_out], truths)}\n"
+        hard = [[float(bool(label)) for label in s.labels] for s in held_out]
+        print(f"seed {seed}, labels {agreement(hard, truths)}\n"
               f"        model {agreement(solution_chances(model, tokenizer, held_out), truths)}")
         save_pretrained(model, tokenizer, folder / "prm")
     return load_reward_model(folder / "prm")[0]
@@ -198,18 +200,14 @@ def run(folder: Path, arm: str, seed: int) -> dict[str, Any]:
 
 def iterate(folder: Path, base: Transformer, tokenizer: Tokenizer, seed: int,
             log: Log) -> Transformer:
-    """Iterative GRPO with as many steps in all, at a constant learning rate. The first reward model
-    learns from the solutions that the fixed one had."""
+    """Iterative GRPO with as many steps in all, at a constant learning rate. It starts with the
+    fixed reward model, which goes on learning at a lower rate."""
     config = IterativeGRPOConfig(
-        iterations=ITERATIONS, problems=NEW, prm=PRM,
+        iterations=ITERATIONS, problems=NEW, prm=replace(PRM, lr=PRM.lr / 5),
         grpo=replace(GRPO, steps=GRPO.steps // ITERATIONS, min_lr_ratio=1.0))
-
-    def label(iteration: int, policy: Transformer) -> list[Solution]:
-        if iteration == 1:
-            return labelled(folder / "solutions.jsonl", base, tokenizer, LABELLED, "train", seed)
-        return label_policy(policy, tokenizer, HARD, config, seed=derive_seed(seed, iteration))
-
-    return train_iterative_grpo(base, tokenizer, HARD, config, label=label, seed=seed, log=log)
+    reward_model = process_reward_model(folder, base, tokenizer, seed)
+    return train_iterative_grpo(base, tokenizer, HARD, config, reward_model=reward_model,
+                                estimate=hard_estimate, seed=seed, log=log)
 
 
 # results

@@ -69,29 +69,30 @@ class IterativeGRPOConfig:
 
 def train_iterative_grpo(
         model: Transformer, tokenizer: Tokenizer, task: Task, config: IterativeGRPOConfig, *,
-        label: Label | None = None, estimate: Estimate | None = None, seed: int = 0,
-        log: Log | None = None, stage: Stage | None = None,
+        reward_model: ScalarModel | None = None, label: Label | None = None,
+        estimate: Estimate | None = None, seed: int = 0, log: Log | None = None,
+        stage: Stage | None = None,
 ) -> Transformer:
     """Take a policy through all iterations and return the last policy. `model` does not change.
 
+    reward_model is where the first process reward model starts from; default: the policy.
     label(iteration, policy) returns solutions with a label per step; default: label_policy. stage
     runs a stage, and may keep its result; default: it copies the model and calls the page, with
     log(step, metrics).
     """
     stage = stage or in_memory(log)
     policy, earlier = model, list[Solution]()
-    start: Transformer | ScalarModel = model  # of the next reward model
+    start: Transformer | ScalarModel = reward_model or model  # of the next reward model
     for i in range(1, config.iterations + 1):
         solutions = (label(i, policy) if label is not None else
                      label_policy(policy, tokenizer, task, config, seed=derive_seed(seed, i)))
         reading = with_replay(solutions, earlier, config.replay_share,
                               random.Random(derive_seed(seed, "replay", i)))
-        start = reward_model = learn_rewards(f"prm-{i}", start, tokenizer, reading, config.prm,
-                                             estimate=estimate, seed=derive_seed(seed, "prm", i),
-                                             stage=stage)
+        start = learned = learn_rewards(f"prm-{i}", start, tokenizer, reading, config.prm,
+                                        estimate=estimate, seed=derive_seed(seed, "prm", i),
+                                        stage=stage)
         policy = reinforce(f"grpo-{i}", policy, tokenizer, task, config.grpo,
-                           reward_model=reward_model, seed=derive_seed(seed, "grpo", i),
-                           stage=stage)
+                           reward_model=learned, seed=derive_seed(seed, "grpo", i), stage=stage)
         earlier += solutions
     return policy
 
@@ -119,7 +120,7 @@ def with_replay(solutions: Sequence[Solution], earlier: Sequence[Solution], shar
 def learn_rewards(name: str, start: Transformer | ScalarModel, tokenizer: Tokenizer,
                   solutions: Sequence[Solution], config: ProcessRewardConfig, *,
                   estimate: Estimate | None = None, seed: int, stage: Stage) -> ScalarModel:
-    """The first reward model starts from the policy, the others from the one before them."""
+    """Each reward model goes on from the one before it; the first may start from a policy."""
     return stage(name, config, start, lambda m, **hooks: train_process_reward(
         m, tokenizer, solutions, config, estimate=estimate, seed=seed, **hooks))
 

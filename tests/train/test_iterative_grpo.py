@@ -1,5 +1,6 @@
 """minirl/train/iterative_grpo.py"""
 
+import copy
 import random
 from dataclasses import replace
 
@@ -45,7 +46,6 @@ def run(seed=0, **options):
     stages, model = {}, tiny()
 
     def stage(name, config, start, page):
-        import copy
         trained = page(copy.deepcopy(start), log=None, save=None, resume=None)
         stages[name] = start, trained
         return trained
@@ -68,6 +68,15 @@ def test_each_iteration_starts_from_the_models_of_the_one_before():
     assert torch.equal(calls[0][1], weights(tiny()))
     assert torch.equal(calls[2][1], weights(stages["grpo-2"][1]))
     assert not torch.equal(calls[1][1], calls[2][1])
+
+
+def test_the_first_reward_model_may_be_there_already():
+    """Algorithm 1 takes one. It goes on learning, as a copy."""
+    given = ScalarModel(tiny())
+    before = weights(given).clone()
+    stages, _ = run(label=labels([]), reward_model=given)
+    assert stages["prm-1"][0] is given
+    assert torch.equal(weights(given), before)
 
 
 def test_the_reference_is_the_policy_that_an_iteration_starts_from(monkeypatch):
