@@ -38,7 +38,7 @@ OTHER_WEB = 1000             # added to a seed: a web that nothing was learnt fr
 BUDGET = 400_000             # bytes, which are the tiny model's tokens
 PIECE = 120                  # of a page, so that it fits the model's context
 CODE_SHARE = 0.2
-FAR = "proofs", "korean maths"                   # what the seeds are furthest from
+FAR = "proofs", "Korean maths"                   # what the seeds are furthest from
 CORPORA = ("the raw web", "round 1", "round 4", "round 4, a fifth code")
 
 
@@ -111,14 +111,18 @@ def pieces(pages: Iterable[Page], budget: float, rng: random.Random) -> list[str
 
 
 def cut(text: str) -> Iterable[str]:
-    """Yield whole sentences, or lines of code, of at most PIECE bytes together."""
+    """Yield whole sentences, or lines of code, of at most PIECE bytes together. A longer one is
+    left out."""
     piece = ""
     for sentence in text.replace(". ", ".\0 ").replace("\n", "\0\n").split("\0"):
+        if len(sentence.encode()) > PIECE:
+            continue
         if piece and len((piece + sentence).encode()) > PIECE:
             yield piece
             piece = ""
-        piece = piece + sentence if piece else sentence.strip()[:PIECE // 3]
-    yield piece
+        piece = piece + sentence if piece else sentence.strip()
+    if piece:
+        yield piece
 
 
 @torch.no_grad()
@@ -165,16 +169,17 @@ def sums(model: Transformer, tokenizer: Tokenizer) -> float:
 
 
 def draw_corpora(results: dict[str, dict[str, float]], seeds: int, out: Path) -> None:
-    figure, axes = new_figure(1, 2, (9, 2.6))
-    for axis, column in zip(axes, ("mathematics", "sentences"), strict=True):
+    figure, axes = new_figure(1, 3, (11, 2.4))
+    for axis, column in zip(axes, ("mathematics", "far", "sentences"), strict=True):
         for at, (name, colour) in enumerate(zip(CORPORA, COLOURS, strict=False)):
             values = [results[f"{name}, seed {seed}"][column] for seed in range(seeds)]
             axis.barh(at, statistics.median(values), color=colour, alpha=0.5)
             axis.plot(values, [at] * seeds, "o", color=colour, markersize=4)
-        axis.set_yticks(range(len(CORPORA)), CORPORA, fontsize=8)
+        axis.set_yticks(range(len(CORPORA)), CORPORA if axis is axes[0] else [""] * len(CORPORA))
         axis.invert_yaxis()
     tidy(axes[0], "Loss per token on held-out mathematics")
-    tidy(axes[1], "Share of mathematical sentences completed")
+    tidy(axes[1], f"The same, of {FAR[0]} and {FAR[1]}")
+    tidy(axes[2], "Sentences completed")
     save(figure, out)
 
 

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 
 from minirl.corpus.pages import Page
 
-MATHS = ("sums", "algebra", "geometry", "statistics", "proofs", "korean maths")
-OTHER = ("news", "cooking", "sport", "shops", "code", "korean news")
+MATHS = ("sums", "algebra", "geometry", "statistics", "proofs", "Korean maths")
+OTHER = ("news", "cooking", "sport", "shops", "code", "Korean news")
 SITES = 300
 PLANTED = 0.01               # share of mathematical pages that hold a question of the benchmark
 
@@ -52,7 +52,7 @@ SENTENCES = {
         "Suppose the set is compact and the map continuous.", "The proof is by induction on n.",
         "Hence the subgroup is normal, which proves the theorem.",
         "A contradiction, so the kernel is trivial. QED."),
-    "korean maths": (
+    "Korean maths": (
         "{a} 더하기 {b} 는 {s} 이다.", "두 수의 합은 {s} 이고 곱은 {p} 이다.",
         "방정식의 해를 구하여라.", "삼각형의 넓이는 {p} 의 절반이다.",
         "함수의 그래프를 그려 보자.", "이 정리를 증명하여라."),
@@ -75,7 +75,7 @@ SENTENCES = {
     "code": (
         "for {w} in range({a}):", "{w} = {a} + {b}", "assert {w}({a}, {b}) == {s}",
         "return {w} - {a}", "def {w}(x, y):  # O(n)", "import {w}", "print({w} + {a})  # {s}"),
-    "korean news": (
+    "Korean news": (
         "{w} 시장이 {n} 명 앞에서 말했다.", "{w} 에 비가 {n} mm 온다.",
         "경찰이 {b} 시간 동안 길을 막았다.", "두 팀이 {a} 대 {b} 로 비겼다.",
         "{w} 선수가 {a} 골을 넣었다.", "이 소식을 {w} 가 전했다."),
@@ -133,7 +133,8 @@ def site(rng: random.Random, i: int) -> tuple[str, list[Choice]]:
     if i % 10 == 1:
         return f"college{i}.edu", [part("/mathematics", 0.97), part("/sport", 0.0),
                                    part("/people", 0.0)]
-    return f"{other}{i}.com", [part("/archive", 0.03)] * 3 + [part("/about", 0.0)]
+    name = other.lower().replace(" ", "-")
+    return f"{name}{i}.com", [part("/archive", 0.03)] * 3 + [part("/about", 0.0)]
 
 
 def page_text(rng: random.Random, topic: str) -> str:
