@@ -244,7 +244,8 @@ def test_metrics_say_what_was_trained_on(calls, monkeypatch):
     said 1, and no metric said -0.7. TRL's objective/scores does; objective/rlhf_reward is this
     minus the KL penalty."""
     monkeypatch.setattr(TOKENIZER, "stop_ids", [])
-    _, log = run(rule=lambda completion: 1.0, steps=2, missing_eos_penalty=0.7, kl_coef=0.5)
+    _, log = run(rule=lambda completion: 1.0, steps=2, episodes=10, missing_eos_penalty=0.7,
+                 kl_coef=0.5)                                # and not as many rows as tokens
     for metrics, call in zip(log, calls["kl_shaped_rewards"], strict=True):
         _, logp, ref_logp, mask, _ = call.args
         assert metrics["completions/clipped_ratio"] == 1
@@ -552,6 +553,13 @@ def test_an_update_that_breaks_the_weights_stops_the_run(broken):
 def test_an_infinite_reward_stops_the_run(reward):
     with pytest.raises(ValueError, match="not finite"):
         run(rule=lambda completion: reward)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_shows_the_row(monkeypatch):
+    monkeypatch.setattr(page, "clipped_value_loss",
+                        lambda values, *args, **options: values * float("nan"))
+    with pytest.raises(NonFiniteError, match="step 1: the loss is nan .*Row"):
+        run()
 
 
 def test_a_text_whose_loss_is_not_finite_stops_the_run_and_is_shown(monkeypatch):
