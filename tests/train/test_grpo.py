@@ -334,6 +334,14 @@ def test_metrics_of_a_batch_by_hand():
     assert metrics["grad_norm"] > 1e-3
 
 
+def test_the_loss_is_the_mean_over_minibatches(monkeypatch):
+    averages = record_calls(monkeypatch, page, "aggregate")
+    metrics = log_of(steps=1, iterations=2, minibatches=2, lr=5e-2, kl_coef=1.0)[0]
+    losses = [-float(call.result.detach()) for call in averages]
+    assert len(losses) == 4 and max(map(abs, losses)) > 1e-3
+    assert metrics["loss"] == pytest.approx(sum(losses) / 4)
+
+
 def test_how_many_groups_teach_nothing():
     """Two groups of three have equal rewards."""
     metrics = log_of(rule=in_turn(*[1.0, 0.0, 0.0, 0.0], *[1.0] * 4, *[0.0] * 4), steps=1)[0]

@@ -258,6 +258,14 @@ def test_metrics_say_what_was_trained_on(calls, monkeypatch):
     assert abs(log[1]["objective/kl"]) > 1e-3
 
 
+def test_the_loss_is_the_mean_over_minibatches(monkeypatch):
+    averages = record_calls(monkeypatch, page, "aggregate")
+    _, log = run(steps=1)
+    losses = [-float(call.result.detach()) for call in averages]
+    assert len(losses) == 2 and min(map(abs, losses)) > 1e-3
+    assert log[0]["loss"] == pytest.approx(sum(losses) / 2)
+
+
 def test_the_mean_score_is_over_completions_with_a_verdict(calls):
     """Some completions ended, some were cut off, and every fourth has no verdict."""
     _, log = run(rule=in_turn(None, 2.0, 2.0, 2.0), steps=1, model=tiny(eos=6.0), episodes=40,
