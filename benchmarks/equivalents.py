@@ -35,8 +35,6 @@ EQUIVALENT: dict[str, str] = {
     "equations/advantages.py zero_spread: -1 -> 1": TWO_D,
     "equations/advantages.py zero_spread: -1 -> 1 (2)": TWO_D,
     "equations/inference_time.py majority_accuracy: 1 -> 0 (2)": "0 is even, and refused as such",
-    "equations/inference_time.py pass_at_k: n - c -> n + c":
-        "the product has the factor 1 - k/k without the early return",
     "equations/kl.py exact_kl: 0 -> 1 (2)": "it is multiplied by p = 0",
     "equations/kl.py kl_shaped_rewards: 0 -> 1 (2)": HIDDEN,
     "equations/kl.py kl_shaped_rewards: 0 -> 1 (3)": HIDDEN,

@@ -88,9 +88,6 @@ def alive_after_tests(file: str, many: Sequence[Mutant], jobs: int) -> list[Muta
     dead |= dict(zip(others, ask(lambda mutant: in_a_child(
         partial(one_by_tests, seconds, mutant), START), others, jobs), strict=True))
     summary("tests", many, [dead[mutant] for mutant in many], began)
-    for mutant in many:
-        if dead[mutant] and mutant.name in EQUIVALENT:
-            print(f"    no equivalent: {mutant}, killed by {dead[mutant]}", flush=True)
     return [mutant for mutant in many if not dead[mutant] and mutant.name not in EQUIVALENT]
 
 
@@ -101,6 +98,9 @@ def summary(title: str, many: Sequence[Mutant], killers: Sequence[str], began: f
     late = sum(killer == HANG for killer in killers)
     print(f"  {title:12} {killed:4} of {count:4} killed ({killed / max(1, count):.1%}), {late} of "
           f"them by time, {same} more change nothing, {time.time() - began:.0f} s", flush=True)
+    for mutant, killer in zip(many, killers, strict=True):
+        if killer and mutant.name in EQUIVALENT:
+            print(f"    no equivalent: {mutant}, killed by {killer}", flush=True)
 
 
 def main() -> None:
