@@ -215,12 +215,11 @@ def plant(mutant: Mutant) -> None:
 
 
 def replace_code(original: Any, changed: Any) -> None:
-    """Of a module or a class: the code of its functions and methods."""
+    """Of a module or one of its classes: the code of its functions and methods."""
     for name, new in vars(changed).items():
         old = vars(original).get(name)
-        if isinstance(new, type) and isinstance(old, type) and new is not old:
+        if isinstance(new, type) and isinstance(original, types.ModuleType) and new is not old:
             replace_code(old, new)
-            continue
         old, new = plain(old), plain(new)
         if isinstance(old, types.FunctionType) and isinstance(new, types.FunctionType):
             old.__code__ = new.__code__

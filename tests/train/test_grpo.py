@@ -219,6 +219,22 @@ def test_the_overlong_penalty_is_learnt_from_and_is_no_part_of_the_reward():
     assert shaped["grad_norm"] != pytest.approx(plain["grad_norm"], rel=1e-2)
 
 
+def test_the_overlong_penalty_lowers_what_advantages_are_made_of():
+    """Every reward is 1, and a completion of n of the 6 tokens costs n/6."""
+    shaped, log = [], Log()
+
+    def advantages(rewards):
+        shaped.append(rewards)
+        return group_advantages(rewards)
+
+    config = replace(CONFIG, steps=1, overlong_cache=6)
+    train_grpo(tiny(), RAGGED, Digits(lambda completion: 1.0), config, advantages=advantages,
+               log=log)
+    expected = 1 - log[0]["completions/mean_length"] / 6
+    assert float(shaped[0].mean()) == pytest.approx(expected)
+    assert float(shaped[0].max()) < 1
+
+
 def test_a_completion_without_a_verdict_is_left_out_and_counted():
     """Of each four, one has no verdict, and the others have (1 + 0 + 1)/3 on average."""
     log = log_of(rule=in_turn(None, 1.0, 0.0, 1.0), steps=1)
