@@ -54,6 +54,16 @@ EQUIVALENT: dict[str, str] = {
         "if high is negative, low is larger in size",
     "equations/schedules.py cosine_to_floor: step < warmup -> step <= warmup":
         "at step = warmup both branches give 1",
+    "lm/logprobs.py _gradient: 1.0 -> 0": "x / 1.0 is x, and only takes time",
+    "lm/logprobs.py _statistics: -1 -> 1": TWO_D,
+    "lm/logprobs.py _statistics: -1 -> 1 (2)": TWO_D,
+    "lm/logprobs.py _statistics: -1 -> 1 (3)": TWO_D,
+    "lm/logprobs.py _statistics: -1 -> 1 (4)": TWO_D,
+    "lm/logprobs.py _statistics: -1 -> 1 (5)": TWO_D,
+    "lm/logprobs.py _statistics: 1.0 -> 0": "x / 1.0 is x, and only takes time",
+    "lm/logprobs.py _statistics: True -> False (2)": "the dimension is squeezed at once",
+    "lm/logprobs.py linear_logprobs: False -> True (2)":
+        "autocast leaves products with out= and sums in float32 as they are",
     "lm/rollouts.py micro_batches: True -> False (2)": "torch's sort on a CPU is stable either way",
     "lm/rollouts.py micro_batches: end < len(sizes) -> end <= len(sizes)":
         "behind the last row the tokens are the rest, and no share is larger than the rest",

@@ -28,7 +28,8 @@ CRASH, HANG = "(the process died)", "(ten times the CPU time)"
 START = 60                             # CPU seconds to import, to plant and to collect
 OPTIONS = ["-o", "addopts=", "--import-mode=importlib", "-m", "not slow", "-s", "-p",
            "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly"]
-ALSO = {"tasks/rewards.py": ["tests/tasks/test_language.py"]}      # tests beside a file's own
+ALSO = {"tasks/rewards.py": ["tests/tasks/test_language.py"],      # tests beside a file's own
+        "lm/logprobs.py": ["tests/lm/test_heads.py"]}
 REPORT = os.fdopen(os.dup(1), "w")     # the terminal, also where pytest holds the output back
 
 

@@ -2,6 +2,7 @@
 much is held in memory at once."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ import minirl.lm.logprobs as module
 from minirl.lm.logprobs import (
     WORTH_COMPILING,
     chunk_rows,
+    first_slot,
+    last_slot,
     linear_logprobs,
     rollout_logprobs,
     token_logprobs,
@@ -323,6 +326,29 @@ def test_what_is_worth_compiling_is_compiled_both_ways(worth, expected, monkeypa
     torch.testing.assert_close(logp, naive(hidden, weight, targets)[0])
 
 
+def test_a_smaller_last_chunk_has_its_own_memory():
+    """Eleven rows in chunks of six and five. Where `out` has another shape, torch warns and makes
+    it anew."""
+    hidden, weight, targets = problem(11, 3, 7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        logp = linear_logprobs(hidden, weight, targets)
+        logp.sum().backward()
+    torch.testing.assert_close(logp, naive(hidden, weight, targets)[0])
+
+
+def test_an_entropy_that_is_only_reported_costs_no_backward(monkeypatch):
+    from_entropy = []
+    gradient = module._gradient
+    monkeypatch.setattr(module, "_gradient",
+                        lambda *args: from_entropy.append(args[-1]) or gradient(*args))
+    logp, entropy = linear_logprobs(*problem(10, 3, 7), return_entropy=True)
+    logp.sum().backward(retain_graph=True)
+    assert from_entropy == [None, None]
+    (logp + entropy).sum().backward()
+    assert None not in from_entropy[2:] and len(from_entropy) == 4
+
+
 # errors
 
 @pytest.mark.parametrize("hidden, weight, targets", [
@@ -358,6 +384,8 @@ def test_a_wrong_mask_raises(make_model):
     tokens = torch.zeros(2, 4, dtype=torch.long)
     with pytest.raises(ValueError, match="slot 0"):
         token_logprobs(make_model(), tokens, mask=torch.ones(2, 4))
+    with pytest.raises(ValueError, match="slot 0"):    # of one row
+        token_logprobs(make_model(), tokens, mask=torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]))
     for shape in ((2, 3), (1, 4), (2,)):
         with pytest.raises(ValueError, match=r"mask .* and tokens \(2, 4\)"):
             token_logprobs(make_model(), tokens, mask=torch.zeros(shape))
@@ -375,3 +403,12 @@ def test_rollout_logprobs_do_not_depend_on_the_token_budget(model, token_budget)
     assert not frozen.requires_grad    # a column that the update may not touch
     expected = token_logprobs(model, tokens, mask=mask, temperature=0.8)
     torch.testing.assert_close(frozen, expected, **CLOSE)
+    plain = rollout_logprobs(model, rollouts, token_budget=token_budget)
+    torch.testing.assert_close(plain, token_logprobs(model, tokens, mask=mask), **CLOSE)
+
+
+def test_first_and_last_slots():
+    """A row without any has 0 twice; gaps do not count."""
+    slots = torch.tensor([[0, 1, 0, 1, 0], [0] * 5, [1] * 5, [0, 0, 0, 0, 1]]).bool()
+    assert first_slot(slots).tolist() == [1, 0, 0, 4]
+    assert last_slot(slots).tolist() == [3, 0, 4, 4]
