@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Hashable, Sequence
 
@@ -137,6 +138,98 @@ def majority_accuracy(p: float, n: int) -> float:
         return log_binomial + k * math.log(p) + (n - k) * math.log1p(-p)
 
     return math.fsum(math.exp(log_term(k)) for k in range(n // 2 + 1, n + 1))
+
+
+def plurality_accuracy(right: float, wrong: Sequence[float], n: int) -> float:
+    r"""Probability that majority_vote of n independent samples is right.
+
+    Equation   Σ_k Σ_m 1/(m+1) P(k samples give the right answer, m wrong answers have k votes too,
+               and no answer has more)
+    Paper      Wang et al., arXiv:2203.11171, section 2, of which this is the exact expectation.
+    Raises     ValueError for n below 1, and unless all are probabilities with a sum of at most 1.
+    See        majority_accuracy, the case of one wrong answer.
+
+    right is the probability of the right answer, wrong that of each wrong one. What is left to 1 is
+    a sample without an answer, which has no vote. A tie goes to the answer that came first, which
+    is each of the m + 1 equally often.
+
+    Votes are counted as independent Poisson numbers with means n p, given that they are n in all:
+    the coefficient of x^n in a product of exponential series. All terms are positive.
+
+    >>> round(plurality_accuracy(0.5, [0.25, 0.25], 2), 4)  # 0.25, and half of 2 * 0.5 * 0.5
+    0.5
+    >>> round(plurality_accuracy(0.4, [0.3, 0.3], 3), 4)    # 0.064 + 3 * 0.16 * 0.6 + 0.216 / 3
+    0.424
+    """
+    rest = 1 - math.fsum([right, *wrong])
+    if n < 1 or not all(0 <= p <= 1 for p in (right, *wrong)) or rest < -1e-9:
+        raise ValueError(f"n = {n}, right = {right}, wrong = {list(wrong)[:8]}: expected at least "
+                         "one sample, and probabilities with a sum of at most 1")
+    votes, none, samples = (_poisson(n * p, n) for p in (right, max(0.0, rest), 1.0))
+    tables = [_convolution(_poisson(n * p, n)) for p in wrong if p > 0]
+    total = 0.0
+    for k in range(1, n + 1):
+        size = n - k + 1
+        chances = torch.zeros(n // k, size, dtype=torch.float64)  # m ties x samples of the others
+        chances[0] = none[:size]
+        for table in tables:
+            fewer = table[:size, :size]
+            tied = chances[:-1] @ fewer.triu(k).tril(k)
+            chances = chances @ fewer.tril(k - 1)
+            chances[1:] += tied
+        total += float(votes[k] * (chances[:, n - k] / torch.arange(1, n // k + 1)).sum())
+    return min(1.0, total / float(samples[n]))
+
+
+def _poisson(mean: float, n: int) -> Tensor:
+    """Probabilities of 0 to n under a Poisson distribution, (n + 1,)."""
+    counts = torch.arange(n + 1, dtype=torch.float64)
+    if mean == 0:
+        return (counts == 0).double()
+    return (counts * math.log(mean) - mean - (counts + 1).lgamma()).exp()
+
+
+def _convolution(chances: Tensor) -> Tensor:
+    """The matrix that adds an independent number with these chances: [i, j] is that of j - i."""
+    steps = torch.arange(len(chances))
+    steps = steps - steps[:, None]
+    return torch.where(steps >= 0, chances[steps.clamp(min=0)], 0)
+
+
+def expected_best_of_n(scores: Sequence[float] | Tensor, values: Sequence[float] | Tensor,
+                       n: int) -> float:
+    r"""Unbiased estimate, from N samples of one problem, of the value of the best of n by score.
+
+    Equation   Σ_i C(i-1, n-1) / C(N, n) v_(i),  v_(i) the value of the sample with the i-th lowest
+               score: how often it is the best of a subset of n
+    Paper      WebGPT, arXiv:2112.09332, appendix I.
+    Raises     ValueError unless 1 ≤ n ≤ N and each sample has a score and a value, none of them
+               NaN.
+    See        best_of_n, which it averages over all subsets; pass_at_k, the case of scores that are
+               the values, 1 for right and 0 for wrong.
+
+    Samples with equal scores share what they win: best_of_n takes the first, which is each of them
+    equally often where the order is random.
+
+    >>> expected_best_of_n([0.1, 0.2, 0.3], [0.0, 1.0, 0.0], 2)  # 0.2 wins 1 subset of 3
+    0.3333333333333333
+    >>> expected_best_of_n([1, 1, 0, 0, 0], [1, 1, 0, 0, 0], 2), pass_at_k(5, 2, 2)
+    (0.7, 0.7)
+    """
+    pairs = sorted((float(s), float(v)) for s, v in zip(scores, values, strict=False))
+    N = len(pairs)
+    if not 1 <= n <= N or not N == len(scores) == len(values) or any(
+            math.isnan(x) for pair in pairs for x in pair):
+        raise ValueError(f"{len(scores)} scores, {len(values)} values, n = {n}: expected a score "
+                         "and a value for each sample, none of them NaN, and 1 <= n <= samples")
+    total, below = 0.0, 0
+    for _, tied in itertools.groupby(pairs, key=lambda pair: pair[0]):
+        group = [value for _, value in tied]
+        upto = below + len(group)
+        subsets = math.comb(upto, n) - math.comb(below, n)     # whose best is one of the group
+        total += subsets / math.comb(N, n) * (math.fsum(group) / len(group))
+        below = upto
+    return total
 
 
 def solution_score(step_scores: Tensor, how: str) -> Tensor:

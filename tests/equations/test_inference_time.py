@@ -2,7 +2,7 @@
 
 from fractions import Fraction
 from functools import partial
-from itertools import combinations, product
+from itertools import combinations, permutations, product
 from math import comb, log, prod
 
 import pytest
@@ -11,9 +11,11 @@ import torch
 from minirl.equations.inference_time import (
     best_of_n,
     best_of_n_kl,
+    expected_best_of_n,
     majority_accuracy,
     majority_vote,
     pass_at_k,
+    plurality_accuracy,
     reward_guided,
     solution_score,
     weighted_vote,
@@ -224,6 +226,94 @@ def test_majority_accuracy_of_many(n):
     assert majority_accuracy(0.4, n) < 0.03 and majority_accuracy(0.6, n) > 0.97
 
 
+def chance_that_right_wins(right, wrong, n):
+    """By enumeration of all draws of n samples, in exact fractions."""
+    answers = {"right": right, **{f"wrong {i}": p for i, p in enumerate(wrong)}}
+    answers[None] = 1 - sum(answers.values())
+    return sum((prod(answers[a] for a in draw) for draw in product(answers, repeat=n)
+                if majority_vote(draw) == "right"), Fraction(0))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("right, wrong", [
+    ("1/2", ["1/2"]), ("1/4", ["1/4"]), ("2/5", ["3/10", "3/10"]), ("1/10", ["1/5", "3/10"]),
+    ("1/5", ["1/5", "1/10", "1/20"]), ("3/10", []), ("0", ["1/2", "1/4"]), ("1", []),
+    ("1/4", ["1/4", "1/4", "1/4"]), ("1/3", ["1/3", "0"]),
+])
+def test_plurality_accuracy_by_enumeration(right, wrong, n):
+    """Ties among two, three and four answers, silence, and answers that never come."""
+    right, wrong = Fraction(right), [Fraction(p) for p in wrong]
+    exact = chance_that_right_wins(right, wrong, n)
+    assert plurality_accuracy(float(right), [float(p) for p in wrong], n) == pytest.approx(
+        float(exact), abs=1e-13)
+
+
+@pytest.mark.parametrize("n", [1, 7, 63, 301])
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 0.6, 1.0])
+def test_plurality_accuracy_with_one_wrong_answer_is_majority_accuracy(p, n):
+    assert plurality_accuracy(p, [1 - p], n) == pytest.approx(majority_accuracy(p, n), abs=1e-12)
+
+
+def test_plurality_accuracy_of_many_answers_sums_to_one():
+    """Somebody wins: over all answers as the right one, the chances add up to 1. 64 samples and 100
+    answers, among them some that hardly ever come."""
+    weights = [1.2 ** -i for i in range(100)]
+    chances = [w / sum(weights) for w in weights]
+    wins = [plurality_accuracy(chances[i], chances[:i] + chances[i + 1:], 64)
+            for i in (*range(12), *range(12, 100, 11))]
+    assert wins == sorted(wins, reverse=True) and min(wins) >= 0
+    few = [0.4, 0.3, 0.2, 0.1 - 1e-9, 1e-9]
+    total = sum(plurality_accuracy(few[i], few[:i] + few[i + 1:], 64) for i in range(5))
+    assert total == pytest.approx(1.0, abs=1e-12)
+
+
+def test_plurality_accuracy_does_not_depend_on_the_order_or_on_a_split_of_silence():
+    assert plurality_accuracy(0.3, [0.1, 0.4], 9) == pytest.approx(
+        plurality_accuracy(0.3, [0.4, 0.1, 0.0], 9), abs=1e-15)
+    # wrong answers that do not agree hurt less
+    assert plurality_accuracy(0.3, [0.1] * 4, 9) > plurality_accuracy(0.3, [0.4], 9) + 0.2
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("scores, values", [
+    ([0.1, 0.2, 0.3, 0.4, 0.5], [1, 0, 1, 0, 0]),
+    ([3, 1, 2, 5, 4], [0.5, -1.0, 2.0, 7.0, 0.0]),
+    ([1, 1, 1, 0, 0], [1, 0, 0, 1, 1]),
+    ([2, 2, 1, 1, -INF], [1, 0, 0, 1, 0]),
+    ([0, 0, 0, 0, 0], [1, 2, 3, 4, 5]),
+])
+def test_expected_best_of_n_by_enumeration(scores, values, n):
+    """The first n of all 120 orders: what best_of_n chooses there, on average."""
+    chosen = [values[order[best_of_n([scores[i] for i in order[:n]])]]
+              for order in permutations(range(5))]
+    expected = sum(chosen) / len(chosen)
+    assert expected_best_of_n(scores, values, n) == pytest.approx(expected, abs=1e-12)
+    assert expected_best_of_n(torch.tensor(scores).double(), torch.tensor(values), n
+                              ) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("n, c, k", [(5, 2, 2), (64, 3, 16), (10, 0, 3), (10, 10, 1)])
+def test_expected_best_of_n_with_the_verdict_as_its_score_is_pass_at_k(n, c, k):
+    verdicts = [1.0] * c + [0.0] * (n - c)
+    assert expected_best_of_n(verdicts, verdicts, k) == pytest.approx(pass_at_k(n, c, k))
+
+
+def test_expected_best_of_n_is_unbiased():
+    """Four answers with chances, scores and values; N = 3 samples, n = 2. Over all draws of three,
+    the estimate's mean is the value of the best of two."""
+    chances, scores, values = [0.5, 0.2, 0.2, 0.1], [1, 2, 2, 3], [1.0, 0.0, 4.0, -2.0]
+
+    def mean(n, number):
+        return sum(prod(chances[i] for i in draw) * number(draw)
+                   for draw in product(range(4), repeat=n))
+
+    def estimate(draw):
+        return expected_best_of_n([scores[i] for i in draw], [values[i] for i in draw], 2)
+
+    truth = mean(2, lambda draw: values[draw[best_of_n([scores[i] for i in draw])]])
+    assert mean(3, estimate) == pytest.approx(truth, abs=1e-12)
+
+
 STEPS = torch.tensor(
     [[0.9, 0.5, 0.8], [0.5, 0.25, NAN], [0.7, NAN, NAN], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
 
@@ -313,6 +403,16 @@ def test_reward_guided_is_the_best_under_the_penalty(beta):
     (lambda: majority_accuracy(1.1, 3), "p = 1.1.*probability"),
     (lambda: majority_accuracy(-0.1, 3), "p = -0.1"),
     (lambda: majority_accuracy(NAN, 3), "p = nan"),
+    (lambda: plurality_accuracy(0.5, [0.6], 3), "sum of at most 1"),
+    (lambda: plurality_accuracy(-0.1, [0.6], 3), "right = -0.1"),
+    (lambda: plurality_accuracy(0.5, [NAN], 3), "nan"),
+    (lambda: plurality_accuracy(0.5, [], 0), "n = 0.*at least one sample"),
+    (lambda: expected_best_of_n([1.0], [1.0], 2), "n = 2.*n <= samples"),
+    (lambda: expected_best_of_n([1.0], [1.0], 0), "n = 0"),
+    (lambda: expected_best_of_n([], [], 1), "0 scores, 0 values"),
+    (lambda: expected_best_of_n([1.0, 2.0], [1.0], 1), "2 scores, 1 values"),
+    (lambda: expected_best_of_n([1.0, NAN], [1.0, 0.0], 1), "none of them NaN"),
+    (lambda: expected_best_of_n([1.0, 2.0], [NAN, 0.0], 1), "none of them NaN"),
     (lambda: solution_score(STEPS, "mean"), "'mean'.*last, min, product"),
     (lambda: solution_score(STEPS[:, :0], "min"), "first step"),
     (lambda: solution_score(torch.tensor(0.5), "min"), "first step"),
