@@ -25,6 +25,7 @@ EXEMPT = {
     "kl.adaptive_kl_coef": "a rule on numbers",
     "kl.AdaptiveKLController": "a rule on numbers",
     "objectives.ptx_objective": "two scalars, already aggregated",
+    "rewards.repetition_penalty": "one list of tokens",
 }
 ANY_SHAPE = {
     "entropy", "zero_spread", "truncated_weights", "masked_weights", "effective_sample_size",

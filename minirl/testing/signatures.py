@@ -88,6 +88,7 @@ TABLE: list[tuple[Any, ...]] = [
     (coefficients, "dpo_coefficient", "c c c c", {}),
     (coefficients, "grpo_coefficient", "C C C", {}),
     (rewards, "overlong_penalty", "w", {"max_length": 2, "cache": 1}),
+    (rewards, "cosine_length_reward", "w b", {"max_length": 2}),
     (rewards, "reward_bias reward_gain_and_bias", "w", {}),
 ]
 

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from minirl.equations.rewards import overlong_penalty, reward_bias, reward_gain_and_bias
+from minirl.equations.rewards import (
+    cosine_length_reward,
+    overlong_penalty,
+    repetition_penalty,
+    reward_bias,
+    reward_gain_and_bias,
+)
 
 NAN, INF = float("nan"), float("inf")
 
@@ -42,6 +48,8 @@ def test_overlong_penalty_shapes_and_dtypes():
     for dtype in (torch.int16, torch.int64, torch.float32):
         penalty = overlong_penalty(lengths.to(dtype), max_length=10, cache=4)
         assert penalty.tolist() == [[0.0, -0.25], [-0.5, -1.0]]
+        assert overlong_penalty(lengths.tolist(), max_length=10, cache=4).tolist() == \
+            penalty.tolist()
     assert overlong_penalty(torch.tensor([]), max_length=10, cache=4).shape == (0,)
 
 
@@ -55,6 +63,78 @@ def test_overlong_penalty_shapes_and_dtypes():
 def test_overlong_penalty_bad_arguments_raise(lengths, options, message):
     with pytest.raises(ValueError, match=message + ".*expected"):
         overlong_penalty(torch.tensor(lengths), **options)
+
+
+# cos 0°, 60°, 90°, 120°: shares 1, 3/4, 1/2, 1/4 of the way from the longest to the shortest
+@pytest.mark.parametrize("length, if_right, if_wrong", [
+    (0, 2.0, -10.0), (4, 1.75, -7.5), (6, 1.5, -5.0), (8, 1.25, -2.5),
+    (12, -10.0, -10.0), (13, -10.0, -10.0)])
+def test_cosine_length_reward_hand_numbers(length, if_right, if_wrong):
+    both = cosine_length_reward([length, length], [True, False], max_length=12)
+    assert both.tolist() == pytest.approx([if_right, if_wrong], abs=1e-6)
+
+
+def test_cosine_length_reward_turns_the_wish_for_length_over():
+    """A right answer should be short, a wrong one long; no wrong one is worth a right one."""
+    lengths = torch.arange(100)
+    right = cosine_length_reward(lengths, torch.ones(100), max_length=100)
+    wrong = cosine_length_reward(lengths, torch.zeros(100), max_length=100)
+    assert (right.diff() < 0).all() and (wrong.diff() > 0).all()
+    assert right.min() > 1 and wrong.max() < 0
+    # one token before the end, 1 - cos(π/100) = 4.93e-4: half of it, of 1 and of 10
+    assert (right[-1] - 1).item() == pytest.approx(2.467e-4, abs=2e-7)
+    assert wrong[-1].item() == pytest.approx(-2.467e-3, abs=2e-6)
+
+
+def test_cosine_length_reward_shapes_and_dtypes():
+    lengths = torch.tensor([[0, 50], [100, 50]])
+    correct = torch.tensor([[1, 0], [1, 1]])
+    for kind in (torch.int64, torch.float32, torch.float64, torch.bool):
+        reward = cosine_length_reward(lengths, correct.to(kind), max_length=100)
+        assert reward.dtype == torch.float32
+        assert reward.tolist() == [[2.0, pytest.approx(-5.0, abs=1e-6)],
+                                   [-10.0, pytest.approx(1.5, abs=1e-6)]]
+    assert cosine_length_reward(lengths.double(), correct, max_length=9).dtype == torch.float64
+    assert cosine_length_reward([], [], max_length=9).shape == (0,)
+
+
+@pytest.mark.parametrize("lengths, correct, options, message", [
+    ([1.0, 2.0], [True], {}, r"lengths \(2,\), correct \(1,\)"),
+    ([[1.0]], [True], {}, r"lengths \(1, 1\), correct \(1,\)"),
+    ([1.0, -2.0], [True, True], {}, "the least length is -2.0"),
+    ([1.0], [True], {"max_length": 0}, "max_length is 0")])
+def test_cosine_length_reward_bad_arguments_raise(lengths, correct, options, message):
+    with pytest.raises(ValueError, match=message + ".*expected"):
+        cosine_length_reward(lengths, correct, **options)
+
+
+@pytest.mark.parametrize("tokens, options, penalty", [
+    ("abab", {"n": 2}, -1 / 3),               # ab ba ab
+    ("aaaa", {"n": 1}, -3 / 4),
+    ("aaaa", {"n": 4}, 0.0),
+    ("aaaa", {"n": 5}, 0.0),
+    ("abcabc", {}, -1 / 4),                   # abc bca cab abc
+    ("abcabc", {"max_penalty": -8.0}, -2.0),
+    ("aaaa", {"max_penalty": 0.0}, 0.0),
+    ("", {}, 0.0)])
+def test_repetition_penalty_hand_numbers(tokens, options, penalty):
+    """No penalty is 0 and not -0, which prints as a penalty. Words, ids and tensors count alike."""
+    ids = [ord(token) for token in tokens]
+    for form in (tokens, list(tokens), ids, tuple(ids), torch.tensor(ids)):
+        value = repetition_penalty(form, **options)
+        assert value == pytest.approx(penalty) and str(value) != "-0.0"
+
+
+def test_repetition_penalty_grows_to_its_maximum():
+    penalties = [repetition_penalty([7] * length) for length in range(1, 200)]
+    assert penalties == sorted(penalties, reverse=True) and -1 < penalties[-1] < -0.99
+
+
+@pytest.mark.parametrize("options", [{"n": 0}, {"n": -1}, {"max_penalty": 0.1},
+                                     {"max_penalty": NAN}])
+def test_repetition_penalty_bad_arguments_raise(options):
+    with pytest.raises(ValueError, match="expected n of at least 1"):
+        repetition_penalty([1, 1], **options)
 
 
 @pytest.mark.parametrize("scores, bias", [
