@@ -31,6 +31,7 @@ HELPERS = {
     "profiling",
     "stage",
     "state",
+    "verifiers",
     "worth",
 }
 PIPELINES = {"r1", "instructgpt", "iterative_grpo"}       # pages whose lines are pages

@@ -16,6 +16,8 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from minirl.equations.inference_time import best_of_n, solution_score
 from minirl.inference.steps import padded_steps
 from minirl.lm.tokenizer import Tokenizer
@@ -137,7 +139,8 @@ def solution_verifier(verifier: StepVerifier, how: str = "min") -> Verifier:
                   if len(row) and not any(x is None or math.isnan(x) for x in row)]
         out: list[float | None] = [math.nan] * len(rows)
         if judged:
-            table = padded_steps([rows[i] for i in judged])  # (n, S)
+            # in float64: two scores next to 1 stay apart
+            table = padded_steps([rows[i] for i in judged], dtype=torch.float64)  # (n, S)
             for i, score in zip(judged, solution_score(table, how).tolist(), strict=True):
                 out[i] = score
         return out

@@ -71,7 +71,8 @@ def _pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     return [tokenizer.decode([i]) for i in ids[:stop]] + [""] * (len(ids) - stop)
 
 
-def padded_steps(rows: Sequence[Sequence[float | None]], fill: float = math.nan) -> Tensor:
+def padded_steps(rows: Sequence[Sequence[float | None]], fill: float = math.nan,
+                 dtype: torch.dtype = torch.float32) -> Tensor:
     """Return B rows of a number per step as a table (B, S): `fill` behind the last, NaN for None.
 
     >>> padded_steps([[1.0, 0.0], [1.0]])
@@ -80,7 +81,7 @@ def padded_steps(rows: Sequence[Sequence[float | None]], fill: float = math.nan)
     """
     width = max(1, *map(len, rows)) if rows else 1
     return torch.tensor([[math.nan if x is None else x for x in row] + [fill] * (width - len(row))
-                         for row in rows]).view(len(rows), width)
+                         for row in rows], dtype=dtype).view(len(rows), width)
 
 
 def true_steps(tokenizer: Tokenizer, separator: str = ",") -> StepRewards:

@@ -33,7 +33,7 @@ from minirl.inference.steps import StepRewards, padded_steps, step_ends
 from minirl.lm import world
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
-from minirl.lm.rollouts import TOKEN_BUDGET, completion_batch, micro_batches
+from minirl.lm.rollouts import TOKEN_BUDGET, micro_batches
 from minirl.lm.seeds import derive_seed, seeded
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.problem import RewardFunction
@@ -42,6 +42,7 @@ from minirl.train.checks import check
 from minirl.train.encoding import encode_solutions, epoch_batch
 from minirl.train.metrics import Sums, check_finite
 from minirl.train.state import Log, Save, TrainState, apply_update, make_optimizer
+from minirl.train.verifiers import score_steps, step_probabilities
 
 Estimate = Callable[[Tensor], Tensor]  # labels in [0, 1], NaN: none -> what is learnt
 
@@ -138,42 +139,6 @@ def train_process_reward(
 
 
 # a process reward model at work
-
-def score_steps(model: ScalarModel, prompts: Sequence[Sequence[int]],
-                completions: Sequence[Sequence[int]], ends: Sequence[Sequence[int]],
-                pad_id: int) -> Tensor:
-    """Return the scores behind the last token of each step: (B, S), NaN where there is no step.
-
-    ends says how many tokens of the completion come up to the end of each step. The state behind a
-    step is the one before the next token; behind the last step it is that of the whole.
-    """
-    tokens, mask = completion_batch(prompts, completions, pad_id, model.device)
-    values, whole = model(tokens, mask)  # (B, T), (B,)
-    starts = torch.tensor([len(prompt) for prompt in prompts], device=tokens.device)
-    lengths = torch.tensor([len(c) for c in completions], device=tokens.device)
-    slots = padded_steps(ends).to(tokens.device)  # (B, S): slots of the completion, NaN: none
-    last = slots == lengths[:, None]  # (B, S)
-    at = torch.where(last | slots.isnan(), 1, slots).long() + starts[:, None]  # any slot will do
-    inner = values.gather(1, at.clamp(max=tokens.shape[1] - 1))  # (B, S)
-    scores = torch.where(last, whole[:, None], inner)
-    return torch.where(slots.isnan(), torch.nan, scores)
-
-
-@torch.no_grad()
-def step_probabilities(model: ScalarModel, prompts: Sequence[Sequence[int]],
-                       completions: Sequence[Sequence[int]], ends: Sequence[Sequence[int]],
-                       pad_id: int, *, token_budget: int = TOKEN_BUDGET) -> list[list[float]]:
-    """Return σ of score_steps of N completions, one list each, in micro-batches."""
-    lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
-    chances: list[list[float]] = [[] for _ in lengths]
-    for part in micro_batches(torch.tensor(lengths, dtype=torch.long), token_budget):
-        rows = part.tolist()
-        scores = score_steps(model, [prompts[i] for i in rows], [completions[i] for i in rows],
-                             [ends[i] for i in rows], pad_id)  # (b, S)
-        for i, row in zip(rows, scores.float().sigmoid().tolist(), strict=True):
-            chances[i] = row[:len(ends[i])]
-    return chances
-
 
 def solution_chances(model: ScalarModel, tokenizer: Tokenizer,
                      solutions: Sequence[Solution]) -> list[list[float]]:
