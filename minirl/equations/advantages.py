@@ -2,9 +2,11 @@
 
     with a value function  gae; discounted_returns is what a value function learns
     with a group           group_advantages (GRPO, Dr. GRPO), leave_one_out_advantages (RLOO),
-                           maxrl_advantages, opo_advantages, process_advantages (step rewards)
+                           maxrl_advantages, opo_advantages, process_advantages (step rewards),
+                           gdpo_advantages (several rewards), pass_at_k_advantages (the best of k)
     with the batch         batch_mean_advantages, reinforce_plus_plus_advantages
     with a greedy answer   remax_advantages
+    with a teacher         distillation_advantages
 
 Groups are the last dimension: (P, G). Returns and values are per token: (B, T). `spread` turns one
 advantage per completion into one per token. Nothing here has a gradient.
@@ -12,10 +14,17 @@ advantage per completion into one per token. Nothing here has a gradient.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from minirl.equations.checks import check_constants
+
+# advantages of their own file, which a reader looks for here first
+from minirl.equations.distillation import distillation_advantages as distillation_advantages
+from minirl.equations.distillation import distillation_values as distillation_values
 from minirl.equations.kl import kl_shaped_rewards
 from minirl.equations.reduce import masked_whiten, within_rounding
 
@@ -214,6 +223,8 @@ def maxrl_advantages(rewards: Tensor) -> Tensor:
     Paper      MaxRL, arXiv:2602.02710. It expands log p = -Σ_k (1-p)^k / k, p the chance of being
                right; J_N is this series up to k = N.
     Erratum    With 0 where no sample is right, the estimate is unbiased for ∇J_{G-1}, not ∇J_G.
+               RL2ML, arXiv:2605.30154, is a family from RL to beyond maximum likelihood, of which
+               nothing but this member is here.
     Shapes     rewards: (P, G), none negative -> (P, G)
     Gradient   none.
     Raises     ValueError as group_advantages, and for a negative reward.
@@ -230,6 +241,83 @@ def maxrl_advantages(rewards: Tensor) -> Tensor:
     mean = _mean(rewards)  # (P, 1)
     scaled = _centred(rewards) / torch.where(mean > 0, mean, 1)
     return torch.where(zero_spread(rewards), 0, scaled).to(rewards.dtype)
+
+
+def gdpo_advantages(
+    rewards: Tensor, weights: Sequence[float] | Tensor, *, eps: float = 1e-4
+) -> Tensor:
+    r"""GDPO: compare each of several rewards in its group before they are added up.
+
+    Equation   z_{i,k} = (r_{i,k} - mean(r_k)) / (std(r_k) + ε)          over the group, for each k
+               s_i = Σ_k w_k z_{i,k}
+               A_i = (s_i - mean(s)) / (std(s) + ε)                      over the batch
+    Paper      GDPO, arXiv:2601.05242. In TRL multi_objective_aggregation "normalize_then_sum".
+    Shapes     rewards: (P, G, K), weights: (K,) -> (P, G)
+    Gradient   none: rewards are numbers.
+    Raises     ValueError if rewards is not (P, G, K), holds an infinity or requires grad, or if
+               weights is not (K,).
+    See        group_advantages, which GRPO applies to Σ_k w_k r_k.
+
+    (1, 0) and (0, 1) have one sum, so GRPO gives both one advantage in every group. Here the reward
+    that fewer got counts for more. NaN is no verdict of that reward; a completion without any
+    verdict has the advantage 0. A reward that is equal for a whole group adds exactly 0.
+
+    >>> rewards = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]])
+    >>> gdpo_advantages(rewards, [1.0, 1.0])  # z = ±(1.5, -0.5, -0.5, -0.5): the sum is 0
+    tensor([[0., 0., 0., 0.]])
+    >>> gdpo_advantages(rewards, [1.0, 0.0])  # GRPO's of the first reward
+    tensor([[ 1.4998, -0.4999, -0.4999, -0.4999]])
+    """
+    weights = torch.as_tensor(weights, dtype=torch.float64, device=rewards.device)
+    if rewards.dim() != 3 or 0 in rewards.shape[1:] or weights.shape != rewards.shape[-1:]:
+        raise ValueError(f"rewards {tuple(rewards.shape)}, weights {tuple(weights.shape)}: "
+                         "expected (P, G, K), K rewards for each sample, and (K,)")
+    each = rewards.movedim(-1, 0)  # (K, P, G)
+    scores = torch.stack([group_advantages(reward, eps=eps) for reward in each], -1)  # (P, G, K)
+    total = (scores * weights.to(scores.dtype)).sum(-1)  # (P, G)
+    total = total.masked_fill(rewards.isnan().all(-1), torch.nan)
+    batch = total.flatten()[None]  # (1, P * G)
+    return group_advantages(batch, eps=eps).view_as(total) if len(rewards) else total
+
+
+def pass_at_k_advantages(rewards: Tensor, *, k: int | None = None) -> Tensor:
+    r"""Train for the best of k samples: only a sample that no other one of its k matches counts.
+
+    Equation   A_i = mean of max(r_S) - max(r_{S without i}) over all sets S of k samples with i
+               k = G: A = r_(1) - r_(2) for the best sample, 0 for the others   (k = None)
+    Paper      Tang et al. 2025, arXiv:2503.19595 (k = G, r_(1) - r_(2)). The mean over sets is the
+               leave-one-out form of pass@k training, arXiv:2508.10751.
+    Shapes     rewards: (P, G) -> (P, G)
+    Gradient   none. E[A ∇ log π] is exactly 1/k of the gradient of E[max of k rewards], pass@k
+               where a reward is 0 or 1.
+    Raises     ValueError as group_advantages, or unless 2 ≤ k ≤ G.
+    See        maxrl_advantages: with rewards 0 and 1 the sum of all k, 1 to G, is r_i / mean(r).
+
+    With k = G a group with two best samples teaches nothing, and no wrong sample is pushed down
+    for any k. NaN, "no verdict", is left out; a group with fewer than k verdicts gets 0.
+
+    >>> pass_at_k_advantages(torch.tensor([[3.0, 1.0, 2.0, 0.0]]))  # 3 - 2
+    tensor([[1., 0., 0., 0.]])
+    >>> pass_at_k_advantages(torch.tensor([[1.0, 1.0, 0.0, 0.0]]), k=2)  # 2 of 3 others are wrong
+    tensor([[0.6667, 0.6667, 0.0000, 0.0000]])
+    """
+    rewards = _as_groups(rewards)
+    size = rewards.shape[1]
+    k = size if k is None else k
+    if not 2 <= k <= size:
+        raise ValueError(f"k is {k} and the group has {size} samples: expected 2 <= k <= G")
+    judged = ~rewards.isnan()
+    count = judged.sum(-1)[:, None, None]  # (P, 1, 1)
+    order = rewards.nan_to_num(nan=-torch.inf).argsort(-1, descending=True)
+    ordered = rewards.nan_to_num(nan=0.0).gather(-1, order)  # (P, G), without a verdict last
+    # the m-th is the second best of S: k - 2 more come from the count - 1 - m behind it
+    sets = ordered.new_tensor([math.comb(n, k - 2) for n in range(size)])
+    every = ordered.new_tensor([max(1, math.comb(n - 1, k - 1)) for n in range(1, size + 1)])
+    behind = count - 1 - torch.arange(size, device=rewards.device)  # (P, 1, G)
+    share = torch.where(behind >= 0, sets[behind.clamp(min=0)], 0) / every[count.clamp(min=1) - 1]
+    gain = (ordered[:, :, None] - ordered[:, None, :]) * share  # (P, G, G), of the row over column
+    adv = gain.triu(1).sum(-1)
+    return torch.where(judged, torch.zeros_like(adv).scatter(-1, order, adv), 0)
 
 
 def optimal_baseline(rewards: Tensor, weights: Tensor) -> Tensor:

@@ -137,9 +137,44 @@ def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
     """
     check_same_shape(logits=logits, ref_logits=ref_logits)
     check_constants(ref_logits=ref_logits)
-    logp, ref_logp = logits.log_softmax(-1), ref_logits.log_softmax(-1)
-    p = logp.exp()
-    return (p * torch.where(p > 0, logp - ref_logp, 0)).sum(-1)
+    return _kl(logits.log_softmax(-1), ref_logits.log_softmax(-1))
+
+
+def generalised_jsd(logits: Tensor, teacher_logits: Tensor, beta: float) -> Tensor:
+    r"""Divergence between a student and a teacher, from forward to reverse KL. Minimise.
+
+    Equation   JSD_β = β KL(π_T || M) + (1 - β) KL(π || M),   M = β π_T + (1 - β) π
+               β = 0: KL(π_T || π), the forward KL;   β = 1: KL(π || π_T), the reverse KL
+    Paper      GKD, arXiv:2306.13649, eq. 1.
+    Erratum    As written, JSD_β is 0 at β = 0 and 1; it is JSD_β / β that goes to the forward KL,
+               and JSD_β / (1 - β) to the reverse. TRL puts the KL itself there, and so do we: near
+               0 and 1 the loss jumps, and a small β is a small loss.
+    Shapes     logits, teacher_logits: (..., V) -> (...)
+    Gradient   through logits, in the mixture M too.
+    Raises     ValueError if shapes differ, if teacher_logits requires grad, or if beta is outside
+               [0, 1].
+    See        exact_kl, which is β = 1; advantages.distillation_advantages, from samples alone.
+
+    >>> student, teacher = torch.tensor([0.5, 0.5]).log(), torch.tensor([1.0, 0.0]).log()
+    >>> generalised_jsd(student, teacher, 0.0)  # forward: log 2
+    tensor(0.6931)
+    >>> generalised_jsd(student, teacher, 0.5)  # M 3/4 1/4: (log 4/3 + log 2/3 / 2 + log 2 / 2) / 2
+    tensor(0.2158)
+    """
+    check_same_shape(logits=logits, teacher_logits=teacher_logits)
+    check_constants(teacher_logits=teacher_logits)
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta is {beta}: expected the weight of the teacher, in [0, 1]")
+    logp, teacher_logp = logits.log_softmax(-1), teacher_logits.log_softmax(-1)
+    if beta == 0:
+        return _kl(teacher_logp, logp)
+    if beta == 1:
+        return _kl(logp, teacher_logp)
+    # a probability of 0 must not make NaN of the mixture's gradient
+    floor = -1e4 if logp.dtype == torch.float16 else -1e30
+    mixture = torch.logaddexp(teacher_logp.clamp(min=floor) + math.log(beta),
+                              logp.clamp(min=floor) + math.log(1 - beta))
+    return beta * _kl(teacher_logp, mixture) + (1 - beta) * _kl(logp, mixture)
 
 
 def kl_shaped_rewards(
@@ -250,3 +285,9 @@ class AdaptiveKLController:
                              "update more often, or raise the horizon")
         error = min(max(kl / self.target - 1, -0.2), 0.2)
         self.kl_coef *= 1 + error * n_samples / self.horizon
+
+
+def _kl(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """Return Σ_v p(v) (log p(v) - log ref(v)), in which a probability of 0 adds 0."""
+    p = logp.exp()
+    return (p * torch.where(p > 0, logp - ref_logp, 0)).sum(-1)

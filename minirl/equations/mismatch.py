@@ -9,8 +9,12 @@ logp is the learner now. The weights correct π_old / μ; PPO's ratio is π / π
     importance_ratio per token  leaves out the earlier tokens' ratios;     small
                                 mostly less than without weights
     sequence_weights            none                                       exponential in the length
+    prefix_weights per token    none                                       exponential in t
+    minimum_prefix_weights      between the token's and the prefix's       small
     truncated or masked         more, once the cap takes effect; masked    bounded
                                 can be worse than none
+
+off_policy_mask and geometric_mask keep or drop whole completions.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from torch import Tensor
 from minirl.equations.checks import check_positive, guard_gradient
 from minirl.equations.kl import max_log_ratio
 from minirl.equations.objectives import sequence_ratio
+from minirl.equations.reduce import masked_mean
 
 
 def importance_ratio(logp: Tensor, behavior_logp: Tensor) -> Tensor:
@@ -79,6 +84,22 @@ def masked_weights(ratio: Tensor, cap: float, *, floor: float = 0.0) -> Tensor:
     return torch.where((ratio >= floor) & (ratio <= cap), ratio, 0)
 
 
+def icepop_weights(ratio: Tensor, *, low: float = 0.5, high: float = 5.0) -> Tensor:
+    r"""IcePop: masked_weights with a bound on either side, for each token.
+
+    Equation   w = ρ where α ≤ ρ ≤ β, else 0                     (low is α, high is β)
+    Paper      IcePop, arXiv:2510.18855 (Ring-1T); α = 0.5, β = 5.
+    Shapes     ratio, per token (B, T) -> the same
+    Gradient   none: it multiplies the clipped surrogate, whose ratio is π / π_old.
+    Raises     ValueError unless 0 ≤ low < high.
+    See        masked_weights, which it is.
+
+    >>> icepop_weights(torch.tensor([0.4, 0.5, 2.0, 5.0, 6.0]))
+    tensor([0.0000, 0.5000, 2.0000, 5.0000, 0.0000])
+    """
+    return masked_weights(ratio, high, floor=low)
+
+
 def sequence_weights(logp: Tensor, behavior_logp: Tensor, mask: Tensor) -> Tensor:
     r"""The weight of a whole completion: no bias, but a variance that grows like (1 + χ²)^T.
 
@@ -95,6 +116,102 @@ def sequence_weights(logp: Tensor, behavior_logp: Tensor, mask: Tensor) -> Tenso
     tensor([4.])
     """
     return sequence_ratio(logp.detach(), behavior_logp.detach(), mask, length_normalised=False)
+
+
+def prefix_weights(logp: Tensor, behavior_logp: Tensor, mask: Tensor) -> Tensor:
+    r"""The exact weight of each token's advantage: the ratios up to it, and none behind it.
+
+    Equation   w_t = Π_{s≤t} π_s / μ_s
+    Paper      Precup et al. 2000 (per-decision importance sampling). For language models: A step
+               back, arXiv:2601.22718, where it is the prefix importance ratio.
+    Shapes     logp, behavior_logp, mask: (B, T) -> (B, T), 0 under a zero mask
+    Gradient   none: a weight is a constant. w_t A_t ∇ log π_t has the policy gradient as its mean,
+               with less variance than sequence_weights: the tokens behind t add only noise.
+    Raises     ValueError if shapes differ.
+    See        importance_ratio, the last factor alone; minimum_prefix_weights, its surrogate.
+
+    A product above exp(20) is capped there.
+
+    >>> logp, behavior_logp = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.25]]).log()
+    >>> prefix_weights(logp, behavior_logp, torch.ones(1, 2))
+    tensor([[2., 4.]])
+    """
+    log_ratio = _log_ratio(logp, behavior_logp, mask)
+    weights = log_ratio.cumsum(1).clamp(max=max_log_ratio(logp)).exp()
+    return torch.where(mask.bool(), weights, 0)
+
+
+def minimum_prefix_weights(logp: Tensor, behavior_logp: Tensor, mask: Tensor) -> Tensor:
+    r"""MinPRO: a token's ratio, times the smallest ratio before it in the place of their product.
+
+    Equation   w_t = ρ_t min_{s<t} ρ_s,   ρ = π / μ;   w = ρ for the first token
+    Paper      MinPRO, arXiv:2601.22718.
+    Shapes     logp, behavior_logp, mask: (B, T) -> (B, T), 0 under a zero mask
+    Gradient   none: a weight is a constant. It is biased, but does not explode with the length.
+    Raises     ValueError if shapes differ.
+    See        prefix_weights, which it stands for: both are the same for the first two tokens.
+
+    >>> logp = torch.tensor([[0.5, 0.125, 0.5]]).log()
+    >>> minimum_prefix_weights(logp, torch.full((1, 3), 0.25).log(), torch.ones(1, 3))  # ρ 2 1/2 2
+    tensor([[2., 1., 1.]])
+    """
+    log_ratio = _log_ratio(logp, behavior_logp, mask)
+    sampled = mask.bool()
+    lowest = log_ratio.masked_fill(~sampled, torch.inf).cummin(1).values  # (B, T), this one too
+    before = lowest.roll(1, dims=1).index_fill(1, lowest.new_zeros(1).long(), torch.inf)
+    before = torch.where(before < torch.inf, before, 0)  # the first token has none before it
+    weights = (log_ratio + before).clamp(max=max_log_ratio(logp)).exp()
+    return torch.where(sampled, weights, 0)
+
+
+def off_policy_mask(
+    logp: Tensor, behavior_logp: Tensor, adv: Tensor, mask: Tensor, *, delta: float
+) -> Tensor:
+    r"""Drop bad completions that the policy itself would hardly write any more.
+
+    Equation   keep row i if A_i ≥ 0 or 1/|o_i| Σ_t log(μ_t / π_t) ≤ δ            (delta is δ)
+    Paper      DeepSeek-V3.2, arXiv:2512.02556, section 3.1, eq. 9; TRL's off_policy_mask_threshold.
+    Shapes     logp, behavior_logp, mask: (B, T), adv: (B,) -> (B,) bool; True for an empty row
+    Gradient   none: it multiplies the surrogate, and neither the KL nor the normaliser.
+    Raises     ValueError if shapes differ, or if delta is not positive.
+    See        geometric_mask, which looks at both sides and at no advantage.
+
+    A good one is kept, however unlikely it has become: it is what the policy should learn again.
+
+    >>> logp, behavior_logp = torch.tensor([[0.25, 0.5]] * 2).log(), torch.full((2, 2), 0.5).log()
+    >>> adv, mask = torch.tensor([1.0, -1.0]), torch.ones(2, 2)
+    >>> off_policy_mask(logp, behavior_logp, adv, mask, delta=0.3)  # the mean is log 2 / 2 = 0.35
+    tensor([ True, False])
+    """
+    check_positive(delta=delta)
+    if adv.shape != logp.shape[:1]:
+        raise ValueError(f"adv is {tuple(adv.shape)} beside logp {tuple(logp.shape)}: expected one "
+                         "per sequence, (B,)")
+    drift = -masked_mean(_log_ratio(logp, behavior_logp, mask), mask, dim=1)  # (B,)
+    return (adv >= 0) | (drift <= delta)
+
+
+def geometric_mask(
+    logp: Tensor, behavior_logp: Tensor, mask: Tensor, *, low: float, high: float
+) -> Tensor:
+    r"""Drop completions whose typical token has another probability than the sampler gave it.
+
+    Equation   keep row i if low ≤ exp(1/|o_i| Σ_t log(π_t / μ_t)) ≤ high
+    Paper      none: verl's seq_mean_k1 ("geometric rejection"). Sequence-level masks in general:
+               arXiv:2510.26788.
+    Shapes     logp, behavior_logp, mask: (B, T) -> (B,) bool
+    Gradient   none: it multiplies the surrogate.
+    Raises     ValueError if shapes differ, or unless 0 ≤ low < high.
+    See        sequence_weights, the product, which leaves any bound when answers get long.
+
+    >>> logp, behavior_logp = torch.tensor([[0.5, 0.5], [0.9, 0.5]]).log(), torch.zeros(2, 2) - 1
+    >>> geometric_mask(logp, behavior_logp, torch.ones(2, 2), low=0.8, high=1.5)  # 1.36, 1.82
+    tensor([ True, False])
+    """
+    if not 0 <= low < high:
+        raise ValueError(f"low is {low} and high {high}: expected 0 <= low < high")
+    mean = masked_mean(_log_ratio(logp, behavior_logp, mask), mask, dim=1).exp()  # (B,)
+    return (mean >= low) & (mean <= high)
 
 
 def effective_sample_size(weights: Tensor) -> Tensor:
@@ -120,3 +237,11 @@ def effective_sample_size(weights: Tensor) -> Tensor:
         weights = weights / weights.max().clamp(min=tiny)  # or squares may overflow
     size = weights.sum().square() / weights.square().sum().clamp(min=tiny)
     return size.to(dtype)
+
+
+def _log_ratio(logp: Tensor, behavior_logp: Tensor, mask: Tensor) -> Tensor:
+    """Return log(π / μ) of each sampled token, a constant, and 0 elsewhere: (B, T)."""
+    if not logp.shape == behavior_logp.shape == mask.shape or logp.dim() != 2:
+        raise ValueError(f"logp {tuple(logp.shape)}, behavior_logp {tuple(behavior_logp.shape)}, "
+                         f"mask {tuple(mask.shape)}: expected three times (B, T)")
+    return torch.where(mask.bool(), logp.detach() - behavior_logp.detach(), 0)

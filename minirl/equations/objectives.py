@@ -9,7 +9,9 @@ older policy counts (ρ = π / π_old):
     kl_penalised_surrogate      by ρ, with a penalty on KL(old || new)         PPO
     sequence_clipped_surrogate  by one ρ for the whole completion              GSPO, R1
     gspo_token                  the same, with an advantage per token          GSPO
+    gmpo, luspo, vespo          by other ratios of the whole completion        GMPO, LUSPO, VESPO
     cispo                       by the constant min(ρ, cap)                    CISPO
+    dppo                        the same, until its probability moves by δ     DPPO
     sapo                        by a soft gate around ρ = 1                    SAPO
 """
 
@@ -24,7 +26,13 @@ from minirl.equations.checks import (
     check_same_shape,
     guard_gradient,
 )
+from minirl.equations.entropy import entropy_mask as entropy_mask  # it stands beside entropy, too
 from minirl.equations.kl import max_log_ratio
+
+# objectives of their own file, which a reader looks for here first
+from minirl.equations.sequence_objectives import gmpo as gmpo
+from minirl.equations.sequence_objectives import luspo as luspo
+from minirl.equations.sequence_objectives import vespo as vespo
 
 
 def policy_gradient(logp: Tensor, adv: Tensor) -> Tensor:
@@ -255,6 +263,36 @@ def cispo(logp: Tensor, old_logp: Tensor, adv: Tensor, *, cap: float) -> Tensor:
     logp = guard_gradient(logp, old_logp=old_logp, adv=adv)
     check_positive(cap=cap)
     return _ratio(logp.detach(), old_logp).clamp(max=cap) * adv * logp
+
+
+def dppo(
+    logp: Tensor, old_logp: Tensor, adv: Tensor, *, delta: float, cap: float = 20.0
+) -> Tensor:
+    r"""Policy gradient inside a trust region of probabilities, not of their ratio. Maximise.
+
+    Equation   L_t = sg[min(ρ_t, cap)] A_t log π_t M_t                    (sg: no gradient)
+               M_t = 1{π_t - μ_t ≤ δ}    where A_t > 0
+               M_t = 1{π_t - μ_t ≥ -δ}   elsewhere            (delta is δ, old_logp is log μ_t)
+    Paper      DPPO, arXiv:2602.04879, the variant with a binary total variation: |π_t - μ_t| is
+               that of "this token or another". cap = 20 is verl's default.
+    Shapes     logp, old_logp, adv: (B, T) -> (B, T)
+    Gradient   through logp: min(ρ, cap) A, and zero where the update would move π_t further than δ
+               away. A ratio of 5 is allowed for a token of μ = 0.01 and refused for one of 0.15.
+    Raises     ValueError if shapes differ, if old_logp or adv requires grad, or if delta or cap is
+               not positive.
+    See        clipped_surrogate, whose region is one of ratios; cispo, which has none. old_logp is
+               the sampler's log-prob in the paper, so that δ bounds the mismatch as well.
+
+    >>> logp, old_logp = torch.tensor([[0.05, 0.75]]).log(), torch.tensor([[0.01, 0.15]]).log()
+    >>> dppo(logp, old_logp, torch.ones(1, 2), delta=0.2)  # 5 log 0.05, then 0.75 - 0.15 > 0.2
+    tensor([[-14.9787,  -0.0000]])
+    """
+    logp = guard_gradient(logp, old_logp=old_logp, adv=adv)
+    check_positive(delta=delta, cap=cap)
+    moved = logp.detach().exp() - old_logp.exp()  # (B, T)
+    inside = torch.where(adv > 0, moved <= delta, moved >= -delta)  # (B, T)
+    weights = _ratio(logp.detach(), old_logp).clamp(max=cap) * inside
+    return weights * adv * logp
 
 
 def sapo(
