@@ -285,6 +285,10 @@ COMMANDS = {
         "the same rankings without a reward model",
         training("minirl.train.presets.DPO_PRESETS", INSTRUCT, "minirl.train.dpo.DPOConfig"),
         TRAIN),
+    "distill": Command(
+        "a small model learns from a teacher, on its own samples",
+        training("minirl.train.presets.DISTILL_PRESETS", "minirl.app.distill.DistillSettings",
+                 "minirl.train.distill.DistillConfig"), TRAIN),
     "r1": Command(
         "DeepSeek-R1's stages: R1-Zero, cold start, RL, rejection sampling, SFT, RL; distillation",
         add_r1, TRAIN),

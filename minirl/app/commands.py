@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from minirl.app import instructgpt, r1, sums
+from minirl.app.distill import DistillSettings, check_distill, distill
 from minirl.app.flags import fields_of
 from minirl.app.instructgpt import InstructSettings
 from minirl.app.looks import watched
@@ -39,6 +40,7 @@ from minirl.lm.text import flag
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.environment import tool_task
 from minirl.tasks.problem import Task
+from minirl.train.distill import DistillConfig
 from minirl.train.dpo import DPOConfig
 from minirl.train.grpo import GRPOConfig
 from minirl.train.ppo import PPOConfig
@@ -78,12 +80,14 @@ TRAINING = {
                     instructgpt.ppo),
     "dpo": Training(InstructSettings, {"dpo": DPOConfig}, instructgpt.check_instructions,
                     instructgpt.dpo),
+    "distill": Training(DistillSettings, {**BASE, "distill": DistillConfig}, check_distill,
+                        distill),
     "r1": Training(R1Settings, {"r1": R1Config}, r1.check_r1, r1.r1),
 }
 
 
 def train(args: argparse.Namespace) -> None:
-    """minirl sft, grpo, rm, prm, ppo, dpo and r1."""
+    """minirl sft, grpo, rm, prm, ppo, dpo, distill and r1."""
     command = args.command
     if args.profile and TRAINING[command].configs[command] not in KINDS:
         raise ValueError("--profile is for commands of one page: profile minirl grpo or minirl sft,"

@@ -55,6 +55,7 @@ PANELS = {
     "objective/kl": Panel("KL to the SFT policy", "nats per completion"),
     "completions/mean_length": Panel("Mean response length", "tokens", 0.0),
     "kl": Panel("KL to the reference (k3)", "nats per token", 0.0),
+    "teacher_kl": Panel("KL to the teacher (k1)", "nats per token"),
     "entropy": Panel("Policy entropy", "nats per token", 0.0),
     "value/explained_variance":
         Panel("Variance of returns that the value function explains", "share", high=1.0),
@@ -71,6 +72,7 @@ METRICS = {
     "r1/grpo": ("rewards/accuracy/mean", "completions/mean_length", "rewards/format_reward/mean",
                 "rewards/language_consistency/mean", "rewards/preference/mean",
                 "rewards/general/true_reward/mean"),
+    "distill": ("rewards/accuracy/mean", "teacher_kl", "completions/mean_length", "loss"),
     "sft": ("loss", "learning_rate"),
     "prm": ("loss", "accuracy", "learning_rate"),
     "rm": ("loss", "accuracy", "margin", "learning_rate"),

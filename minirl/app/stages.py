@@ -28,6 +28,7 @@ from minirl.lm.text import table
 from minirl.lm.tiny import SIZE_NAMES, TinySizes, make_base
 from minirl.lm.tokenizer import Tokenizer
 from minirl.train.checks import POSITIVE, SHARE, SIDE_BY_SIDE, check
+from minirl.train.distill import DistillConfig, train_distill
 from minirl.train.dpo import DPOConfig, train_dpo
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.ppo import PPOConfig, train_ppo
@@ -76,7 +77,7 @@ class Settings:
 
 
 T = TypeVar("T")
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound=Settings, covariant=True)
 
 
 def first_model(settings: Settings, sizes: TinySizes, *, device: torch.device
@@ -111,6 +112,9 @@ KINDS: dict[type, Kind] = {
         "reward": "reward", "rewards/accuracy/mean": "accuracy",
         "rewards/language_consistency/mean": "language", "rewards/preference/mean": "preference",
         "kl": "KL", "completions/mean_length": "length"}),
+    DistillConfig: Kind("distill", train_distill, {
+        "teacher_kl": "KL", "rewards/accuracy/mean": "accuracy",
+        "completions/mean_length": "length"}),
     PPOConfig: Kind("ppo", train_ppo, {
         "objective/scores": "score", "objective/kl": "KL",
         "value/explained_variance": "explained", "completions/mean_length": "length"}),

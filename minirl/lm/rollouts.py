@@ -123,6 +123,23 @@ def completion_batch(prompts: Sequence[Sequence[int]], completions: Sequence[Seq
     return tokens, mask
 
 
+def with_prompts(rollouts: Rollouts, prompts: Sequence[Sequence[int]], pad_id: int) -> Rollouts:
+    """Return the same completions behind other prompts, one for each row: what a policy that knows
+    more than the sampler's did has read.
+
+    The tokens under the mask are the same, in the same order, and keep their behavior_logp.
+    """
+    spans = zip(rollouts.mask.tolist(), rollouts.prompt_lengths.tolist(),
+                rollouts.lengths.tolist(), strict=True)
+    tokens, mask = completion_batch(prompts, rollouts.completion_ids(), pad_id,
+                                    rollouts.tokens.device,
+                                    own_tokens=[row[start:end] for row, start, end in spans])
+    behavior_logp = rollouts.behavior_logp.new_zeros(mask.shape).masked_scatter(
+        mask, rollouts.behavior_logp[rollouts.mask])
+    lengths = rollouts.prompt_lengths.new_tensor([len(prompt) for prompt in prompts])
+    return Rollouts(tokens, mask, lengths, behavior_logp, rollouts.truncated)
+
+
 def micro_batches(lengths: Tensor, token_budget: int = TOKEN_BUDGET) -> Iterator[Tensor]:
     """Split rows into micro-batches of similar length, of at most token_budget tokens each.
 

@@ -36,11 +36,23 @@ INTERVALS = {
     "value_coef": NOT_NEGATIVE, "entropy_coef": NOT_NEGATIVE, "ptx_coef": NOT_NEGATIVE,
     "weight_decay": NOT_NEGATIVE, "missing_eos_penalty": NOT_NEGATIVE,
     "language_weight": NOT_NEGATIVE,
+    "max_draws": "[1, 1000]", "off_policy": "[0, 64]", "top_entropy": SHARE, "ref_mixup": "(0, 1]",
+    "importance_max": NOT_NEGATIVE, "importance_min": NOT_NEGATIVE, "dppo_delta": "(0, 1]",
+    "geometric_max": NOT_NEGATIVE, "geometric_min": NOT_NEGATIVE, "off_policy_delta": NOT_NEGATIVE,
+    "dual_clip": NOT_NEGATIVE, "sapo_temp_pos": POSITIVE, "sapo_temp_neg": POSITIVE,
+    "vespo_k_pos": POSITIVE, "vespo_lambda_pos": POSITIVE, "vespo_k_neg": POSITIVE,
+    "vespo_lambda_neg": POSITIVE, "entropy_target": NOT_NEGATIVE,
+    "entropy_coef_min": NOT_NEGATIVE, "entropy_coef_max": NOT_NEGATIVE,
+    "entropy_coef_delta": POSITIVE,
     "gamma": SHARE, "lam": SHARE, "min_lr_ratio": SHARE, "ddof": SHARE, "general_share": "(0, 1]",
+    "on_policy_share": SHARE, "jsd_beta": SHARE, "teacher_decay": SHARE,
     "beta1": DECAY, "beta2": DECAY, "ema_decay": DECAY, "dropout": DECAY,
 }
 CHOICES = {"aggregate": ("sequence_mean", "token_mean", "sequence_sum", "constant"),
-           "scale": ("group", "batch", "none")}
+           "scale": ("group", "batch", "none"), "old_logp": ("learner", "sampler"),
+           "importance": ("none", "token_truncate", "token_mask", "sequence_truncate",
+                          "sequence_mask"),
+           "kl_estimator": ("k3", "corrected_k3", "k2")}
 KINDS = {"int": (Integral, "a whole number"), "float": (Real, "a number"),
          "bool": (bool, "True or False"), "str": (str, "a text")}
 

@@ -13,6 +13,7 @@ from minirl.lm.rollouts import (
     micro_batches,
     right_pad,
     span_mask,
+    with_prompts,
 )
 from minirl.lm.tokenizer import build_tokenizer
 
@@ -182,3 +183,22 @@ def test_a_completion_batch_leaves_out_what_is_not_the_policys_own():
                                     own_tokens=[[True, False, True], [True]])
     assert tokens.tolist() == [[1, 5, 6, 7], [2, 3, 8, 0]]
     assert mask.int().tolist() == [[0, 1, 0, 1], [0, 0, 1, 0]]
+
+
+def test_the_same_completions_behind_other_prompts():
+    """Row 0 has a tool's answer (9) in its completion, row 1 is shorter than its new prompt."""
+    rollouts = Rollouts(tokens=torch.tensor([[1, 2, 5, 9, 6], [1, 7, 8, 0, 0]]),
+                        mask=torch.tensor([[0, 0, 1, 0, 1], [0, 1, 1, 0, 0]]).bool(),
+                        prompt_lengths=torch.tensor([2, 1]),
+                        behavior_logp=torch.tensor([[0, 0, -.5, 0, -.6], [0, -.7, -.8, 0, 0]]),
+                        truncated=torch.tensor([False, True]))
+    moved = with_prompts(rollouts, [[4], [4, 4, 4]], pad_id=0)
+    assert moved.tokens.tolist() == [[4, 5, 9, 6, 0], [4, 4, 4, 7, 8]]
+    assert moved.mask.tolist() == [[False, True, False, True, False],
+                                   [False, False, False, True, True]]
+    assert moved.prompt_lengths.tolist() == [1, 3]
+    assert torch.equal(moved.behavior_logp, torch.tensor([[0, -.5, 0, -.6, 0],
+                                                          [0, 0, 0, -.7, -.8]]))
+    assert torch.equal(moved.truncated, rollouts.truncated)
+    same = with_prompts(rollouts, [[1, 2], [1]], pad_id=0)
+    assert all(torch.equal(getattr(same, name), column) for name, column in vars(rollouts).items())
