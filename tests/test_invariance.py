@@ -8,6 +8,7 @@ import torch
 
 from minirl.equations import (
     advantages,
+    entropy,
     objectives,
     reduce,
 )
@@ -25,18 +26,23 @@ EXEMPT = {
     "kl.adaptive_kl_coef": "a rule on numbers",
     "kl.AdaptiveKLController": "a rule on numbers",
     "objectives.ptx_objective": "two scalars, already aggregated",
+    "entropy.adaptive_entropy_coef": "a rule on numbers",
     "rewards.repetition_penalty": "one list of tokens",
 }
 ANY_SHAPE = {
     "entropy", "zero_spread", "truncated_weights", "masked_weights", "effective_sample_size",
-    "sft_coefficient", "ppo_coefficient", "overlong_penalty",
+    "icepop_weights", "sft_coefficient", "ppo_coefficient", "overlong_penalty",
 }
 BATCH = {
     reduce.masked_whiten,
     advantages.reinforce_plus_plus_advantages,
     advantages.batch_mean_advantages,
+    advantages.gdpo_advantages,
+    entropy.entropy_mask,
+    entropy.token_covariance,
+    entropy.kl_cov_mask,
 }
-TOKENS, LEARNT, GROUPS = set("LCWVU"), set("LVlK"), set("GNS")
+TOKENS, LEARNT, GROUPS = set("LCWVU"), set("LVlK"), set("GNSR")
 
 
 ROWS = {
@@ -67,13 +73,13 @@ def example(name, dtype=torch.float32):
     generator = torch.Generator().manual_seed(5)
     inputs = []
     for kind in ROWS[name].kinds:
-        shape = (B, T, 3) if kind in "VUS" else (B,) if kind in "lcwb" else (B, T)
+        shape = (B, T, 3) if kind in "VUSR" else (B,) if kind in "lcwb" else (B, T)
         x = torch.randn(*shape, generator=generator)
         if kind == "c":
             x[4] = 0
         elif kind in "WwGN":
             x = x.abs() + 0.1
-        elif kind == "S":
+        elif kind in "SR":
             x[:, 1, 1:] = x[:, 2, 2:] = NAN
         inputs.append(MASK if kind == "M" else x > 0 if kind == "b" else x.to(dtype))
     return inputs
@@ -197,7 +203,7 @@ def test_padding_left_and_right(name, left, right):
     def pad(x, kind):
         if kind not in TOKENS | GROUPS | {"M"}:
             return x
-        value = {"M": 0, "G": NAN, "S": NAN}.get(kind, 9.0)
+        value = {"M": 0, "G": NAN, "S": NAN, "R": NAN}.get(kind, 9.0)
         sides = (left, right) if x.dim() == 2 or kind == "S" else (0, 0, left, right)
         return torch.nn.functional.pad(x, sides, value=value)
 
@@ -342,7 +348,7 @@ def extreme(x, kind, sign, dtype):
         return x
     if kind in "WwN":
         x = torch.full_like(x, 1.0) * (80 * sign * stripes).exp()
-    elif kind in "VUKGS":
+    elif kind in "VUKGSR":
         x = 100 * sign * stripes[:x.shape[-1]] + 0 * x  # NaN stays where a step is missing
     else:
         x = torch.full_like(x, 100 * sign)
@@ -405,7 +411,7 @@ CONSTANTS = [
     (name, i)
     for name, row in ROWS.items()
     for i, (keyword, kind) in enumerate(row.arguments)
-    if kind in "CUcWGNS" and not name.startswith("rewards.") and keyword != "margin"
+    if kind in "CUcWGNSR" and not name.startswith("rewards.") and keyword != "margin"
 ]
 
 

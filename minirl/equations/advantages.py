@@ -284,7 +284,7 @@ def pass_at_k_advantages(rewards: Tensor, *, k: int | None = None) -> Tensor:
     r"""Train for the best of k samples: only a sample that no other one of its k matches counts.
 
     Equation   A_i = mean of max(r_S) - max(r_{S without i}) over all sets S of k samples with i
-               k = G: A = r_(1) - r_(2) for the best sample, 0 for the others   (k = None)
+               k = G: A = r_(1) - r_(2) for the best sample, 0 for the others   (k=None)
     Paper      Tang et al. 2025, arXiv:2503.19595 (k = G, r_(1) - r_(2)). The mean over sets is the
                leave-one-out form of pass@k training, arXiv:2508.10751.
     Shapes     rewards: (P, G) -> (P, G)
@@ -294,7 +294,8 @@ def pass_at_k_advantages(rewards: Tensor, *, k: int | None = None) -> Tensor:
     See        maxrl_advantages: with rewards 0 and 1 the sum of all k, 1 to G, is r_i / mean(r).
 
     With k = G a group with two best samples teaches nothing, and no wrong sample is pushed down
-    for any k. NaN, "no verdict", is left out; a group with fewer than k verdicts gets 0.
+    for any k. NaN, "no verdict", is left out (k=None: of G, too); a group with fewer than k
+    verdicts gets 0.
 
     >>> pass_at_k_advantages(torch.tensor([[3.0, 1.0, 2.0, 0.0]]))  # 3 - 2
     tensor([[1., 0., 0., 0.]])
@@ -303,21 +304,15 @@ def pass_at_k_advantages(rewards: Tensor, *, k: int | None = None) -> Tensor:
     """
     rewards = _as_groups(rewards)
     size = rewards.shape[1]
-    k = size if k is None else k
-    if not 2 <= k <= size:
+    if k is not None and not 2 <= k <= size:
         raise ValueError(f"k is {k} and the group has {size} samples: expected 2 <= k <= G")
     judged = ~rewards.isnan()
-    count = judged.sum(-1)[:, None, None]  # (P, 1, 1)
     order = rewards.nan_to_num(nan=-torch.inf).argsort(-1, descending=True)
     ordered = rewards.nan_to_num(nan=0.0).gather(-1, order)  # (P, G), without a verdict last
-    # the m-th is the second best of S: k - 2 more come from the count - 1 - m behind it
-    sets = ordered.new_tensor([math.comb(n, k - 2) for n in range(size)])
-    every = ordered.new_tensor([max(1, math.comb(n - 1, k - 1)) for n in range(1, size + 1)])
-    behind = count - 1 - torch.arange(size, device=rewards.device)  # (P, 1, G)
-    share = torch.where(behind >= 0, sets[behind.clamp(min=0)], 0) / every[count.clamp(min=1) - 1]
-    gain = (ordered[:, :, None] - ordered[:, None, :]) * share  # (P, G, G), of the row over column
-    adv = gain.triu(1).sum(-1)
-    return torch.where(judged, torch.zeros_like(adv).scatter(-1, order, adv), 0)
+    gain = ordered[:, :, None] - ordered[:, None, :]  # (P, G, G), of the row over the column
+    share = _share_of_sets(judged.sum(-1, keepdim=True), size, k).to(gain.dtype)  # (P, G)
+    adv = (gain * share[:, None, :]).triu(1).sum(-1)
+    return torch.zeros_like(adv).scatter(-1, order, adv)
 
 
 def optimal_baseline(rewards: Tensor, weights: Tensor) -> Tensor:
@@ -487,6 +482,23 @@ def _check_episodes(
         if not bool(x.isfinite().all()):
             raise ValueError(f"{name}: a number under the mask is not finite: expected finite "
                              "numbers; leave such rows out of the batch")
+
+
+def _share_of_sets(count: Tensor, size: int, k: int | None) -> Tensor:
+    """Return for each place m in the order of a group, best first, the share of the sets of k that
+    hold a certain better sample and in which m is the second best: (P, 1) -> (P, G).
+
+    The other k - 2 come from the count - 1 - m behind m, and all sets choose k - 1 of count - 1.
+    """
+    place = torch.arange(size, device=count.device)
+    if k is None:
+        return (place == 1) & (count > 1)
+    sets = torch.tensor([math.comb(n, k - 2) for n in range(size)], dtype=torch.float64)
+    every = torch.tensor([max(1, math.comb(n, k - 1)) for n in range(size)], dtype=torch.float64)
+    behind = count - 1 - place
+    share = sets.to(count.device)[behind.clamp(min=0)] / every.to(count.device)[
+        (count - 1).clamp(min=0)]
+    return torch.where(behind >= 0, share, 0)
 
 
 def _as_groups(rewards: Tensor, name: str = "rewards") -> Tensor:
