@@ -28,10 +28,19 @@ from torch import Tensor, nn
 
 from minirl.lm.cache import KVCache, cache_dtype
 from minirl.lm.choice import Choice
-from minirl.lm.decoding import WORTH_LEAVING, advance
+from minirl.lm.decoding import (
+    ASK,
+    WORTH_LEAVING,
+    advance,
+    compiled_advance,
+    is_compiled,
+    whole,
+)
 from minirl.lm.model import Transformer, hidden_alone, with_head
 from minirl.lm.precision import compute_dtype
 from minirl.lm.replies import DRAWN
+
+ROOM = 32     # slots: a cache has a whole multiple, so that rows grow on in it token by token
 
 
 class Branches:
@@ -46,6 +55,7 @@ class Branches:
 
     def __init__(self, model: Transformer, prompts: Sequence[Sequence[int]]) -> None:
         self.model, self.computed = model, 0
+        self._compiled = is_compiled(model) and model.device.type == "cpu"
         self.tokens = [list(prompt) for prompt in prompts]
         P = len(self.tokens)
         self._cached = [len(prompt) - 1 for prompt in self.tokens]    # tokens in the cache
@@ -56,10 +66,9 @@ class Branches:
         if width:
             padded = [[0] * start + row[:-1] for start, row in zip(self._start, self.tokens,
                                                                    strict=True)]
-            starts = torch.tensor(self._start, device=model.device)  # (P,)
             with _asking(model):
                 with_head(model, torch.tensor(padded, device=model.device), hidden_alone,
-                          cache=self._cache, starts=starts)
+                          cache=self._cache, starts=self._starts())
             self.computed += sum(self._cached)
 
     def select(self, rows: Sequence[int]) -> None:
@@ -95,11 +104,11 @@ class Branches:
             return []
         given = [row[cached + 1:] for row, cached in zip(self.tokens, self._unread(), strict=True)]
         steps = [len(ids) + limit for ids, limit in zip(given, limits, strict=True)]
-        cache, starts = self._aligned(max(steps))
+        self._align(max(steps))
         with _asking(self.model):
-            new, lengths = self._grow(cache, starts, given, steps, stops, choice, generator)
+            new, lengths = self._grow(given, steps, stops, choice, generator)
         drawn = [row[len(ids):length] for row, ids, length in zip(
-            new.tolist(), given, lengths, strict=True)]
+            new[:, :max(lengths)].tolist(), given, lengths, strict=True)]
         for i, ids in enumerate(drawn):
             self.tokens[i] += ids
             self._cached[i] += lengths[i]
@@ -111,73 +120,80 @@ class Branches:
                                                             strict=True)):
             raise ValueError("a row was given several tokens: grow reads them, next_logits does "
                              "not")
-        cache, starts = self._aligned(1)
+        self._align(1)
         last = torch.tensor([row[-1] for row in self.tokens], device=self.model.device)  # (n,)
+        starts = self._starts()
 
         def head(hidden: Tensor, weight: Tensor) -> Tensor:
             return F.linear(hidden[:, -1].to(weight.dtype), weight)  # (n, V)
 
         with _asking(self.model):
-            logits = with_head(self.model, last[:, None], head, cache=cache, starts=starts)
+            logits = with_head(self.model, last[:, None], head, cache=self._cache, starts=starts)
         self.computed += len(self.tokens)
         self._cached = [cached + 1 for cached in self._cached]
         return logits
 
-    def _grow(self, cache: KVCache, starts: Tensor, given: list[list[int]], steps: list[int],
-              stops: Iterable[int], choice: Choice, generator: torch.Generator | None
-              ) -> tuple[Tensor, list[int]]:
+    def _grow(self, given: list[list[int]], steps: list[int], stops: Iterable[int], choice: Choice,
+              generator: torch.Generator | None) -> tuple[Tensor, list[int]]:
         """Return each row's new tokens (n, steps), those that it was given first, and their
         number."""
         device, n, total = self.model.device, len(steps), max(steps)
-        forced = torch.full((n, total), DRAWN)
-        for i, entries in enumerate(given):
-            forced[i, :len(entries)] = torch.tensor(entries, dtype=torch.long)
-        forced, stop_ids = forced.to(device), torch.tensor(list(stops), device=device).long()
+        forced = _table(given, total).to(device)
+        stop_ids = torch.tensor(list(stops), dtype=torch.long, device=device)
         source = generator.device if generator is not None else device
         uniform = torch.rand(total, n, generator=generator, device=source).to(device)
-        row, limit = torch.arange(n, device=device), torch.tensor(steps, device=device)  # (n,)
         ids = torch.tensor([tokens[cached] for tokens, cached in zip(
             self.tokens, self._cached, strict=True)], device=device)  # (n,)
-        new, lengths = torch.zeros_like(forced), limit.clone()
-        finite = torch.ones((), dtype=torch.bool, device=device)
+        new, lengths = torch.zeros_like(forced), torch.tensor(steps, device=device)
+        row = torch.arange(n, device=device)    # the row that stands at each place of the cache
+        starts = self._starts()  # (n,)
+        if starts is None and self._compiled:       # compiled steps have one form
+            starts = torch.zeros_like(row)
+        finite, m = torch.ones((), dtype=torch.bool, device=device), n    # m rows still grow
         for t in range(total):
-            end, m = cache.length + 1, len(ids)
-            drawn_ids, logp = advance(
-                self.model, ids, starts[row], uniform[t, row], [x[:m, :, :end] for x in cache.keys],
-                [x[:m, :, :end] for x in cache.values], None, (cache.weights, cache.head), choice)
-            cache.length = end
-            self.computed += m
-            drawn = forced[row, t] == DRAWN  # (m,)
-            ids = torch.where(drawn, drawn_ids, forced[row, t])
+            here = row[:m]
+            drawn_ids, logp = self._step(ids[:m], None if starts is None else starts[here],
+                                         uniform[t, here], choice)
+            drawn = forced[here, t] == DRAWN  # (m,)
+            ids[:m] = new[here, t] = torch.where(drawn, drawn_ids, forced[here, t])
             finite &= (logp.isfinite() | ~drawn).all()
-            new[row, t] = ids
-            stopped = drawn & torch.isin(ids, stop_ids) & (t < lengths[row])
-            lengths[row[stopped]] = t + 1
-            running = t + 1 < lengths[row]  # (m,)
-            if not bool(running.any()):
+            stopped = drawn & torch.isin(ids[:m], stop_ids) & (t < lengths[here])
+            lengths[here] = torch.where(stopped, t + 1, lengths[here])
+            if (t + 1) % ASK.get(device.type, ASK["cuda"]) == 0:
+                m = self._leave(t + 1 < lengths[here], row, ids)
+            if m == 0:
                 break
-            row, ids = self._leave(cache, running, row, ids)
+        self._place = row.argsort().tolist()
         if not bool(finite):
             raise ValueError("the model gave logits that are not finite: its weights hold NaN or "
                              "infinity, or overflow in its dtype; go back to an earlier "
                              "checkpoint, or use float32")
         return new, lengths.tolist()
 
-    def _leave(self, cache: KVCache, running: Tensor, row: Tensor, ids: Tensor
-               ) -> tuple[Tensor, Tensor]:
-        """Let the rows that have ended leave, where they are enough. Their part of the cache is
-        kept behind that of the others."""
+    def _step(self, ids: Tensor, starts: Tensor | None, uniform: Tensor, choice: Choice
+              ) -> tuple[Tensor, Tensor]:
+        """Read the last token of the first m rows of the cache, and draw: ids and logp, (m,)."""
+        cache, m = self._cache, len(ids)
+        cache.length, self.computed = cache.length + 1, self.computed + m
+        keys, values = ([x[:m, :, :cache.length] for x in store]
+                        for store in (cache.keys, cache.values))
+        # One row would be compiled anew, and so would the joining of the weights.
+        run = compiled_advance if self._compiled and m > 1 and cache.head is not None else advance
+        return run(self.model, ids, starts, uniform, keys, values, None,
+                   (cache.weights, cache.head), choice)
+
+    def _leave(self, running: Tensor, row: Tensor, ids: Tensor) -> int:
+        """Let the rows that have ended leave, where they are enough -> how many stay. Their part of
+        the cache is kept behind that of the others."""
         m, stay = len(running), int(running.sum())
-        if m - stay < WORTH_LEAVING * m:
-            return row, ids
+        if m - stay < WORTH_LEAVING * m or stay == 0:
+            return m if stay else 0
         rows = stay + running[stay:].nonzero().squeeze(1)
         places = (~running[:stay]).nonzero().squeeze(1)
         here, there = torch.cat([places, rows]), torch.cat([rows, places])
-        cache.move(there, here)
+        self._cache.move(there, here)
         row[here], ids[here] = row[there], ids[there]
-        for place, i in enumerate(row.tolist()):
-            self._place[i] = place
-        return row[:stay], ids[:stay]
+        return stay
 
     def _unread(self) -> list[int]:
         """Where each row's unread tokens begin: the last token is always read anew."""
@@ -185,34 +201,50 @@ class Branches:
             self._cached, self.tokens, strict=True)]
         return self._cached
 
-    def _aligned(self, more: int) -> tuple[KVCache, Tensor]:
-        """Make a cache in which all rows end in the same slot, with room for more -> it, and the
-        slot at which each row starts.
+    def _starts(self) -> Tensor | None:
+        """The slot of each row's first token, (n,); None where all start at slot 0."""
+        return torch.tensor(self._start, device=self.model.device) if any(self._start) else None
+
+    def _align(self, more: int) -> None:
+        """Let all rows end in the same slot of the cache, with room for more behind it.
 
         Keys are turned by their position in the row, which does not change: they can be moved.
         """
-        device, width = self.model.device, max(self._cached)
-        place, old, cached = (torch.tensor(column, device=device) for column in (
+        old, n, width = self._cache, len(self._place), max(self._cached)
+        ends = {start + cached for start, cached in zip(self._start, self._cached, strict=True)}
+        old_rows, _, slots, _ = old.keys[0].shape
+        if ends == {width} and self._place == list(range(old_rows)) and width + more <= slots:
+            old.length = width
+            return
+        device = self.model.device
+        place, start, cached = (torch.tensor(column, device=device) for column in (
             self._place, self._start, self._cached))  # (n,)
-        starts = width - cached  # (n,)
-        cache = self._empty(len(place), width + more)
-        cache.length, cache.weights, cache.head = width, self._cache.weights, self._cache.head
-        slots = (torch.arange(width, device=device) - starts[:, None] + old[:, None]).clamp(min=0)
-        if width:
-            for own, other in zip(cache.keys + cache.values, self._cache.keys + self._cache.values,
-                                  strict=True):
-                own[:, :, :width] = other[place[:, None], :, slots].transpose(1, 2)
-        self._cache, self._start = cache, starts.tolist()
-        self._place = list(range(len(place)))
-        return cache, starts
+        new = self._cache = self._empty(n, whole(width + more, ROOM))
+        new.weights, new.head, old.length = old.weights, old.head, width
+        if ends == {width}:
+            new.take(old, place)
+        elif width:
+            shift = start - (width - cached)  # (n,)
+            slot = (torch.arange(width, device=device) + shift[:, None]).clamp(min=0)  # (n, width)
+            for own, other in zip(new.keys + new.values, old.keys + old.values, strict=True):
+                own[:, :, :width] = other[place[:, None], :, slot].transpose(1, 2)
+        new.length = width
+        self._place, self._start = list(range(n)), (width - cached).tolist()
 
     def _empty(self, rows: int, slots: int) -> KVCache:
         model, device = self.model, self.model.device
-        dtype = cache_dtype(compute_dtype(model.dtype, device), device, compiled=False)
-        cache = KVCache.empty(model.config, rows, slots, device=device, dtype=dtype)
-        for store in cache.keys + cache.values:
-            store.zero_()    # slots of padding are multiplied by 0, so they must hold numbers
-        return cache
+        dtype = cache_dtype(compute_dtype(model.dtype, device), device, self._compiled)
+        return KVCache.empty(model.config, rows, slots, device=device, dtype=dtype,
+                             by_slot=self._compiled)
+
+
+def _table(given: list[list[int]], width: int) -> Tensor:
+    """The ids that each row is given, and DRAWN where it draws, (n, width)."""
+    table = torch.full((len(given), width), DRAWN)
+    for i, ids in enumerate(given):
+        if ids:
+            table[i, :len(ids)] = torch.tensor(ids)
+    return table
 
 
 @contextmanager

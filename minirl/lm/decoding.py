@@ -147,7 +147,7 @@ class Decoder:
             values = [x[:n, :, :end] for x in self.cache.values]
             starts = None if self.starts is None else self.starts[:n]
             uniform = self.uniform[self.t].squeeze(0)[self.row[:n]]  # (n,)
-            run = _compiled_advance if self.compiled else advance
+            run = compiled_advance if self.compiled else advance
             weights = self.cache.weights, self.cache.head
             ids, logp = run(model, self.ids[:n], starts, uniform, keys, values, self.slot, weights,
                             self.choice)
@@ -277,4 +277,4 @@ def advance(model: Transformer, ids: Tensor, starts: Tensor | None, uniform: Ten
     return with_head(model, ids[:, None], head, cache=cache, starts=starts)
 
 
-_compiled_advance = compiled(advance, lists=(0, 2))    # for any number of rows and slots
+compiled_advance = compiled(advance, lists=(0, 2))    # for any number of rows and slots
