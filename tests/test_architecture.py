@@ -34,7 +34,7 @@ HELPERS = {
     "verifiers",
     "worth",
 }
-PIPELINES = {"r1", "instructgpt", "iterative_grpo"}       # pages whose lines are pages
+PIPELINES = {"r1", "instructgpt", "iterative_grpo", "search"}       # pages whose lines are pages
 NAMES_PAGES = {"presets", "__init__"}   # the table of the pages' numbers, and what the room offers
 FILES = sorted(ROOT.rglob("*.py"))
 # Rooms that must stay light; other rooms may use what setup.py declares.

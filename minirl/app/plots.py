@@ -74,7 +74,7 @@ METRICS = {
                 "rewards/general/true_reward/mean"),
     "distill": ("rewards/accuracy/mean", "teacher_kl", "completions/mean_length", "loss"),
     "sft": ("loss", "learning_rate"),
-    "prm": ("loss", "accuracy", "learning_rate"),
+    **dict.fromkeys(("prm", "orm"), ("loss", "accuracy", "learning_rate")),
     "rm": ("loss", "accuracy", "margin", "learning_rate"),
     "ppo": ("rewards/reward_model/mean", "rewards/true_reward/mean", "objective/kl",
             "completions/mean_length", "entropy", "value/explained_variance"),

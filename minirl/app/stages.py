@@ -32,7 +32,11 @@ from minirl.train.distill import DistillConfig, train_distill
 from minirl.train.dpo import DPOConfig, train_dpo
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.ppo import PPOConfig, train_ppo
-from minirl.train.process_reward import ProcessRewardConfig, train_process_reward
+from minirl.train.process_reward import (
+    OutcomeRewardConfig,
+    ProcessRewardConfig,
+    train_process_reward,
+)
 from minirl.train.profiling import profiled
 from minirl.train.reward_model import RewardModelConfig, train_reward_model
 from minirl.train.sft import SFTConfig, train_sft
@@ -107,6 +111,8 @@ KINDS: dict[type, Kind] = {
     RewardModelConfig: Kind("rm", train_reward_model, {"loss": "loss", "accuracy": "accuracy"},
                             load_reward_model, every=5),
     ProcessRewardConfig: Kind("prm", train_process_reward,
+                              {"loss": "loss", "accuracy": "accuracy"}, load_reward_model, every=5),
+    OutcomeRewardConfig: Kind("orm", train_process_reward,
                               {"loss": "loss", "accuracy": "accuracy"}, load_reward_model, every=5),
     GRPOConfig: Kind("grpo", train_grpo, {
         "reward": "reward", "rewards/accuracy/mean": "accuracy",

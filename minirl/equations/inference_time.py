@@ -166,17 +166,16 @@ def plurality_accuracy(right: float, wrong: Sequence[float], n: int) -> float:
         raise ValueError(f"n = {n}, right = {right}, wrong = {list(wrong)[:8]}: expected at least "
                          "one sample, and probabilities with a sum of at most 1")
     votes, none, samples = (_poisson(n * p, n) for p in (right, max(0.0, rest), 1.0))
-    tables = [_convolution(_poisson(n * p, n)) for p in wrong if p > 0]
+    others = [(pmf := _poisson(n * p, n), _convolution(pmf)) for p in wrong if p > 0]
     total = 0.0
     for k in range(1, n + 1):
         size = n - k + 1
         chances = torch.zeros(n // k, size, dtype=torch.float64)  # m ties x samples of the others
         chances[0] = none[:size]
-        for table in tables:
-            fewer = table[:size, :size]
-            tied = chances[:-1] @ fewer.triu(k).tril(k)
-            chances = chances @ fewer.tril(k - 1)
-            chances[1:] += tied
+        for pmf, adding in others:
+            tied = chances[:-1, :max(0, size - k)] * pmf[k]
+            chances = chances @ adding[:size, :size].tril(k - 1)   # fewer than k
+            chances[1:, k:] += tied
         total += float(votes[k] * (chances[:, n - k] / torch.arange(1, n // k + 1)).sum())
     return min(1.0, total / float(samples[n]))
 

@@ -65,6 +65,12 @@ class ProcessRewardConfig:
         check(self)
 
 
+@dataclass(frozen=True)
+class OutcomeRewardConfig(ProcessRewardConfig):
+    """Of a model that learns the label of each solution's last step alone: an outcome reward model,
+    arXiv:2110.14168."""
+
+
 def train_process_reward(
         model: Transformer | ScalarModel, tokenizer: Tokenizer, solutions: Sequence[Solution],
         config: ProcessRewardConfig, *, estimate: Estimate | None = None, seed: int = 0,
