@@ -26,7 +26,7 @@ from minirl.equations.checks import check_constants
 from minirl.equations.distillation import distillation_advantages as distillation_advantages
 from minirl.equations.distillation import distillation_values as distillation_values
 from minirl.equations.kl import kl_shaped_rewards
-from minirl.equations.reduce import masked_whiten, within_rounding
+from minirl.equations.reduce import SUM_OPERATIONS, masked_whiten, within_rounding
 
 
 def discounted_returns(rewards: Tensor, mask: Tensor, *, gamma: float = 1.0) -> Tensor:
@@ -268,16 +268,22 @@ def gdpo_advantages(
     >>> gdpo_advantages(rewards, [1.0, 0.0])  # GRPO's of the first reward
     tensor([[ 1.4998, -0.4999, -0.4999, -0.4999]])
     """
-    weights = torch.as_tensor(weights, dtype=torch.float64, device=rewards.device)
+    weights = torch.as_tensor(weights)
     if rewards.dim() != 3 or 0 in rewards.shape[1:] or weights.shape != rewards.shape[-1:]:
         raise ValueError(f"rewards {tuple(rewards.shape)}, weights {tuple(weights.shape)}: "
                          "expected (P, G, K), K rewards for each sample, and (K,)")
-    each = rewards.movedim(-1, 0)  # (K, P, G)
-    scores = torch.stack([group_advantages(reward, eps=eps) for reward in each], -1)  # (P, G, K)
-    total = (scores * weights.to(scores.dtype)).sum(-1)  # (P, G)
-    total = total.masked_fill(rewards.isnan().all(-1), torch.nan)
-    batch = total.flatten()[None]  # (1, P * G)
-    return group_advantages(batch, eps=eps).view_as(total) if len(rewards) else total
+    rewards = rewards if rewards.is_floating_point() else rewards.float()
+    if len(rewards) == 0:
+        return rewards.sum(-1)
+    wide = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
+    scores = torch.stack([group_advantages(reward, eps=eps) for reward in wide.unbind(-1)], -1)
+    terms = scores * weights.to(scores)  # (P, G, K)
+    total, size = terms.sum(-1), terms.abs().sum(-1)  # (P, G)
+    # what is left of terms that cancel is rounding, which eps would make an advantage of
+    cancelled = within_rounding(size, size + total.abs(), operations=SUM_OPERATIONS)
+    total = torch.where(cancelled, 0, total).masked_fill(rewards.isnan().all(-1), torch.nan)
+    adv = group_advantages(total.flatten()[None], eps=eps)  # (1, P * G)
+    return adv.view_as(total).to(rewards.dtype)
 
 
 def pass_at_k_advantages(rewards: Tensor, *, k: int | None = None) -> Tensor:
