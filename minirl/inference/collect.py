@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -45,6 +45,7 @@ class Collected:
     verdicts      for each reward B numbers, None where there is no verdict
     rewards       (B,) float32 on the CPU: the weighted sum of a row's verdicts, NaN: no verdict
     sessions      with tools: the calls of each of the B completions, and its environment
+    weights       how much each reward counts in the sum
     """
 
     problems: Sequence[Problem]
@@ -53,6 +54,7 @@ class Collected:
     verdicts: dict[str, list[float | None]]
     rewards: Tensor
     sessions: Sequence[Session] = ()
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 def collect(model: Transformer, tokenizer: Tokenizer, task: Task, problems: Sequence[Problem], *,
@@ -98,7 +100,8 @@ def collect(model: Transformer, tokenizer: Tokenizer, task: Task, problems: Sequ
     sums: list[float | None] = [None] * len(completions)
     if verdicts:
         sums = weighted_sum(list(verdicts.values()), list(weights.values()))
-    return Collected(problems, rollouts, completions, verdicts, verdict_tensor(sums), sessions)
+    return Collected(problems, rollouts, completions, verdicts, verdict_tensor(sums), sessions,
+                     weights)
 
 
 def check_prompts(tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, context: int) -> None:

@@ -6,7 +6,7 @@ Every per-token tensor has one alignment, (B, T): slot t is about emitting token
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -77,6 +77,11 @@ class Rollouts:
         width = int(self.lengths[index].max()) if len(index) else 0
         return Rollouts(**{name: x[:, :width] if x.dim() == 2 else x
                            for name, x in chosen.items()})
+
+    def without(self, rows: Tensor) -> Rollouts:
+        """Return rollouts in which some rows, (B,) bool, have an empty mask: they are in no loss
+        and no number of tokens, and still are rows of the batch."""
+        return replace(self, mask=self.mask & ~rows[:, None])
 
     def to(self, device: torch.device | str) -> Rollouts:
         return Rollouts(**{field.name: getattr(self, field.name).to(device)

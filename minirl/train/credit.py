@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from minirl.equations.advantages import process_advantages, spread
-from minirl.inference.collect import Collected
+from minirl.equations.advantages import gdpo_advantages, process_advantages, spread
+from minirl.inference.collect import Collected, verdict_tensor
 from minirl.inference.steps import StepRewards, padded_steps
 
+Advantages = Callable[[Tensor], Tensor]  # rewards (P, G), NaN: no verdict -> (P, G)
 Credit = Callable[[Tensor, Collected], Tensor]  # adv (P, G), completions -> (B, T)
 
 
@@ -27,6 +28,19 @@ def outcome_credit(adv: Tensor, answers: Collected) -> Tensor:
     """
     mask = answers.rollouts.mask
     return spread(adv.flatten().to(mask.device), mask)
+
+
+def decoupled_credit(adv: Tensor, answers: Collected) -> Tensor:
+    """GDPO: the advantage of a completion, from each of its rewards by itself. `adv`, which is made
+    from their sum, is not read.
+
+    Paper      GDPO, arXiv:2601.05242; TRL's multi_objective_aggregation "normalize_then_sum".
+    Shapes     adv (P, G) -> (B, T), on the device of the rollouts
+    See        equations.advantages.gdpo_advantages.
+    """
+    by_reward = [verdict_tensor(column).view_as(adv) for column in answers.verdicts.values()]
+    weights = [answers.weights[name] for name in answers.verdicts]
+    return outcome_credit(gdpo_advantages(torch.stack(by_reward, -1), weights), answers)
 
 
 def process_credit(rewards: StepRewards, *, outcome: float = 0.0, ddof: int = 1) -> Credit:

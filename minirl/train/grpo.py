@@ -23,18 +23,14 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
 
-from minirl.equations.advantages import dynamic_sampling, group_advantages, zero_spread
-from minirl.equations.kl import k3
-from minirl.equations.objectives import clipped_surrogate
+from minirl.equations.advantages import group_advantages
 from minirl.equations.reduce import aggregate, normaliser
-from minirl.equations.rewards import overlong_penalty
 from minirl.equations.schedules import cosine_to_floor
 from minirl.inference.collect import collect
 from minirl.lm import world
@@ -45,17 +41,19 @@ from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.environment import EnvironmentFactory, Tool, with_tools
 from minirl.tasks.problem import Task
-from minirl.train.checks import ROWS, at_most, check
-from minirl.train.credit import Credit, outcome_credit
-from minirl.train.metrics import Sums, check_finite, check_judged, describe, watch
+from minirl.train.checks import check
+from minirl.train.credit import Advantages, Credit, outcome_credit
+from minirl.train.groups import score
+from minirl.train.metrics import Sums, check_finite, describe, watch
+from minirl.train.objectives import Objective, clipped
+from minirl.train.options import GRPOOptions, check_options
+from minirl.train.regularisers import KL_ESTIMATORS, EntropyBonus
 from minirl.train.state import Log, Save, TrainState, apply_update, freeze, make_optimizer
-
-Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # logp, old, adv, mask -> (b, T)
-Advantages = Callable[[Tensor], Tensor]  # rewards (P, G), NaN: no verdict -> (P, G)
+from minirl.train.weights import Weights, counted_tokens, token_weights
 
 
 @dataclass(frozen=True)
-class GRPOConfig:
+class GRPOConfig(GRPOOptions):
     """Defaults: the tiny model, on a laptop. Papers' numbers and variants: train/presets.py."""
 
     steps: int = 44                    # batches of rollouts
@@ -72,9 +70,6 @@ class GRPOConfig:
     clip_high: float = 0.2             # DAPO, arXiv:2503.14476: 0.28
     aggregate: str = "sequence_mean"   # eq. 3; see reduce.aggregate for the others
     scale: str = "group"               # advantages are divided by the std of: group, batch or none
-    ddof: int = 1                      # the std divides by n - ddof
-    dynamic_sampling: bool = False     # DAPO, eq. 11: drop groups without spread, sample no others
-    overlong_cache: int = 0            # DAPO, eq. 13: L_cache: the last tokens cost up to 1; 0: off
     max_new_tokens: int = 80
     temperature: float = 1.0
     beta1: float = 0.9
@@ -85,41 +80,40 @@ class GRPOConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        rows = self.prompts_per_step * self.group_size
-        at_most(self, ROWS, "prompts_per_step", "group_size", what="completions a step")
-        at_most(self, rows, "minibatches", what="the completions of a step")
-        at_most(self, self.max_new_tokens, "overlong_cache", what="the longest completion")
+        check_options(self)
 
 
 def train_grpo(
         model: Transformer, tokenizer: Tokenizer, task: Task, config: GRPOConfig, *,
         objective: Objective | None = None, advantages: Advantages | None = None,
-        credit: Credit = outcome_credit, tools: Sequence[Tool] | None = None,
-        environment_factory: EnvironmentFactory | None = None, seed: int = 0,
+        credit: Credit = outcome_credit, weights: Weights | None = None, seed: int = 0,
+        tools: Sequence[Tool] | None = None, environment_factory: EnvironmentFactory | None = None,
         log: Log | None = None, save: Save | None = None, resume: dict | None = None,
 ) -> Transformer:
     """Train `model` in place on a task's problems and rewards, and return it, in eval mode.
 
     objective and advantages are equations; default: clipped_surrogate, and group_advantages with
-    the configuration's scale and ddof. credit gives tokens their advantages (train/credit.py);
-    tools and environment_factory are what completions may call (tasks/environment.py).
+    the configuration's scale and ddof. credit gives tokens their advantages (train/credit.py),
+    weights says what they count for (train/weights.py). Completions may call tools, and the methods
+    of an environment (tasks/environment.py).
     log(step, metrics) and save(state) are called after every step; resume is an earlier state's
     state_dict(). Raises ValueError where a prompt does not fit the context or no completion got a
     verdict, NonFiniteError if a loss, gradient or weight is NaN or infinite.
 
-    Metrics and dynamic sampling see rewards without the overlong penalty. A completion without a
-    verdict has advantage 0, and still counts in the means and the KL. If every group is dropped,
-    the weights stay as they are, and the update's metrics (grad_norm, kl, ...) are not logged.
+    A completion without a verdict has advantage 0, and still counts in the means and the KL. If
+    every group is dropped, nothing is updated, and the update's metrics are not logged.
     """
     model.set_dropout(0.0)  # with dropout, the learner would be another policy than the sampler
     model.eval()
     task = with_tools(task, tools, environment_factory)
-    objective = objective or (lambda logp, old, adv, mask: clipped_surrogate(
-        logp, old, adv, clip_low=config.clip_low, clip_high=config.clip_high))
+    objective = objective or clipped(config.clip_low, config.clip_high, config.dual_clip)
     advantages = advantages or partial(group_advantages, scale=config.scale, ddof=config.ddof)
     reference = freeze(copy.deepcopy(model)) if config.kl_coef > 0 else None
+    past = {f"past-{i}": freeze(copy.deepcopy(model)) for i in range(config.off_policy)}
+    policies = [*past.values(), model]  # the oldest first: it samples
     state = TrainState(model, make_optimizer(model, config),
-                       parts={} if reference is None else {"reference": reference})
+                       parts=past | ({} if reference is None else {"reference": reference}))
+    weights, bonus = weights or token_weights(config), EntropyBonus(config, state.numbers)
     if resume is not None:
         state.load_state_dict(resume)
     logprobs = partial(rollout_logprobs, temperature=config.temperature,
@@ -133,27 +127,24 @@ def train_grpo(
 
         # 1. sample G completions per prompt from π_old, and judge them
         problems = task.sample(P, random.Random(seed_of("problems")))
-        answers = collect(model, tokenizer, task, problems, group=G,
-                          max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-                          generator=torch.Generator(model.device).manual_seed(seed_of("sample")))
+        answers = collect(
+            policies[0], tokenizer, task, problems, group=G,
+            max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+            generator=torch.Generator(model.device).manual_seed(seed_of("sample")))
 
         # 2. score: the rewards, and which rows to learn from
-        rewards = check_judged(answers.rewards).view(P, G)  # (P, G), NaN: no verdict
-        shaped = rewards
-        if config.overlong_cache:
-            lengths = answers.rollouts.completion_lengths.cpu().view(P, G)
-            penalty = overlong_penalty(lengths, max_length=config.max_new_tokens,
-                                       cache=config.overlong_cache)  # (P, G), -1 to 0
-            sums.add("rewards/overlong_penalty/mean", penalty)
-            shaped = rewards + penalty
-        kept = dynamic_sampling(rewards) if config.dynamic_sampling else torch.ones(P).bool()
-        chosen = kept.repeat_interleave(G).nonzero().squeeze(1).to(model.device)  # (B',)
+        answers, rewards, chosen = score(answers, policies[0], tokenizer, task, config, seed_of,
+                                         sums)  # DAPO's dynamic sampling draws more
         rollouts = answers.rollouts.rows(chosen)
-        adv = credit(advantages(shaped), answers)[chosen]  # (B', T)
+        adv = credit(advantages(rewards), answers)[chosen]  # (B', T)
+        if config.mask_truncated:
+            rollouts = rollouts.without(rollouts.truncated)
 
         # 3. freeze what the update may not touch
-        old_logp = None if on_policy else logprobs(model, rollouts)  # (B', T)
+        old_logp = rollouts.behavior_logp if config.old_logp == "sampler" else (
+            None if on_policy else logprobs(model, rollouts))  # (B', T)
         ref_logp = None if reference is None else logprobs(reference, rollouts)  # (B', T)
+        counted = counted_tokens(model, rollouts, config)  # (B', T) bool: whose surrogate counts
 
         # 4. update: surrogate and its other terms, aggregate, backward, clip, step
         lr = config.lr * cosine_to_floor(state.step, config.steps, floor=config.min_lr_ratio,
@@ -174,25 +165,33 @@ def train_grpo(
                     old = logp.detach() if old_logp is None else old_logp[rows, :T]
                     surrogate = objective(logp, old, adv[rows, :T], batch.mask)  # (b, T)
                     watch(sums, surrogate, logp, old, batch, adv[rows, :T], entropy)  # metrics
+                    if weights is not None:
+                        weight = weights(logp.detach(), old, batch.behavior_logp, adv[rows, :T],
+                                         counted[rows, :T], batch.mask)  # (b, T)
+                        sums.add_weights(weight, batch.mask)
+                        surrogate = surrogate * weight
                     if ref_logp is not None:
-                        kl = k3(logp, ref_logp[rows, :T])  # (b, T)
+                        kl = KL_ESTIMATORS[config.kl_estimator](logp, old, ref_logp[rows, :T])
                         sums.add("kl", kl, batch.mask)
                         surrogate = surrogate - config.kl_coef * kl
                     loss = -aggregate(surrogate, batch.mask, config.aggregate, total=total)
+                    loss = loss - bonus.of(entropy, counted[rows, :T], counted[minibatch])
                     check_finite(loss, state.step + 1, chosen[rows], answers.completions)
                     sums.add("loss", loss, count=len(rows) / len(minibatch))
                     loss.backward()
                 sums.add("grad_norm", apply_update(state, lr, config.max_grad_norm))
+                bonus.adapt(sums)
         state.step += 1
         state.num_tokens += int(answers.rollouts.lengths.sum())  # prompts included
-        if reference is not None and config.ref_sync_steps:
-            if state.step % config.ref_sync_steps == 0:
-                reference.load_state_dict(model.state_dict())
+        for older, newer in zip(policies, policies[1:], strict=False):
+            older.load_state_dict(newer.state_dict())
+        if reference and config.ref_sync_steps and state.step % config.ref_sync_steps == 0:
+            for ref, new in zip(reference.parameters(), model.parameters(), strict=True):
+                ref.lerp_(new.detach(), config.ref_mixup)  # α = 1: a copy
 
         # 5. report
         if log is not None:
             log(state.step, {**describe(answers), **sums.means(), "learning_rate": lr,
-                             "frac_reward_zero_std": float(zero_spread(rewards).float().mean()),
                              "num_tokens": state.num_tokens,
                              "step_time": time.perf_counter() - began})
         if save is not None:

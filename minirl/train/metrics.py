@@ -38,6 +38,13 @@ class Sums:
         count = values.numel() if count is None else count
         self._counts[name] = self._counts.get(name, 0) + count
 
+    def add_weights(self, weights: Tensor, mask: Tensor) -> None:
+        """Add what is left of a micro-batch by the weights of its tokens, (b, T)."""
+        zero = weights == 0
+        self.add("weights/mean", weights, mask)
+        self.add("weights/zero_tokens", zero, mask)
+        self.add("weights/zero_completions", (zero | ~mask).all(1), mask.any(1))
+
     def means(self) -> dict[str, float]:
         return {name: float(total) / max(1, self._counts[name])
                 for name, total in self._sums.items()}

@@ -20,16 +20,15 @@ from __future__ import annotations
 import copy
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from minirl.equations.advantages import gae
 from minirl.equations.kl import k1, k3, kl_shaped_rewards
-from minirl.equations.objectives import clipped_surrogate, clipped_value_loss, ppo_objective
+from minirl.equations.objectives import clipped_value_loss, ppo_objective
 from minirl.equations.reduce import aggregate, explained_variance, masked_whiten, normaliser
 from minirl.equations.schedules import update_ema, warmup_to_constant
 from minirl.inference.collect import collect
@@ -43,11 +42,10 @@ from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.problem import Task
 from minirl.train.checks import check
 from minirl.train.metrics import Sums, check_finite, check_judged, describe, watch
+from minirl.train.objectives import Objective, clipped
 from minirl.train.pretraining import Pretraining
+from minirl.train.regularisers import KLControl
 from minirl.train.state import Log, Save, TrainState, apply_update, freeze, make_optimizer
-
-Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # logp, old, adv, mask -> (b, T)
-KLControl = Callable[[float, float, int], float]  # kl_coef, KL per completion, completions -> next
 
 
 @dataclass(frozen=True)
@@ -109,8 +107,7 @@ def train_ppo(
     """
     model.set_dropout(0.0)  # with dropout, the learner would be another policy than the sampler
     model.eval()
-    objective = objective or (lambda logp, old, adv, mask: clipped_surrogate(
-        logp, old, adv, clip_low=config.clip_low, clip_high=config.clip_high))
+    objective = objective or clipped(config.clip_low, config.clip_high)
     reference = freeze(copy.deepcopy(model))
     value_model = value_model_from(value_model, model, seed=derive_seed(seed, "ppo", "head"))
     value_optimizer = make_optimizer(value_model, config, lr=config.value_lr)
@@ -132,9 +129,10 @@ def train_ppo(
 
         # 1. sample G completions per prompt from π_old, and judge them
         problems = task.sample(P, random.Random(seed_of("problems")))
-        answers = collect(model, tokenizer, task, problems, group=G,
-                          max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-                          generator=torch.Generator(model.device).manual_seed(seed_of("sample")))
+        answers = collect(
+            model, tokenizer, task, problems, group=G,
+            max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+            generator=torch.Generator(model.device).manual_seed(seed_of("sample")))
 
         # 2. score: the rewards, and which rows to learn from
         rewards = check_judged(answers.rewards).to(model.device)  # (P,), NaN: no verdict
@@ -175,11 +173,10 @@ def train_ppo(
                     watch(sums, surrogate, logp, old, batch, adv[rows, :T], entropy)  # metrics
                     sums.add("kl", k3(logp, ref_logp[rows, :T]), batch.mask)
                     values, _ = value_model(batch.tokens, batch.mask)  # (b, T)
-                    v_loss = clipped_value_loss(values, old_values[rows, :T], returns[rows, :T],
+                    vf = clipped_value_loss(values, old_values[rows, :T], returns[rows, :T],
                                                 clip=config.value_clip or float("inf"))
-                    sums.add("loss/value", v_loss, batch.mask)
-                    surrogate = ppo_objective(surrogate, v_loss, entropy,
-                                              value_coef=config.value_coef,
+                    sums.add("loss/value", vf, batch.mask)
+                    surrogate = ppo_objective(surrogate, vf, entropy, value_coef=config.value_coef,
                                               entropy_coef=config.entropy_coef)
                     loss = -aggregate(surrogate, batch.mask, config.aggregate, total=total)
                     check_finite(loss, state.step + 1, chosen[rows], answers.completions)

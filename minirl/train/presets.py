@@ -15,28 +15,33 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from minirl.equations.advantages import (
     batch_mean_advantages,
     group_advantages,
     leave_one_out_advantages,
     maxrl_advantages,
+    pass_at_k_advantages,
 )
-from minirl.equations.kl import AdaptiveKLController, adaptive_kl_coef
-from minirl.equations.objectives import (
-    cispo,
-    clipped_surrogate,
-    gspo_token,
-    policy_gradient,
-    sapo,
-    sequence_clipped_surrogate,
-)
+from minirl.equations.kl import AdaptiveKLController, adaptive_kl_coef, exact_kl, generalised_jsd
 from minirl.equations.process import hard_estimate
+from minirl.lm.divergence import Divergence
 from minirl.lm.text import flag
-from minirl.train.grpo import Advantages, Objective
-from minirl.train.ppo import KLControl
+from minirl.train.credit import Advantages, decoupled_credit
+from minirl.train.objectives import (
+    Objective,
+    bell,
+    capped,
+    clipped,
+    geometric_mean,
+    score_function,
+    sequence_ratio,
+    soft_gate,
+    trust_region,
+    whole_sequence,
+)
 from minirl.train.r1 import rl_numbers
+from minirl.train.regularisers import KLControl
 
 
 class Preset:
@@ -62,42 +67,12 @@ class Preset:
                 for name, function in self.functions.items()}
 
 
-def per_token(objective: Callable[..., Tensor], **numbers: float) -> Objective:
-    """Return an equation of single tokens as one that also takes the mask."""
-    return lambda logp, old_logp, adv, mask: objective(logp, old_logp, adv, **numbers)
-
-
-def clipped(clip_low: float, clip_high: float) -> Objective:
-    return per_token(clipped_surrogate, clip_low=clip_low, clip_high=clip_high)
-
-
 def grouped(scale: str, ddof: int) -> Advantages:
     return partial(group_advantages, scale=scale, ddof=ddof)
 
 
-def whole_sequence(clip_low: float, clip_high: float) -> Objective:
-    """One ratio per completion, the product of its tokens' ratios. The value stands on every token
-    of the row, so that sequence_mean gives the mean over completions."""
-    def objective(logp: Tensor, old_logp: Tensor, adv: Tensor, mask: Tensor) -> Tensor:
-        first = mask.int().argmax(1, keepdim=True)  # (b, 1): all tokens of a row have one advantage
-        value = sequence_clipped_surrogate(logp, old_logp, adv.gather(1, first).squeeze(1), mask,
-                                           clip_low=clip_low, clip_high=clip_high,
-                                           length_normalised=False)  # (b,)
-        return value[:, None].expand_as(logp)
-
-    return objective
-
-
-def score_function() -> Objective:
-    return lambda logp, old_logp, adv, mask: policy_gradient(logp, adv)
-
-
-def capped(clip_high: float) -> Objective:
-    return per_token(cispo, cap=1 + clip_high)
-
-
-def sequence_ratio(clip_low: float, clip_high: float) -> Objective:
-    return partial(gspo_token, clip_low=clip_low, clip_high=clip_high)
+def jensen_shannon(jsd_beta: float) -> Divergence:
+    return partial(generalised_jsd, beta=jsd_beta)
 
 
 def grpo(numbers: dict[str, Any] | None = None, *,
@@ -134,15 +109,26 @@ DPO_PRESETS = {
     "dpo": Preset(dict(beta=0.1, batch_size=64, lr=1e-6, min_lr_ratio=1.0, warmup_steps=150)),
 }
 
+DISTILL_PRESETS = {
+    # Thinking Machines 2025, "On-policy distillation": reverse KL, of the sampled tokens
+    "sampled": Preset(),
+    # the same KL, exact in each state
+    "exact": Preset(divergence=lambda: exact_kl),
+    # GKD, arXiv:2306.13649: half of the batches from the teacher, a generalised JSD
+    "gkd": Preset(dict(on_policy_share=0.5), divergence=jensen_shannon),
+    # GKD's baseline, supervised KD: the teacher's completions, forward KL (β = 0)
+    "supervised": Preset(dict(on_policy_share=0.0), divergence=lambda: jensen_shannon(0.0)),
+}
+
 GRPO_PRESETS = {
     # DeepSeekMath's objective, eq. 3
     "grpo": grpo(),
     # arXiv:2503.20783: no 1/|o|, no std, no KL
     "dr_grpo": grpo(dict(scale="none", aggregate="constant", kl_coef=0.0)),
-    # arXiv:2503.14476: clip-higher, mean over tokens, only groups that differ (without sampling
-    # more in their place), a penalty on the last fifth of the length (4096 of 20480), no KL
+    # arXiv:2503.14476: clip-higher, mean over tokens, only groups that differ (others are drawn in
+    # their place, three times), a penalty on the last fifth of the length (4096 of 20480), no KL
     "dapo": grpo(dict(clip_high=0.28, aggregate="token_mean", kl_coef=0.0, dynamic_sampling=True,
-                      overlong_cache=16)),
+                      max_draws=4, overlong_cache=16)),
     # arXiv:2507.18071: the sequence's ratio moves little; in the first of the minibatches it is 1
     "gspo": grpo(dict(clip_low=3e-4, clip_high=4e-4, kl_coef=0.0, minibatches=4, lr=2e-4),
                  objective=sequence_ratio),
@@ -150,7 +136,7 @@ GRPO_PRESETS = {
     "cispo": grpo(dict(clip_high=4.0, aggregate="token_mean", kl_coef=0.0, minibatches=2),
                   objective=capped),
     # arXiv:2511.20347
-    "sapo": grpo(dict(kl_coef=0.0, minibatches=2), objective=lambda: per_token(sapo)),
+    "sapo": grpo(dict(kl_coef=0.0, minibatches=2), objective=soft_gate),
     # arXiv:2402.14740: the completion is one action, the others' mean its baseline (the paper has a
     # KL penalty in the reward; here there is none)
     "rloo": grpo(dict(kl_coef=0.0), advantages=lambda: leave_one_out_advantages,
@@ -161,6 +147,25 @@ GRPO_PRESETS = {
     # arXiv:2602.02710
     "maxrl": grpo(dict(aggregate="sequence_sum", kl_coef=0.0),
                   advantages=lambda: maxrl_advantages, objective=score_function),
+    # arXiv:2503.19595: only the best of the group counts, by as much as it is better than the next
+    "passk": grpo(dict(aggregate="sequence_sum", kl_coef=0.0),
+                  advantages=lambda: pass_at_k_advantages, objective=score_function),
+    # arXiv:2601.05242: each reward is compared in its group before they are added up
+    "gdpo": Preset(dict(kl_coef=0.0), objective=clipped, credit=lambda: decoupled_credit),
+    # Lite PPO, arXiv:2508.08221: the group's mean, the batch's std, mean over tokens, no KL
+    "lite-ppo": grpo(dict(scale="batch", aggregate="token_mean", kl_coef=0.0)),
+    # arXiv:2507.20673: the geometric mean of ratios, each clipped at e^0.4
+    "gmpo": grpo(dict(clip_high=0.4, kl_coef=0.0, minibatches=2), objective=geometric_mean),
+    # arXiv:2602.05261: GSPO's ratio, without its 1/|o|
+    "luspo": grpo(dict(clip_low=3e-4, clip_high=4e-4, kl_coef=0.0, minibatches=4, lr=2e-4,
+                       aggregate="sequence_sum"), objective=sequence_ratio),
+    # arXiv:2602.10693: the completion's ratio weighs log π, softly; mean over tokens
+    "vespo": grpo(dict(aggregate="token_mean", kl_coef=0.0, minibatches=2), objective=bell),
+    # arXiv:2602.04879: a trust region of probabilities, around the sampler
+    "dppo": grpo(dict(aggregate="token_mean", kl_coef=0.0, minibatches=2, old_logp="sampler"),
+                 objective=trust_region),
+    # arXiv:2510.18855: tokens on which learner and sampler disagree do not count
+    "icepop": grpo(dict(importance="token_mask", importance_min=0.5, importance_max=5.0)),
 
     # DeepSeekMath, section 4.2: one update per exploration (and a maximal length of 1024)
     "deepseekmath": grpo(dict(lr=1e-6, min_lr_ratio=1.0, warmup_steps=0, kl_coef=0.04,
@@ -223,12 +228,25 @@ R1_PRESETS = {
                          preference_steps=25, rounds=1, max_new_tokens=32_768)),
 }
 
+SEARCH_PRESETS = {
+    "toy": Preset(),
+    # Hugging Face's search-and-learn (Beeching, Tunstall and Rush 2024)
+    "search-and-learn": Preset(dict(largest=256, expansions=4, temperature=0.8,
+                                    max_new_tokens=2048)),
+}
+
 PRESETS = {"sft": SFT_PRESETS, "rm": RM_PRESETS, "prm": PRM_PRESETS, "dpo": DPO_PRESETS,
-           "grpo": GRPO_PRESETS, "ppo": PPO_PRESETS, "r1": R1_PRESETS}
+           "distill": DISTILL_PRESETS, "grpo": GRPO_PRESETS, "ppo": PPO_PRESETS, "r1": R1_PRESETS,
+           "search": SEARCH_PRESETS}
 
 # a field, and the value of another field with which no page reads it
 UNREAD = {"ref_sync_steps": ("kl_coef", 0), "ddof": ("scale", "none"),
-          "ptx_batch_size": ("ptx_coef", 0)}
+          "ptx_batch_size": ("ptx_coef", 0), "kl_estimator": ("kl_coef", 0),
+          "ref_mixup": ("ref_sync_steps", 0), "max_draws": ("dynamic_sampling", False),
+          "importance": ("old_logp", "sampler"), "importance_max": ("importance", "none"),
+          "importance_min": ("importance", "none"), "geometric_max": ("old_logp", "sampler"),
+          "geometric_min": ("old_logp", "sampler"), "entropy_coef_min": ("entropy_target", 0),
+          "entropy_coef_max": ("entropy_target", 0), "entropy_coef_delta": ("entropy_target", 0)}
 
 
 def check_flags(command: str, preset: str, flag_names: Collection[str],
@@ -253,8 +271,16 @@ def check_flags(command: str, preset: str, flag_names: Collection[str],
         raise ValueError("kl_coef is 0 and would stay 0, as this preset's controller multiplies"
                          " it: give a positive one, or choose a preset without a controller")
     if getattr(config, "overlong_cache", 0):
-        try:
-            presets[preset].arguments(config)["advantages"](torch.tensor([[0.0, -1.0]]))
-        except ValueError as error:
-            raise ValueError(f"{flag('overlong_cache')} gives rewards below 0, which preset "
-                             f"{preset} cannot take: leave it out ({error})") from error
+        check_penalty(preset, presets[preset].arguments(config))
+
+
+def check_penalty(preset: str, functions: dict[str, Any]) -> None:
+    """Raise ValueError if a preset's functions cannot learn from rewards below 0."""
+    if "advantages" not in functions:
+        raise ValueError(f"{flag('overlong_cache')} is not read by preset {preset}, which compares "
+                         "each reward by itself, and the penalty is none of them: leave it out")
+    try:
+        functions["advantages"](torch.tensor([[0.0, -1.0]]))
+    except ValueError as error:
+        raise ValueError(f"{flag('overlong_cache')} gives rewards below 0, which preset "
+                         f"{preset} cannot take: leave it out ({error})") from error

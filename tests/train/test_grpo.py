@@ -15,6 +15,7 @@ from minirl.lm.sampling import sample
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import build_tokenizer
 from minirl.tasks.arithmetic import Arithmetic
+from minirl.train import objectives
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.metrics import NonFiniteError
 from tests.train.small import (
@@ -145,7 +146,7 @@ def test_the_samplers_log_probs_are_not_learnt_from(monkeypatch):
 
 
 def test_each_clip_has_its_bound(monkeypatch):
-    calls = record_calls(monkeypatch, page, "clipped_surrogate")
+    calls = record_calls(monkeypatch, objectives, "clipped_surrogate")
     weights_after(steps=1, clip_low=0.1, clip_high=0.3)
     assert [call.options for call in calls] == [{"clip_low": 0.1, "clip_high": 0.3}]
 
@@ -473,14 +474,21 @@ def test_an_update_that_breaks_the_weights_stops_the_run():
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_shows_the_row(monkeypatch):
     """A loop that skips NaN losses and goes on drops optimizer steps silently."""
-    monkeypatch.setattr("minirl.train.grpo.k3", lambda logp, ref_logp: logp * float("nan"))
+    monkeypatch.setattr("minirl.train.regularisers.k3", lambda logp, ref_logp: logp * float("nan"))
     with pytest.raises(NonFiniteError, match="step 1: the loss is nan .*Row"):
         weights_after()
 
 
 def test_the_defaults():
     """The README and RESULTS.md quote runs with these numbers."""
-    assert asdict(GRPOConfig()) == dict(
+    options = dict(
+        max_draws=1, mask_truncated=False, top_entropy=1.0, off_policy=0, old_logp="learner",
+        importance="none", importance_max=3.0, importance_min=0.0, geometric_max=0.0,
+        geometric_min=0.0, off_policy_delta=0.0, dual_clip=0.0, dppo_delta=0.2, sapo_temp_pos=1.0,
+        sapo_temp_neg=1.05, vespo_k_pos=2.0, vespo_lambda_pos=3.0, vespo_k_neg=3.0,
+        vespo_lambda_neg=2.0, kl_estimator="k3", ref_mixup=1.0, entropy_coef=0.0,
+        entropy_target=0.0, entropy_coef_min=0.0, entropy_coef_max=1.0, entropy_coef_delta=0.005)
+    assert asdict(GRPOConfig()) == options | dict(
         steps=44, prompts_per_step=16, group_size=8, iterations=1, minibatches=1,
         lr=0.0004, warmup_steps=3, min_lr_ratio=0.1, kl_coef=0.01, ref_sync_steps=0,
         clip_low=0.2, clip_high=0.2, aggregate="sequence_mean", scale="group", ddof=1,

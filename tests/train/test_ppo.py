@@ -12,6 +12,7 @@ from minirl.equations.kl import AdaptiveKLController
 from minirl.inference import collect
 from minirl.lm.heads import ScalarModel, score_ids
 from minirl.lm.logprobs import token_logprobs
+from minirl.train import objectives
 from minirl.train.metrics import NonFiniteError
 from minirl.train.ppo import PPOConfig, train_ppo
 from minirl.train.presets import PPO_PRESETS
@@ -63,9 +64,11 @@ def run(rule=length, seed=0, model=None, value_model=None, pretraining=(), kl_co
 def calls(monkeypatch):
     """The calls of the functions that the page uses, by name."""
     names = ("kl_shaped_rewards", "gae", "rollout_values", "rollout_logprobs", "masked_whiten",
-             "clipped_surrogate", "check_finite")
+             "check_finite")
     by_name = {name: record_calls(monkeypatch, page, name) for name in names}
-    return {**by_name, "sample": record_calls(monkeypatch, collect, "sample")}
+    return {**by_name,
+            "clipped_surrogate": record_calls(monkeypatch, objectives, "clipped_surrogate"),
+            "sample": record_calls(monkeypatch, collect, "sample")}
 
 
 def all_gradients(monkeypatch, **changes):

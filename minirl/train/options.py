@@ -1,0 +1,80 @@
+"""GRPO's options beyond the paper, all of them off: what the field added to the method.
+
+train/grpo.py's configuration has these fields, too. What they mean in TRL's words:
+tutorials/TRL.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from minirl.train.checks import ROWS, at_most
+
+
+@dataclass(frozen=True)
+class GRPOOptions:
+    """Fields of GRPOConfig. Zero is "off", where a field has no other word for it."""
+
+    # which groups and tokens are learnt from
+    dynamic_sampling: bool = False     # DAPO, eq. 11: drop groups without spread
+    max_draws: int = 1                 # and draw others in their place, so often at most; 1: none
+    overlong_cache: int = 0            # DAPO, eq. 13: L_cache: the last tokens cost up to 1; 0: off
+    mask_truncated: bool = False       # completions that were cut off are not learnt from
+    top_entropy: float = 1.0           # arXiv:2506.01939: 0.2: the share of tokens, by entropy
+
+    # rollouts that are not the policy's own
+    off_policy: int = 0                # K: rollouts come from the policy of K steps ago
+    old_logp: str = "learner"          # π_old: the learner before the update, or the sampler
+    importance: str = "none"           # weights π_old/μ: token_truncate, sequence_mask, ...
+    importance_max: float = 3.0        # C, arXiv:2510.26788; 0: no upper bound
+    importance_min: float = 0.0
+    geometric_max: float = 0.0         # drop a completion whose mean ratio is above this; 0: off
+    geometric_min: float = 0.0         # or below this
+    off_policy_delta: float = 0.0      # δ, arXiv:2512.02556, eq. 9: mask bad ones of old; 0: off
+
+    # advantages, and the objective where a preset has one of its own
+    ddof: int = 1                      # the std of a group divides by n - ddof
+    dual_clip: float = 0.0             # c, arXiv:1912.09729: 3; TRL's delta; 0: off
+    dppo_delta: float = 0.2            # δ of dppo, arXiv:2602.04879
+    sapo_temp_pos: float = 1.0         # of sapo, arXiv:2511.20347
+    sapo_temp_neg: float = 1.05
+    vespo_k_pos: float = 2.0           # of vespo, arXiv:2602.10693
+    vespo_lambda_pos: float = 3.0
+    vespo_k_neg: float = 3.0
+    vespo_lambda_neg: float = 2.0
+
+    # what is added to the objective
+    kl_estimator: str = "k3"           # k3, corrected_k3 (arXiv:2512.02556, eq. 7) or k2
+    ref_mixup: float = 1.0             # TR-DPO, arXiv:2404.09656: the policy's share at a sync
+    entropy_coef: float = 0.0          # weight of the mean entropy per token
+    entropy_target: float = 0.0        # arXiv:2505.22312: adapt entropy_coef to it; 0: constant
+    entropy_coef_min: float = 0.0
+    entropy_coef_max: float = 1.0
+    entropy_coef_delta: float = 0.005
+
+
+def check_options(config: Any) -> None:
+    """Raise ValueError for a GRPOConfig whose numbers are too large, or contradict each other."""
+    rows = config.prompts_per_step * config.group_size
+    at_most(config, ROWS, "prompts_per_step", "group_size", what="completions a step")
+    at_most(config, rows, "minibatches", what="the completions of a step")
+    at_most(config, config.max_new_tokens, "overlong_cache", what="the longest completion")
+    above(config, "importance_max", "importance_min")
+    above(config, "geometric_max", "geometric_min")
+    if config.dual_clip and config.dual_clip <= 1 + config.clip_high:
+        raise ValueError(f"dual_clip is {config.dual_clip} and clip_high {config.clip_high}: a "
+                         "bound on the ratio above 1 + clip_high is wanted, or 0 for none")
+    low, high = config.entropy_coef_min, config.entropy_coef_max
+    if config.entropy_target and not low <= config.entropy_coef <= high:
+        raise ValueError(f"entropy_coef is {config.entropy_coef}, entropy_coef_min {low} and "
+                         f"entropy_coef_max {high}: with an entropy_target, a coefficient between "
+                         "the two is wanted")
+
+
+def above(config: Any, high: str, low: str) -> None:
+    """Raise ValueError unless an upper bound, where there is one (0: none), is above the lower."""
+    most, least = getattr(config, high), getattr(config, low)
+    if most and most <= least:
+        raise ValueError(f"{high} is {most} and {low} {least}: an upper bound above the lower one "
+                         "is wanted, or 0 for none")
