@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minirl.lm.cache import KVCache, cache_dtype
-from minirl.lm.choice import Choice
+from minirl.lm.choice import Choice, check_finite
 from minirl.lm.decoding import (
     ASK,
     WORTH_LEAVING,
@@ -138,37 +138,36 @@ class Branches:
         """Return each row's new tokens (n, steps), those that it was given first, and their
         number."""
         device, n, total = self.model.device, len(steps), max(steps)
-        forced = _table(given, total).to(device)
-        stop_ids = torch.tensor(list(stops), dtype=torch.long, device=device)
+        asks = ASK.get(device.type, ASK["cuda"])
         source = generator.device if generator is not None else device
         uniform = torch.rand(total, n, generator=generator, device=source).to(device)
+        forced, longest = _table(given, total).to(device), max(map(len, given))
+        stop_ids = torch.tensor(list(stops), dtype=torch.long, device=device)
+        limits = torch.tensor(steps, device=device)  # (n,)
         ids = torch.tensor([tokens[cached] for tokens, cached in zip(
             self.tokens, self._cached, strict=True)], device=device)  # (n,)
-        new, lengths = torch.zeros_like(forced), torch.tensor(steps, device=device)
-        row = torch.arange(n, device=device)    # the row that stands at each place of the cache
-        starts = self._starts()  # (n,)
+        new, logp_sum = torch.zeros_like(forced), torch.zeros((), device=device)
+        # row[i] stands at place i of the cache; those that grow stand at the first m places
+        row, ended, m = torch.arange(n, device=device), torch.zeros_like(ids, dtype=torch.bool), n
+        starts = self._starts()
         if starts is None and self._compiled:       # compiled steps have one form
             starts = torch.zeros_like(row)
-        finite, m = torch.ones((), dtype=torch.bool, device=device), n    # m rows still grow
         for t in range(total):
             here = row[:m]
-            drawn_ids, logp = self._step(ids[:m], None if starts is None else starts[here],
-                                         uniform[t, here], choice)
-            drawn = forced[here, t] == DRAWN  # (m,)
-            ids[:m] = new[here, t] = torch.where(drawn, drawn_ids, forced[here, t])
-            finite &= (logp.isfinite() | ~drawn).all()
-            stopped = drawn & torch.isin(ids[:m], stop_ids) & (t < lengths[here])
-            lengths[here] = torch.where(stopped, t + 1, lengths[here])
-            if (t + 1) % ASK.get(device.type, ASK["cuda"]) == 0:
-                m = self._leave(t + 1 < lengths[here], row, ids)
-            if m == 0:
+            drawn, logp = self._step(ids[:m], None if starts is None else starts[here],
+                                     uniform[t, here], choice)
+            stopped = torch.isin(drawn, stop_ids)  # (m,)
+            if t < longest:
+                draws = forced[here, t] == DRAWN  # (m,)
+                drawn, stopped = torch.where(draws, drawn, forced[here, t]), stopped & draws
+            ids[:m] = new[here, t] = drawn
+            logp_sum += logp.sum()
+            ended[:m] |= stopped | (limits[here] == t + 1)
+            if (t + 1) % asks == 0 and (m := self._leave(m, row, ids, ended)) == 0:
                 break
         self._place = row.argsort().tolist()
-        if not bool(finite):
-            raise ValueError("the model gave logits that are not finite: its weights hold NaN or "
-                             "infinity, or overflow in its dtype; go back to an earlier "
-                             "checkpoint, or use float32")
-        return new, lengths.tolist()
+        check_finite(logp_sum)
+        return new, _lengths(torch.isin(new, stop_ids) & (forced == DRAWN), limits)
 
     def _step(self, ids: Tensor, starts: Tensor | None, uniform: Tensor, choice: Choice
               ) -> tuple[Tensor, Tensor]:
@@ -182,17 +181,18 @@ class Branches:
         return run(self.model, ids, starts, uniform, keys, values, None,
                    (cache.weights, cache.head), choice)
 
-    def _leave(self, running: Tensor, row: Tensor, ids: Tensor) -> int:
-        """Let the rows that have ended leave, where they are enough -> how many stay. Their part of
-        the cache is kept behind that of the others."""
-        m, stay = len(running), int(running.sum())
+    def _leave(self, m: int, row: Tensor, ids: Tensor, ended: Tensor) -> int:
+        """Let those of the first m rows that have ended leave, where they are enough -> how many
+        stay. Their part of the cache is kept behind that of the others."""
+        stay = m - int(ended[:m].sum())
         if m - stay < WORTH_LEAVING * m or stay == 0:
             return m if stay else 0
-        rows = stay + running[stay:].nonzero().squeeze(1)
-        places = (~running[:stay]).nonzero().squeeze(1)
-        here, there = torch.cat([places, rows]), torch.cat([rows, places])
+        back = stay + (~ended[stay:m]).nonzero().squeeze(1)     # they grow on, further in front
+        front = ended[:stay].nonzero().squeeze(1)
+        here, there = torch.cat([front, back]), torch.cat([back, front])
         self._cache.move(there, here)
-        row[here], ids[here] = row[there], ids[there]
+        for x in (row, ids, ended):
+            x[here] = x[there]
         return stay
 
     def _unread(self) -> list[int]:
@@ -202,7 +202,7 @@ class Branches:
         return self._cached
 
     def _starts(self) -> Tensor | None:
-        """The slot of each row's first token, (n,); None where all start at slot 0."""
+        """The slot of each row's first token, (n,); None where no row has padding."""
         return torch.tensor(self._start, device=self.model.device) if any(self._start) else None
 
     def _align(self, more: int) -> None:
@@ -245,6 +245,13 @@ def _table(given: list[list[int]], width: int) -> Tensor:
         if ids:
             table[i, :len(ids)] = torch.tensor(ids)
     return table
+
+
+def _lengths(stopped: Tensor, limits: Tensor) -> list[int]:
+    """How many tokens each row has, up to its first stop or its limit. (n, steps), (n,) -> n"""
+    allowed = torch.arange(stopped.shape[1], device=limits.device) < limits[:, None]
+    stopped = stopped & allowed  # (n, steps): a row that left late may have more
+    return torch.where(stopped.any(1), stopped.int().argmax(1) + 1, limits).tolist()
 
 
 @contextmanager

@@ -65,3 +65,11 @@ def keep_likeliest(logp: Tensor, top_k: int, top_p: float) -> Tensor:
         drop = torch.zeros_like(logp, dtype=torch.bool).scatter(1, order, likelier >= enough)
         logp = logp.masked_fill(drop, float("-inf")).log_softmax(-1)
     return logp
+
+
+def check_finite(logp: Tensor) -> None:
+    """Raise ValueError where the log-prob of a draw, or the sum of several, is NaN or infinite."""
+    if not bool(logp.isfinite().all()):
+        raise ValueError("the model gave logits that are not finite: its weights hold NaN or "
+                         "infinity, or overflow in its dtype; go back to an earlier checkpoint, or "
+                         "use float32")

@@ -33,7 +33,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from minirl.lm.choice import Choice
+from minirl.lm.choice import Choice, check_finite
 from minirl.lm.config import ModelConfig
 from minirl.lm.decoding import decoder_for, whole
 from minirl.lm.memory import check_room, sampling_bytes
@@ -112,10 +112,7 @@ def _sample(model: Transformer, prompts: list[list[int]], group: int, max_new_to
     decoder = decoder_for(model, rows, width, max_new_tokens, choice, stops,
                           padded=padding is not None, replying=reply is not None)
     new_tokens, new_logp = decoder.grow(model, tokens, padding, group, uniform, reply)
-    if not bool(new_logp.isfinite().all()):
-        raise ValueError("the model gave logits that are not finite: its weights hold NaN or "
-                         "infinity, or overflow in its dtype; go back to an earlier checkpoint, or "
-                         "use float32")
+    check_finite(new_logp)
     # 3. where each row ends, and what of it was drawn
     if decoder.replies is None:
         is_stop = torch.isin(new_tokens, torch.tensor(stops, dtype=torch.long, device=device))
