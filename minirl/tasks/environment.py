@@ -8,6 +8,9 @@ completion, made by a factory without arguments:
     every other public method          is a tool
     get_reward() -> float              optional: one more reward, of weight 1
 
+Tools and these methods may be async. A tool has a time limit for one call; its answer is an error
+where it takes longer, as where it raises.
+
 >>> from minirl.tasks.calls import BARE, Tools
 >>> from minirl.tasks.tools import calculate
 >>> session = Session(Tools([calculate]), BARE)
@@ -17,6 +20,7 @@ completion, made by a factory without arguments:
 
 from __future__ import annotations
 
+import inspect
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -26,10 +30,12 @@ from typing import Any
 
 from minirl.tasks.calls import BARE, CallError, Spelling, Tool, Tools
 from minirl.tasks.problem import JudgedTask, Problem, RewardFunction, Task, weights_of
+from minirl.tasks.waiting import resolved, start, within
 
 EnvironmentFactory = Callable[[], Any]
 
 MAX_CALLS = 8            # of one completion, unless a task says otherwise
+SECONDS = 60.0           # for one call, unless a task says otherwise
 LONGEST_ANSWER = 10_000  # characters; the rest is left out
 STOPS = ("completed", "max_calls", "max_tokens", "parse_error")
 
@@ -49,6 +55,7 @@ class Session:
     calls: int = 0
     failures: int = 0             # calls that were answered by an error
     stop: str = "max_tokens"
+    seconds: float = SECONDS      # for one call; 0: no limit
 
     def reply(self, written: str) -> list[str]:
         """Return the answers to the calls in what was written since the last reply; none if the
@@ -73,9 +80,12 @@ class Session:
 
     def answer(self, name: str, arguments: Mapping[str, Any]) -> str:
         """Call a tool, and return its answer as text: the text of what it raises is one, too."""
+        def call() -> str:
+            return str(resolved(self.tools.call(name, arguments), self.seconds))
+
         try:
-            return str(self.tools.call(name, arguments))[:LONGEST_ANSWER]
-        except Exception as error:    # whatever it is, the policy should know
+            return within(self.seconds, call)[:LONGEST_ANSWER]
+        except (Exception, SystemExit) as error:    # whatever it is, the policy should know
             self.failures += 1
             return f"error: {error}"[:LONGEST_ANSWER]
 
@@ -92,10 +102,13 @@ class ToolTask:
     tools: Sequence[Tool] = ()
     environment_factory: EnvironmentFactory | None = None
     max_calls: int = MAX_CALLS
+    seconds: float = SECONDS      # for one call of a tool; 0: no limit
 
     def __post_init__(self) -> None:
         if self.max_calls < 1:
             raise ValueError(f"max_calls is {self.max_calls}: at least 1 is wanted")
+        if not 0 <= self.seconds < float("inf"):
+            raise ValueError(f"seconds is {self.seconds}: at least 0 is wanted (0: no limit)")
         environment = self._example
         if self.environment_factory and not callable(getattr(environment, "reset", None)):
             raise ValueError(f"{type(environment).__name__} has no reset: an environment needs one")
@@ -122,10 +135,14 @@ class ToolTask:
         """Begin a completion of the problem with these fields -> what it may call, and the text
         that the environment appends to the prompt."""
         if self.environment_factory is None:
-            return Session(self._tools(None), spelling, self.max_calls), ""
+            return self._session(None, spelling), ""
         environment = self.environment_factory()
-        text = environment.reset(**columns)
-        return Session(self._tools(environment), spelling, self.max_calls, environment), text or ""
+        text = resolved(environment.reset(**columns))
+        return self._session(environment, spelling), text or ""
+
+    def _session(self, environment: Any, spelling: Spelling) -> Session:
+        return Session(self._tools(environment), spelling, self.max_calls, environment,
+                       seconds=self.seconds)
 
     @cached_property
     def _example(self) -> Any:
@@ -161,7 +178,9 @@ def tool_task(task: Task) -> ToolTask | None:
 
 
 def _get_rewards(environments: Sequence[Any], **_: Any) -> list[float | None]:
-    return [environment.get_reward() for environment in environments]
+    rewards = [environment.get_reward() for environment in environments]
+    waiting = {i: start(x) for i, x in enumerate(rewards) if inspect.isawaitable(x)}   # all at once
+    return [waiting[i].result() if i in waiting else x for i, x in enumerate(rewards)]
 
 
 def with_tools(task: Task, tools: Sequence[Tool] | None = None,

@@ -22,7 +22,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minirl.tasks.rewards import as_number, content_text
+from minirl.tasks.rewards import content_text
+from minirl.tasks.verdicts import as_number
 
 
 @dataclass(frozen=True)

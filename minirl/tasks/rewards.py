@@ -2,6 +2,7 @@
 
 Rewards are called as TRL calls them, by keyword: parameters may stand in any order, and a function
 names those that it needs. A verdict is a finite number of any type; None and NaN are "no verdict".
+Async functions are awaited, all of them at once.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any
 
 from minirl.tasks.language import SCRIPTS, share_of_words
 from minirl.tasks.problem import RewardFunction
+from minirl.tasks.verdicts import Verdicts, as_number, read_verdicts
+from minirl.tasks.waiting import Pending, start
 
-Verdicts = list["float | None"]
 Completion = str | Sequence[Mapping[str, Any]]        # text, or a conversation in TRL's format
 
 ANSWER = re.compile(r"<answer>(.*)</answer>", re.DOTALL)
@@ -124,8 +126,9 @@ def combine(rewards: Sequence[RewardFunction], weights: Sequence[float]) -> Rewa
                          "each, and as many weights as rewards, are wanted")
 
     def weighted(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Verdicts:
-        return weighted_sum([_verdicts(reward, prompts, completions, columns)
-                             for reward in rewards], weights)
+        arguments = {"prompts": prompts, "completions": completions, **columns}
+        named = [(getattr(reward, "__name__", repr(reward)), reward) for reward in rewards]
+        return weighted_sum(_verdicts(named, arguments), weights)
 
     return weighted
 
@@ -141,7 +144,9 @@ def judge(rewards: Mapping[str, RewardFunction], names: Iterable[str], prompts: 
     for name in names:
         if name not in rewards:
             raise ValueError(f"there is no reward {name!r}: one of {', '.join(rewards)} is wanted")
-    return {name: _verdicts(rewards[name], prompts, completions, columns, name) for name in names}
+    arguments = {"prompts": prompts, "completions": completions, **columns}
+    verdicts = _verdicts([(name, rewards[name]) for name in names], arguments)
+    return dict(zip(names, verdicts, strict=True))
 
 
 def weighted_sum(verdicts: Sequence[Sequence[Any]], weights: Sequence[float]) -> Verdicts:
@@ -161,46 +166,20 @@ def weighted_sum(verdicts: Sequence[Sequence[Any]], weights: Sequence[float]) ->
     return sums
 
 
-def as_number(verdict: Any) -> float | None:
-    """Return a verdict as a float, whether it is a bool, a Decimal, or one of numpy's or torch's
-    numbers; None for "no verdict": None and NaN.
-
-    Raises ValueError for anything else, infinity too.
-    """
-    if verdict is None:
-        return None
-    try:
-        value = float(verdict) if hasattr(verdict, "__float__") else None
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # 1e400, or several numbers
-        value = None
-    if value is None or math.isinf(value):
-        raise ValueError(repr(verdict) + (", which is not finite" if value is not None else ""))
-    return None if math.isnan(value) else value
-
-
-def _verdicts(reward: RewardFunction, prompts: Sequence[Any], completions: Sequence[Any],
-              columns: Mapping[str, Any], name: str | None = None) -> Verdicts:
-    name = name or getattr(reward, "__name__", repr(reward))
-    arguments = {"prompts": prompts, "completions": completions, **columns}
-    if (misfit := _misfit(reward, arguments)) is not None:
-        raise ValueError(f"the reward {name!r} cannot be called ({misfit}): its keywords are "
-                         f"{', '.join(arguments)}; let it name what it needs, and the rest be **_")
-    returned: Any = reward(**arguments)
-    try:
-        verdicts = list(returned)
-    except TypeError:  # None, a number, a tensor without dimensions
-        verdicts = None
-    if verdicts is None or isinstance(returned, str):
-        came = repr(returned)
-    elif len(verdicts) != len(completions):
-        came = f"{len(verdicts)} of them"
-    else:
-        try:
-            return [as_number(verdict) for verdict in verdicts]
-        except ValueError as error:
-            came = str(error)
-    raise ValueError(f"the reward {name!r} gave {came}: a list of one number (or None) for each of "
-                     f"the {len(completions)} completions is wanted")
+def _verdicts(rewards: Sequence[tuple[str, RewardFunction]], arguments: Mapping[str, Any]
+              ) -> list[Verdicts]:
+    """The verdicts of named rewards. Async ones work on while the next ones are called."""
+    returned: list[Any] = []
+    for name, reward in rewards:
+        if (misfit := _misfit(reward, arguments)) is not None:
+            raise ValueError(f"the reward {name!r} cannot be called ({misfit}): its keywords are "
+                             f"{', '.join(arguments)}; let it name what it needs, and the rest be "
+                             "**_")
+        verdicts: Any = reward(**arguments)
+        returned.append(start(verdicts) if inspect.isawaitable(verdicts) else verdicts)
+    return [read_verdicts(name, x.result() if isinstance(x, Pending) else x,
+                          len(arguments["completions"]))
+            for (name, _), x in zip(rewards, returned, strict=True)]
 
 
 def _misfit(reward: RewardFunction, arguments: Mapping[str, Any]) -> TypeError | None:

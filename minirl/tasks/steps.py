@@ -16,7 +16,8 @@ from typing import Any
 
 from minirl.tasks.preferences import entries, text_field
 from minirl.tasks.problem import Problem
-from minirl.tasks.rewards import accuracy, as_number
+from minirl.tasks.rewards import accuracy
+from minirl.tasks.verdicts import as_number
 
 CLOSE = "</think>"
 

@@ -1,6 +1,8 @@
 """minirl/tasks/environment.py: the calls of a completion, and tasks with tools."""
 
+import asyncio
 import random
+import time
 
 import pytest
 
@@ -56,8 +58,8 @@ class Counter:
         raise AssertionError
 
 
-def session(*tools, spelling=BARE, max_calls=8):
-    return Session(Tools(tools), spelling, max_calls)
+def session(*tools, spelling=BARE, max_calls=8, **options):
+    return Session(Tools(tools), spelling, max_calls, **options)
 
 
 def test_calls_are_counted_and_answered():
@@ -215,3 +217,99 @@ def test_tools_cannot_be_given_twice_or_to_a_part_of_a_mixture():
         with_tools(task, [calculate])
     with pytest.raises(ValueError, match="a part of the mixture has tools"):
         Mixture(task, Arithmetic(digits=1), lambda **_: [])
+
+
+# async, and what hangs
+
+async def look_up(word: str) -> str:
+    """Look a word up.
+
+    Args:
+        word: Which.
+    """
+    await asyncio.sleep(0.01)
+    if word == "nothing":
+        raise KeyError(word)
+    return word.upper()
+
+
+async def ask_far_away(word: str) -> str:
+    """Ask a server that does not answer.
+
+    Args:
+        word: What.
+    """
+    await asyncio.sleep(60)
+
+
+def think_for_ever(word: str) -> str:
+    """Think.
+
+    Args:
+        word: Of what.
+    """
+    while True:
+        time.sleep(0.01)
+
+
+def leave(word: str) -> str:
+    """Leave.
+
+    Args:
+        word: A last one.
+    """
+    raise SystemExit(0)
+
+
+def test_async_tools_are_awaited():
+    """The policy once read <coroutine object look_up at 0x7f...>."""
+    talk = session(look_up)
+    assert talk.reply("<tool>word</tool> <tool>nothing</tool>") == ["WORD", "error: 'nothing'"]
+    assert (talk.calls, talk.failures) == (2, 1)
+
+
+@pytest.mark.parametrize("tool", [ask_far_away, think_for_ever])
+def test_a_tool_that_hangs_is_answered_by_an_error(tool):
+    talk, began = session(tool, seconds=0.15), time.monotonic()
+    assert talk.reply("<tool>word</tool>") == ["error: no result within 0.15 s"]
+    assert talk.failures == 1 and time.monotonic() - began < 5
+
+
+def test_a_tool_that_exits_does_not_end_the_run():
+    assert session(leave).reply("<tool>word</tool>") == ["error: 0"]
+
+
+class Server:
+    """An environment whose methods are async."""
+
+    async def reset(self, answer, **columns):
+        await asyncio.sleep(0.2)
+        return f" {answer}?"
+
+    async def visit(self, page: str) -> str:
+        """Visit a page.
+
+        Args:
+            page: Which.
+        """
+        return f"this is {page}"
+
+    async def get_reward(self):
+        await asyncio.sleep(0.2)
+        return 0.5
+
+
+def test_an_environment_with_async_methods():
+    task = ToolTask(Arithmetic(), environment_factory=Server, seconds=7.0)
+    talk, prompt = task.begin({"prompt": "1+1=", "answer": "2"})
+    assert prompt == " 2?" and talk.seconds == 7.0
+    assert talk.reply("<tool>home</tool>") == ["this is home"]
+    began = time.monotonic()
+    assert task.rewards["Server"](environments=[Server() for _ in range(20)]) == [0.5] * 20
+    assert time.monotonic() - began < 3, "all at once"
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
+def test_a_time_limit_is_a_number_of_seconds(seconds):
+    with pytest.raises(ValueError, match="seconds is .*: at least 0"):
+        ToolTask(Arithmetic(), [calculate], seconds=seconds)
