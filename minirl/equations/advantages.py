@@ -258,9 +258,10 @@ def gdpo_advantages(
                weights is not (K,).
     See        group_advantages, which GRPO applies to Σ_k w_k r_k.
 
-    (1, 0) and (0, 1) have one sum, so GRPO gives both one advantage in every group. Here the reward
-    that fewer got counts for more. NaN is no verdict of that reward; a completion without any
-    verdict has the advantage 0. A reward that is equal for a whole group adds exactly 0.
+    (1, 0) and (0, 1) have one sum, so GRPO cannot tell them apart. Here the reward with the smaller
+    spread counts for more, and they cancel only where both spread alike. NaN is no verdict of that
+    reward; a completion without any verdict has the advantage 0. A reward that is equal for a whole
+    group adds exactly 0.
 
     >>> rewards = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]])
     >>> gdpo_advantages(rewards, [1.0, 1.0])  # z = ±(1.5, -0.5, -0.5, -0.5): the sum is 0
@@ -291,8 +292,8 @@ def pass_at_k_advantages(rewards: Tensor, *, k: int | None = None) -> Tensor:
 
     Equation   A_i = mean of max(r_S) - max(r_{S without i}) over all sets S of k samples with i
                k = G: A = r_(1) - r_(2) for the best sample, 0 for the others   (k=None)
-    Paper      Tang et al. 2025, arXiv:2503.19595 (k = G, r_(1) - r_(2)). The mean over sets is the
-               leave-one-out form of pass@k training, arXiv:2508.10751.
+    Paper      Tang et al., arXiv:2503.19595 (k = G, r_(1) - r_(2)). The mean over all sets makes
+               use of more than k samples, as pass@k training does, arXiv:2508.10751.
     Shapes     rewards: (P, G) -> (P, G)
     Gradient   none. E[A ∇ log π] is exactly 1/k of the gradient of E[max of k rewards], pass@k
                where a reward is 0 or 1.

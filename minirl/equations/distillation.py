@@ -41,9 +41,12 @@ def distillation_values(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Paper      vOPD, arXiv:2605.07865 ("KL for a KL"). It is the mean of A_t over the vocabulary, so
                no value function has to be learnt.
     Shapes     logits, teacher_logits: (..., V) -> (...)
+    Erratum    "Reducing variance" holds where the teacher is surer than the student. Where it is
+               less sure, the variance grows: rare tokens have the longest gradients and A > 0, but
+               V is negative. tests/test_ground_truth_further.py has the numbers, by enumeration.
     Gradient   none. A baseline that depends on the state alone leaves the mean gradient as it is.
     Raises     ValueError if shapes differ.
-    See        kl.exact_kl. advantages.optimal_baseline says why the mean need not be the best.
+    See        kl.exact_kl; advantages.optimal_baseline, which weighs by the gradients' lengths.
 
     >>> half, teacher = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log()
     >>> distillation_values(half, teacher)  # -(log 2 + log 2/3) / 2

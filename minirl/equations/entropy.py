@@ -85,8 +85,9 @@ def token_covariance(logp: Tensor, adv: Tensor, mask: Tensor) -> Tensor:
     r"""Return how much of the fall in entropy each token's update brings about.
 
     Equation   Cov_t = (log π_t - mean(log π)) (A_t - mean(A)),   means over all tokens of the batch
-    Paper      The entropy mechanism, arXiv:2505.22617. A step of the policy gradient changes the
-               entropy by minus the covariance of log π and A: what is likely and good lowers it.
+    Paper      The entropy mechanism, arXiv:2505.22617. A step of the natural policy gradient, A on
+               each logit, changes a state's entropy by minus the covariance of log π and A under π:
+               what is likely and good lowers it.
     Shapes     logp, adv, mask: (B, T) -> (B, T), 0 under a zero mask
     Gradient   none: it chooses tokens.
     Raises     ValueError if shapes differ.

@@ -9,8 +9,8 @@ logp is the learner now. The weights correct π_old / μ; PPO's ratio is π / π
     importance_ratio per token  leaves out the earlier tokens' ratios;     small
                                 mostly less than without weights
     sequence_weights            none                                       exponential in the length
-    prefix_weights per token    none                                       exponential in t
-    minimum_prefix_weights      between the token's and the prefix's       small
+    prefix_weights per token    none, if the advantage is that of π        exponential in t
+    minimum_prefix_weights      mostly less than the token's ratio alone   small
     truncated or masked         more, once the cap takes effect; masked    bounded
                                 can be worse than none
 
@@ -125,8 +125,9 @@ def prefix_weights(logp: Tensor, behavior_logp: Tensor, mask: Tensor) -> Tensor:
     Paper      Precup et al. 2000 (per-decision importance sampling). For language models: A step
                back, arXiv:2601.22718, where it is the prefix importance ratio.
     Shapes     logp, behavior_logp, mask: (B, T) -> (B, T), 0 under a zero mask
-    Gradient   none: a weight is a constant. w_t A_t ∇ log π_t has the policy gradient as its mean,
-               with less variance than sequence_weights: the tokens behind t add only noise.
+    Gradient   none: a weight is a constant. Σ_t w_t A_t ∇ log π_t has the policy gradient as its
+               mean if A_t is the advantage of t under π. A reward at the end is also due to the
+               tokens behind t, which μ drew: then it takes sequence_weights.
     Raises     ValueError if shapes differ.
     See        importance_ratio, the last factor alone; minimum_prefix_weights, its surrogate.
 
