@@ -21,6 +21,7 @@ class Sums:
     """Metrics as sums and counts: the mean over micro-batches of different sizes is the batch's."""
 
     def __init__(self) -> None:
+        self._ends: dict[str, Tensor] = {}  # the least or the largest of what was added
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, float] = {}
 
@@ -38,16 +39,26 @@ class Sums:
         count = values.numel() if count is None else count
         self._counts[name] = self._counts.get(name, 0) + count
 
+    def add_range(self, name: str, values: Tensor, mask: Tensor) -> None:
+        """Add the values under the mask to name/mean, name/min and name/max."""
+        values = values.detach()[mask]
+        self.add(f"{name}/mean", values)
+        if values.numel():
+            low, high = values.aminmax()
+            self._ends[f"{name}/min"] = low.minimum(self._ends.get(f"{name}/min", low))
+            self._ends[f"{name}/max"] = high.maximum(self._ends.get(f"{name}/max", high))
+
     def add_weights(self, weights: Tensor, mask: Tensor) -> None:
         """Add what is left of a micro-batch by the weights of its tokens, (b, T)."""
         zero = weights == 0
-        self.add("weights/mean", weights, mask)
+        self.add_range("weights", weights, mask)
         self.add("weights/zero_tokens", zero, mask)
         self.add("weights/zero_completions", (zero | ~mask).all(1), mask.any(1))
 
     def means(self) -> dict[str, float]:
-        return {name: float(total) / max(1, self._counts[name])
-                for name, total in self._sums.items()}
+        means = {name: float(total) / max(1, self._counts[name])
+                 for name, total in self._sums.items()}
+        return {**means, **{name: float(end) for name, end in self._ends.items()}}
 
 
 def watch(sums: Sums, surrogate: Tensor, logp: Tensor, old_logp: Tensor, batch: Rollouts,
@@ -55,20 +66,27 @@ def watch(sums: Sums, surrogate: Tensor, logp: Tensor, old_logp: Tensor, batch: 
     """Add the per-token metrics of one micro-batch, in TRL's names. All tensors are (b, T).
 
     A token is clipped where the objective has no gradient although its advantage is not 0.
+    sampling/ratio is π_old/μ of a token, before any bound. entropy/quarter_1 is the entropy in the
+    first quarters of completions: where a policy settles first shows there.
     """
     slope, = torch.autograd.grad(surrogate.sum(), logp, retain_graph=True)
     difference = (old_logp - batch.behavior_logp).abs()
     sums.add("clip_ratio/low_mean", (slope == 0) & (adv < 0), batch.mask)
     sums.add("clip_ratio/high_mean", (slope == 0) & (adv > 0), batch.mask)
     sums.add("entropy", entropy, batch.mask)
-    sums.add("sampling/sampling_logp_difference/mean", difference, batch.mask)
+    quarters = 4 * (batch.mask.cumsum(1) - 1) // batch.mask.sum(1, keepdim=True).clamp(min=1)
+    for i in range(4):
+        sums.add(f"entropy/quarter_{i + 1}", entropy, batch.mask & (quarters == i))
+    sums.add_range("sampling/sampling_logp_difference", difference, batch.mask)
+    sums.add_range("sampling/ratio", (old_logp - batch.behavior_logp).exp(), batch.mask)
 
 
 def describe(answers: Collected) -> dict[str, float]:
     """Metrics of one batch of completions, in TRL's names.
 
     `reward` and `reward_std` are over the completions with a verdict; a reward function that gave
-    none has no rewards/<name>/mean.
+    none has no rewards/<name>/mean. A completion is unique if no other one of the same prompt is
+    the same text: a policy that has collapsed writes few.
     """
     rewards, lengths = answers.rewards, answers.rollouts.completion_lengths.float()
     judged = ~rewards.isnan()
@@ -83,7 +101,18 @@ def describe(answers: Collected) -> dict[str, float]:
         "completions/min_length": float(lengths.min()),
         "completions/max_length": float(lengths.max()),
         "completions/clipped_ratio": float(answers.rollouts.truncated.float().mean()),
+        **describe_variety(answers),
         **describe_calls(answers.sessions)}
+
+
+def describe_variety(answers: Collected) -> dict[str, float]:
+    """Return the share of different prompts, and of different completions of a prompt."""
+    prompts = [str(problem.prompt) for problem in answers.problems]
+    group = len(answers.completions) // max(1, len(prompts))
+    rows = [prompt for prompt in prompts for _ in range(group)]
+    pairs = set(zip(rows, answers.completions, strict=True))
+    return {"frac_unique_prompts": len(set(prompts)) / max(1, len(prompts)),
+            "frac_unique_completions": len(pairs) / max(1, len(rows))}
 
 
 def describe_calls(sessions: Sequence[Session]) -> dict[str, float]:
