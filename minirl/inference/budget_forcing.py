@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -48,80 +50,118 @@ def budget_forcing(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[I
     `wait` and one more token do not fit in `most`. Nothing is read twice: a row goes on from what
     the cache holds.
     """
-    end_id, wait_ids, close_ids = _forced(tokenizer, wait, end, then)
-    if extensions < 0 or not 1 <= most <= max_new_tokens - len(close_ids) - 1:
-        raise ValueError(f"{extensions} extensions, and at most {most} tokens of thinking in "
-                         f"{max_new_tokens}: at least 0, and 1 to "
-                         f"{max_new_tokens - len(close_ids) - 1} are wanted, so that the end and a "
-                         "token of the answer fit")
+    forced = _forced(tokenizer, wait, end, then)
+    _check_lengths(forced, extensions, most, max_new_tokens)
     # Drawn and taken back: a token for each extension, and an EOS in place of an end.
     n = affordable(n, prompts, max_new_tokens + extensions + 1, budget, verified=False)
     check_sampling(model.config, [list(prompt) for prompt in prompts], group=n, top_k=0, top_p=1.0,
                    max_new_tokens=max_new_tokens, temperature=temperature, ids={},
                    device=model.device)
     branches = Branches(model, prompts)
-    rows = list(range(len(prompts) * n))                    # those that grow; row i is of i // n
-    branches.select([i // n for i in rows])
-    thinking, left = [True] * len(rows), [extensions] * len(rows)
-    completions: list[list[int]] = [[] for _ in rows]
-    ended = [False] * len(rows)
+    rows = [Row(p, extensions) for p in range(len(prompts)) for _ in range(n)]
+    growing = rows                                          # in the order of the branches
+    branches.select([row.problem for row in rows])
     spent = [Spent(prefill=len(prompt)) for prompt in prompts]
 
-    while rows:
+    while growing:
         # 1. grow: up to the end of the thinking, of the answer, or of what is allowed
-        limits = [(most if thinking[i] else max_new_tokens) - len(completions[i]) for i in rows]
-        drawn = branches.grow(limits, stops=(*tokenizer.stop_ids, end_id), generator=generator,
+        limits = [(most if row.thinking else max_new_tokens) - len(row.ids) for row in growing]
+        drawn = branches.grow(limits, stops=(*tokenizer.stop_ids, forced.end), generator=generator,
                               choice=Choice(temperature, 0, 1.0))
-        growing = []
-        for place, (i, new) in enumerate(zip(rows, drawn, strict=True)):
-            length, last = len(completions[i]) + len(new), new[-1]
-            stopped = last in tokenizer.stop_ids
-            given: Sequence[int] = ()
-
+        for place, (row, new) in enumerate(zip(growing, drawn, strict=True)):
+            row.ids += new
+            spent[row.problem] += Spent(decode=len(new))
             # 2. an answer is over; another end of thinking in it is text
-            if not thinking[i]:
-                ended[i] = stopped
-                if not stopped and length < max_new_tokens:
-                    growing.append(place)
-            # 3. thinking is over: refuse the end, let it stand, or write it
-            else:
-                growing.append(place)
-                over = stopped or last == end_id
-                fits = length - over + len(wait_ids) < most
-                early = least is None or length - over < least
-                thinking[i] = over and left[i] > 0 and early and fits
-                if thinking[i]:
-                    left[i] -= 1
-                    given = wait_ids
-                elif last != end_id:
-                    given = close_ids
-                if over and given:
-                    branches.take_back(place)
-                branches.give(place, given)
-            spent[i // n] += Spent(prefill=len(given), decode=len(new))
-            completions[i] = branches.tokens[place][len(prompts[i // n]):]
-        rows = [rows[place] for place in growing]
-        branches.select(growing)
-    return _voted(tokenizer, completions, ended, n, spent, answer)
+            if not row.thinking:
+                row.ended = row.ids[-1] in tokenizer.stop_ids
+                continue
+            # 3. thinking is over: refuse its end, let it stand, or write it
+            taken, put = end_thinking(row, forced, most, least)
+            for _ in range(taken):
+                branches.take_back(place)
+            branches.give(place, put)
+            spent[row.problem] += Spent(prefill=len(put))
+
+        # 4. rows leave that have ended, or have no tokens left
+        places = [place for place, row in enumerate(growing)
+                  if not row.ended and len(row.ids) < max_new_tokens]
+        growing = [growing[place] for place in places]
+        branches.select(places)
+    return _voted(tokenizer, rows, n, spent, answer)
 
 
-def _forced(tokenizer: Tokenizer, wait: str, end: str, then: str
-            ) -> tuple[int, list[int], list[int]]:
-    """The id that ends the thinking, the ids that extend it, and those that cut it."""
+@dataclass
+class Row:
+    """A completion of a problem: first it thinks, then it answers.
+
+    left   how many ends of its thinking may still be refused
+    """
+
+    problem: int
+    left: int
+    ids: list[int] = field(default_factory=list)
+    thinking: bool = True
+    ended: bool = False
+
+
+class Forced(NamedTuple):
+    """The id that ends the thinking, those that end a completion, and the ids that are put in: to
+    extend the thinking, and to cut it."""
+
+    end: int
+    stops: list[int]
+    wait: list[int]
+    close: list[int]
+
+
+def end_thinking(row: Row, forced: Forced, most: int, least: int | None
+                 ) -> tuple[int, list[int]]:
+    """Refuse the end of a row's thinking, let it stand, or write it -> how many tokens were taken
+    back, and what was put in their place.
+
+    The row's last token is an end, or the thinking has all its tokens.
+
+    >>> forced = Forced(end=7, stops=[0], wait=[8, 9], close=[7])
+    >>> [end_thinking(Row(0, left, [1, 2, last]), forced, 20, None)
+    ...  for left, last in ((1, 7), (0, 7), (0, 0), (0, 3))]      # refuse, let stand, write, write
+    [(1, [8, 9]), (0, []), (1, [7]), (0, [7])]
+    """
+    stopped, over = row.ids[-1] in forced.stops, row.ids[-1] == forced.end
+    length = len(row.ids) - (stopped or over)       # without its end
+    early = least is None or length < least
+    taken, put = int(stopped), [] if over else forced.close
+    if (stopped or over) and row.left > 0 and early and length + len(forced.wait) < most:
+        taken, put, row.left = 1, forced.wait, row.left - 1
+    else:
+        row.thinking = False
+    row.ids = row.ids[:len(row.ids) - taken] + put
+    return taken, put
+
+
+def _forced(tokenizer: Tokenizer, wait: str, end: str, then: str) -> Forced:
     end_ids, wait_ids = tokenizer.encode(end), tokenizer.encode(wait)
     if len(end_ids) != 1 or end_ids[0] in tokenizer.stop_ids:
         raise ValueError(f"the end of thinking {end!r} is {len(end_ids)} tokens or ends the "
                          "completion: one token is wanted that ends the thinking alone")
     if not wait_ids:
         raise ValueError("wait is empty: the text that is put in place of an end is wanted")
-    return end_ids[0], wait_ids, [*end_ids, *tokenizer.encode(then)]
+    return Forced(end_ids[0], tokenizer.stop_ids, wait_ids, [*end_ids, *tokenizer.encode(then)])
 
 
-def _voted(tokenizer: Tokenizer, completions: list[list[int]], ended: list[bool], n: int,
-           spent: list[Spent], answer: Answer) -> Candidates:
-    rows = [slice(i, i + n) for i in range(0, len(completions), n)]
-    result = Candidates([completions[row] for row in rows], [ended[row] for row in rows],
-                        [[math.nan] * n for _ in rows], [0] * len(rows), spent)
+def _check_lengths(forced: Forced, extensions: int, most: int, max_new_tokens: int) -> None:
+    room = max_new_tokens - len(forced.close) - 1
+    if extensions < 0 or not 1 <= most <= room:
+        raise ValueError(f"{extensions} extensions, and at most {most} tokens of thinking in "
+                         f"{max_new_tokens}: at least 0, and 1 to {room} are wanted, so that the "
+                         "end and a token of the answer fit")
+
+
+def _voted(tokenizer: Tokenizer, rows: Sequence[Row], n: int, spent: list[Spent], answer: Answer
+           ) -> Candidates:
+    problems = [rows[i:i + n] for i in range(0, len(rows), n)]
+    result = Candidates([[row.ids for row in problem] for problem in problems],
+                        [[row.ended for row in problem] for problem in problems],
+                        [[math.nan] * n for _ in problems], [0] * len(problems), spent)
     for i, answers in enumerate(result.answers(tokenizer, answer)):
         result.chosen[i] = answers.index(majority_vote(answers))
     return result

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -60,24 +61,18 @@ def guided_decoding(model: Transformer, prompts: Sequence[Ids], guide: Verifier,
                    max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
                    ids={"eos_id": stops}, device=model.device)
     asked = min(top_k or model.config.vocab_size, model.config.vocab_size)  # about each row
+    spent = [Spent(prefill=len(prompt)) for prompt in prompts]
     if budget is not None:
         longest = max(map(len, prompts))
         check_budget(budget, longest + n * (1 + asked * (longest + 1)))
     branches = Branches(model, prompts)
-    owners = [p for p in range(len(prompts)) for _ in range(n)]
-    growing = list(range(len(owners)))                      # rows, in the order of the branches
-    branches.select(owners)
-    completions: list[list[int]] = [[] for _ in owners]
-    ended, scores = [False] * len(owners), [math.nan] * len(owners)
-    spent = [Spent(prefill=len(prompt)) for prompt in prompts]
+    rows = [Row(p) for p in range(len(prompts)) for _ in range(n)]
+    growing = rows                                          # in the order of the branches
+    branches.select([row.problem for row in rows])
 
     for _ in range(max_new_tokens):
-        # 1. rows that have ended leave, and those of problems that can afford no further token
-        open_rows = [place for place, i in enumerate(growing) if not ended[i]]
-        lengths = [len(branches.tokens[place]) for place in open_rows]
-        affordable = _affordable([owners[growing[place]] for place in open_rows], lengths, asked,
-                                 spent, budget)
-        places = [place for place, fits in zip(open_rows, affordable, strict=True) if fits]
+        # 1. rows leave that have ended, or whose problem can afford no further token
+        places = _affordable(growing, prompts, asked, spent, budget)
         branches.select(places)
         growing = [growing[place] for place in places]
         if not growing:
@@ -85,24 +80,28 @@ def guided_decoding(model: Transformer, prompts: Sequence[Ids], guide: Verifier,
 
         # 2. tilt the policy, and draw
         logp = reference_logp(branches.next_logits(), temperature, top_k)  # (n, V)
-        tilted, told, read = guided_logp(logp, guide, prompts, [owners[i] for i in growing],
-                                         [completions[i] for i in growing], beta=beta)
-        uniform = torch.rand(len(growing), generator=generator, dtype=logp.dtype,
-                             device=logp.device if generator is None else generator.device)
-        ids, _ = draw(tilted, uniform.to(logp.device), 1.0, 0, 1.0)
+        tilted, told, read = guided_logp(logp, guide, prompts, [row.problem for row in growing],
+                                         [row.ids for row in growing], beta=beta)
+        ids = _draw(tilted, generator)
 
         # 3. write down
         spent = [a + b for a, b in zip(spent, read, strict=True)]
-        for place, (i, id) in enumerate(zip(growing, ids.tolist(), strict=True)):
-            completions[i].append(id)
+        for place, (row, id) in enumerate(zip(growing, ids, strict=True)):
+            row.ids.append(id)
+            row.ended, row.score = id in stops, float(told[place, id])
             branches.give(place, [id])
-            ended[i], scores[i] = id in stops, float(told[place, id])
-            spent[owners[i]] += Spent(decode=1)
+            spent[row.problem] += Spent(decode=1)
+    return _result(rows, n, spent)
 
-    rows = [slice(i, i + n) for i in range(0, len(owners), n)]
-    return Candidates([completions[row] for row in rows], [ended[row] for row in rows],
-                      [scores[row] for row in rows],
-                      [best_index(scores[row], ended[row]) for row in rows], spent)
+
+@dataclass
+class Row:
+    """A completion of a problem. The score is the guide's number of what it has so far."""
+
+    problem: int
+    ids: list[int] = field(default_factory=list)
+    ended: bool = False
+    score: float = math.nan
 
 
 def reference_logp(logits: Tensor, temperature: float, top_k: int) -> Tensor:
@@ -143,11 +142,31 @@ def guided_logp(logp: Tensor, guide: Verifier, prompts: Sequence[Ids], owners: S
     return reward_guided(allowed, told.nan_to_num(nan=0.0), beta=beta), told, read
 
 
-def _affordable(owners: Sequence[int], lengths: Sequence[int], asked: int, spent: Sequence[Spent],
-                budget: int | None) -> list[bool]:
-    """Whether each row can have one more token: all rows of a problem, or none. With its prompt, a
-    row has so many tokens, and the guide reads them with each id that it is asked about."""
-    cost = [0] * len(spent)
-    for p, length in zip(owners, lengths, strict=True):
-        cost[p] += 1 + asked * (length + 1)
-    return [budget is None or spent[p].total + cost[p] <= budget for p in owners]
+def _affordable(growing: Sequence[Row], prompts: Sequence[Ids], asked: int,
+                spent: Sequence[Spent], budget: int | None) -> list[int]:
+    """The places of the rows that may draw one more token: of those that have not ended, all of a
+    problem or none. The guide reads prompt and row with each id that it is asked about."""
+    places = [place for place, row in enumerate(growing) if not row.ended]
+    if budget is None:
+        return places
+    cost = [0] * len(prompts)
+    for row in (growing[place] for place in places):
+        cost[row.problem] += 1 + asked * (len(prompts[row.problem]) + len(row.ids) + 1)
+    fits = [problem.total + more <= budget for problem, more in zip(spent, cost, strict=True)]
+    return [place for place in places if fits[growing[place].problem]]
+
+
+def _draw(logp: Tensor, generator: torch.Generator | None) -> list[int]:
+    """One id for each row of log-probs (n, V)."""
+    device = logp.device if generator is None else generator.device
+    uniform = torch.rand(len(logp), generator=generator, dtype=logp.dtype, device=device)
+    ids, _ = draw(logp, uniform.to(logp.device), 1.0, 0, 1.0)
+    return ids.tolist()
+
+
+def _result(rows: Sequence[Row], n: int, spent: list[Spent]) -> Candidates:
+    problems = [rows[i:i + n] for i in range(0, len(rows), n)]
+    ended = [[row.ended for row in problem] for problem in problems]
+    scores = [[row.score for row in problem] for problem in problems]
+    return Candidates([[row.ids for row in problem] for problem in problems], ended, scores,
+                      [best_index(*pair) for pair in zip(scores, ended, strict=True)], spent)

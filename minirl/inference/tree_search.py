@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import torch
 
@@ -121,8 +121,7 @@ def _search(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Ids], ve
     """Tree i belongs to problem i // trees. All trees grow by a step at a time."""
     _check(model, prompts, trees=trees, beams=beams, expansions=expansions,
            max_new_tokens=max_new_tokens, temperature=temperature, budget=budget)
-    grow = partial(Branches.grow, stops=step_stops(tokenizer, separator), generator=generator,
-                   choice=Choice(temperature, 0, 1.0))
+    stops = step_stops(tokenizer, separator)
     branches = Branches(model, prompts)
     owners = [p for p in range(len(prompts)) for _ in range(trees)]
     forest = [[Beam((), False, row=p)] for p in owners]
@@ -132,42 +131,28 @@ def _search(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Ids], ve
         # 1. expand: which rows grow, and by how many tokens at most
         rows = [(tree, beam) for tree, kept in enumerate(forest)
                 for beam in _expanded(kept, beams, expansions, max_new_tokens)]
-        limits = _limits(rows, owners, prompts, spent, max_new_tokens, budget)
-        rows, limits = _affordable(rows, limits)
+        rows, limits = _affordable(rows, owners, prompts, spent, max_new_tokens, budget)
         if not rows:
-            break
+            return _result(forest, trees, spent)
         branches.select([beam.row for _, beam in rows])
-        drawn = grow(branches, limits)
+        drawn = branches.grow(limits, stops=stops, generator=generator,
+                              choice=Choice(temperature, 0, 1.0))
 
         # 2. join equal candidates; beams that do not grow stay candidates
-        new: list[tuple[int, Beam]] = []
-        candidates = _staying(forest, rows)
-        for row, ((tree, beam), ids) in enumerate(zip(rows, drawn, strict=True)):
-            spent[owners[tree]] += Spent(decode=len(ids))
-            child = Beam((*beam.ids, *ids), ids[-1] in tokenizer.stop_ids, row)
-            if child.ids not in candidates[tree]:
-                candidates[tree][child.ids] = child
-                new.append((tree, child))
+        candidates, new = _joined(forest, rows, drawn, tokenizer.stop_ids)
 
         # 3. score the new ones
         scores, cost = ask_verifier(verifier, prompts, [owners[tree] for tree, _ in new],
                                     [beam.ids for _, beam in new])
-        spent = [a + b for a, b in zip(spent, cost, strict=True)]
         for (tree, beam), score in zip(new, scores, strict=True):
             candidates[tree][beam.ids] = replace(beam, score=score)
 
-        # 4. keep the best of each tree
+        # 4. keep the best of each tree, and count
         forest = [sorted(entries.values(), key=lambda beam: beam.rank)[:beams]
                   for entries in candidates]
-    return _result(forest, trees, spent)
-
-
-def _staying(forest: Sequence[Sequence[Beam]], rows: Sequence[tuple[int, Beam]]
-             ) -> list[dict[tuple[int, ...], Beam]]:
-    """The beams of each tree that do not grow, by their ids."""
-    growing = {(tree, beam.ids) for tree, beam in rows}
-    return [{beam.ids: beam for beam in kept if (tree, beam.ids) not in growing}
-            for tree, kept in enumerate(forest)]
+        for (tree, _), ids in zip(rows, drawn, strict=True):
+            spent[owners[tree]] += Spent(decode=len(ids))
+        spent = [a + b for a, b in zip(spent, cost, strict=True)]
 
 
 def _expanded(kept: Sequence[Beam], beams: int, expansions: int, max_new_tokens: int
@@ -180,27 +165,41 @@ def _expanded(kept: Sequence[Beam], beams: int, expansions: int, max_new_tokens:
         yield from [beam] * (places // len(growing) + (i < places % len(growing)))
 
 
-def _limits(rows: Sequence[tuple[int, Beam]], owners: Sequence[int], prompts: Sequence[Ids],
-            spent: Sequence[Spent], max_new_tokens: int, budget: int | None) -> list[int]:
-    """How many tokens each row may draw. The verifier reads the whole of each row; a new token is
-    drawn and read. 0: the problem cannot afford another step."""
-    limits = [max_new_tokens - len(beam.ids) for _, beam in rows]
-    if budget is None:
-        return limits
-    left = {p: budget - spent[p].total for p in owners}
-    count = dict.fromkeys(owners, 0)
-    for tree, beam in rows:
-        p = owners[tree]
-        left[p] -= len(prompts[p]) + len(beam.ids)
-        count[p] += 1
-    return [max(0, min(limit, left[owners[tree]] // (2 * count[owners[tree]])))
-            for limit, (tree, _) in zip(limits, rows, strict=True)]
-
-
-def _affordable(rows: list[tuple[int, Beam]], limits: list[int]
+def _affordable(rows: list[tuple[int, Beam]], owners: Sequence[int], prompts: Sequence[Ids],
+                spent: Sequence[Spent], max_new_tokens: int, budget: int | None
                 ) -> tuple[list[tuple[int, Beam]], list[int]]:
+    """The rows whose problem can afford another step, and how many tokens each may draw.
+
+    The verifier reads the whole of each row; a new token is drawn and read.
+    """
+    limits = [max_new_tokens - len(beam.ids) for _, beam in rows]
+    if budget is not None:
+        left = {p: budget - spent[p].total for p in owners}
+        count = dict.fromkeys(owners, 0)
+        for tree, beam in rows:
+            p = owners[tree]
+            left[p] -= len(prompts[p]) + len(beam.ids)
+            count[p] += 1
+        limits = [min(limit, left[owners[tree]] // (2 * count[owners[tree]]))
+                  for limit, (tree, _) in zip(limits, rows, strict=True)]
     places = [i for i, limit in enumerate(limits) if limit > 0]
     return [rows[i] for i in places], [limits[i] for i in places]
+
+
+def _joined(forest: Sequence[Sequence[Beam]], rows: Sequence[tuple[int, Beam]],
+            drawn: Sequence[Sequence[int]], stop_ids: Sequence[int]
+            ) -> tuple[list[dict[tuple[int, ...], Beam]], list[tuple[int, Beam]]]:
+    """The candidates of each tree by their ids: beams that did not grow, and what the rows have
+    become. And the new ones among them, each with its tree."""
+    grown, new = {(tree, beam.ids) for tree, beam in rows}, []
+    candidates = [{beam.ids: beam for beam in kept if (tree, beam.ids) not in grown}
+                  for tree, kept in enumerate(forest)]
+    for row, ((tree, beam), ids) in enumerate(zip(rows, drawn, strict=True)):
+        child = Beam((*beam.ids, *ids), ids[-1] in stop_ids, row)
+        if child.ids not in candidates[tree]:
+            candidates[tree][child.ids] = child
+            new.append((tree, child))
+    return candidates, new
 
 
 def _result(forest: Sequence[Sequence[Beam]], trees: int, spent: list[Spent]) -> Candidates:
