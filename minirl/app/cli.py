@@ -125,11 +125,14 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
 def add_config(parser: Parser, config: str) -> None:
     """Add a flag for each field of a dataclass. One that is not given is None."""
     for field in fields_of(config):
-        default = "" if field.default is None else f"(default {field.default})"
+        default = "" if field.default in (None, ()) else f"(default {field.default})"
         note = " ".join(filter(None, (field.help, default))).replace("%", "%%")
-        kind = TYPES.get(field.kind, truth)
+        one = field.kind.removeprefix("tuple[").removesuffix(", ...]")
+        kind = TYPES.get(one, truth)
+        more: dict[str, typing.Any] = {} if one == field.kind else {"nargs": "+",
+                                                                    "action": "extend"}
         parser.add_argument(flag(field.name), dest=field.name, type=kind, default=None, help=note,
-                            metavar="BOOL" if kind is truth else field.kind.upper())
+                            metavar="BOOL" if kind is truth else one.upper(), **more)
 
 
 def truth(text: str) -> bool:
@@ -200,6 +203,14 @@ def add_eval(parser: Parser) -> None:
                         help="completions per problem (default 8)")
     parser.add_argument("--k", type=int, nargs="+", default=None,
                         help="pass@k for these k (default: 1, 4, 8, up to --samples)")
+    parser.add_argument("--voting", type=int, default=None, metavar="N",
+                        help="how often the commonest answer of N samples is right")
+    parser.add_argument("--best-of", type=int, default=None, metavar="N",
+                        help="how often the one of N samples is right that --reward likes best")
+    parser.add_argument("--reward", default=None, metavar="CHECKPOINT",
+                        help="a reward model's folder, such as runs/prm/final or runs/rm/final")
+    parser.add_argument("--how", choices=["last", "min", "product"], default=None,
+                        help="the score of a solution from those of its steps (default last)")
     add_checkpoint(parser)
 
 
@@ -268,7 +279,8 @@ COMMANDS = {
                  "minirl.app.sums.BaseConfig"), TRAIN),
     "grpo": Command(
         "the main job: make a base model and let it learn by GRPO",
-        training("minirl.train.presets.GRPO_PRESETS", SUMS, "minirl.train.grpo.GRPOConfig"), TRAIN),
+        training("minirl.train.presets.GRPO_PRESETS", "minirl.app.sums.GRPOSettings",
+                 "minirl.train.grpo.GRPOConfig"), TRAIN),
     "rm": Command(
         "InstructGPT, stages 1 and 2: SFT models, rankings and a reward model",
         training("minirl.train.presets.RM_PRESETS", INSTRUCT,
@@ -292,6 +304,10 @@ COMMANDS = {
     "r1": Command(
         "DeepSeek-R1's stages: R1-Zero, cold start, RL, rejection sampling, SFT, RL; distillation",
         add_r1, TRAIN),
+    "search": Command(
+        "what tokens buy at inference time: votes, the best of n, beam search, beside theory",
+        training("minirl.train.presets.SEARCH_PRESETS", "minirl.app.search.SearchSettings",
+                 "minirl.train.search.SearchConfig"), TRAIN),
     "sample": Command("complete prompts, and see how sure the model was of each token", add_sample,
                       "minirl.app.commands:command_sample"),
     "eval": Command("accuracy and pass@k on held-out problems", add_eval,

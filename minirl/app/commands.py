@@ -24,8 +24,16 @@ from minirl.app.prm import StepSettings, check_prm, prm
 from minirl.app.r1 import R1Settings
 from minirl.app.rundir import RunDir
 from minirl.app.runs import RUNS, new_run, newest_checkpoint, newest_run
+from minirl.app.search import (
+    SearchSettings,
+    check_choosing,
+    check_search,
+    choices,
+    open_reward,
+    search,
+)
 from minirl.app.stages import KINDS, Settings, Stages, first_model
-from minirl.app.sums import BaseConfig, SumsSettings
+from minirl.app.sums import BaseConfig, GRPOSettings, SumsSettings
 from minirl.app.survival import warn
 from minirl.app.tasks import DEFAULT, make_task, with_changes
 from minirl.inference.picture import show_samples
@@ -48,6 +56,7 @@ from minirl.train.presets import PRESETS, check_flags
 from minirl.train.process_reward import ProcessRewardConfig
 from minirl.train.r1 import R1Config
 from minirl.train.reward_model import RewardModelConfig
+from minirl.train.search import SearchConfig
 from minirl.train.sft import SFTConfig
 
 MOST = 2 ** 20           # problems, or samples of one
@@ -72,7 +81,7 @@ class Training(NamedTuple):
 BASE = {"base": BaseConfig, "sft": SFTConfig}
 TRAINING = {
     "sft": Training(SumsSettings, BASE, sums.check_sums, sums.sft),
-    "grpo": Training(SumsSettings, {**BASE, "grpo": GRPOConfig}, sums.check_sums, sums.grpo),
+    "grpo": Training(GRPOSettings, {**BASE, "grpo": GRPOConfig}, sums.check_grpo, sums.grpo),
     "rm": Training(InstructSettings, {"rm": RewardModelConfig}, instructgpt.check_instructions,
                    instructgpt.rm),
     "prm": Training(StepSettings, {"prm": ProcessRewardConfig}, check_prm, prm),
@@ -83,11 +92,12 @@ TRAINING = {
     "distill": Training(DistillSettings, {**BASE, "distill": DistillConfig}, check_distill,
                         distill),
     "r1": Training(R1Settings, {"r1": R1Config}, r1.check_r1, r1.r1),
+    "search": Training(SearchSettings, {"search": SearchConfig}, check_search, search),
 }
 
 
 def train(args: argparse.Namespace) -> None:
-    """minirl sft, grpo, rm, prm, ppo, dpo, distill and r1."""
+    """minirl sft, grpo, rm, prm, ppo, dpo, distill, r1 and search."""
     command = args.command
     if args.profile and TRAINING[command].configs[command] not in KINDS:
         raise ValueError("--profile is for commands of one page: profile minirl grpo or minirl sft,"
@@ -254,23 +264,34 @@ def terminal_has_colours() -> bool:
 
 
 def command_eval(args: argparse.Namespace) -> None:
-    check_looking(args, problems=args.problems, samples=args.samples)
+    counts = {"voting": args.voting, "best_of": args.best_of}
+    check_looking(args, problems=args.problems, samples=args.samples,
+                  **{name: n for name, n in counts.items() if n is not None})
+    check_choosing(args.best_of, args.reward, args.how)
     make_task(with_changes(DEFAULT, args.task, args.digits))
     ks = args.k or sorted({k for k in (1, 4, 8) if k <= args.samples})
     for k in ks:
         if not 1 <= k <= args.samples:
             raise ValueError(f"pass@{k} needs at least {k} samples per problem, and k at least 1; "
                              f"--samples is {args.samples}")
+    reward = (None if args.reward is None else
+              open_reward(args.reward, args.how, device=pick_device(args.device)))
     path, model, tokenizer = open_checkpoint(args)
     task = trained_on(path, args.task, args.digits)
+    if reward is not None:
+        reward.check(tokenizer, task, args.max_new_tokens)
+    samples = max(args.samples, args.voting or 1, args.best_of or 1)
     with compute_in(args.dtype, model.device):
-        result = watched("measuring", model, tokenizer, task, n=args.problems, samples=args.samples,
+        result = watched("measuring", model, tokenizer, task, n=args.problems, samples=samples,
                          max_new_tokens=args.max_new_tokens, temperature=args.temperature,
                          seed=args.seed)
+        chosen = choices(result, tokenizer, args.voting, args.best_of, reward)
     print(f"checkpoint: {path}", file=sys.stderr)
     print(task.name)
-    print(evaluation_table(result, ks, asked=args.problems, samples=args.samples,
+    print(evaluation_table(result, ks, asked=args.problems, samples=samples,
                            temperature=args.temperature))
+    if chosen:
+        print(f"\n{chosen}")
 
 
 def command_plot(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@ for too long."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from minirl.lm.figures import COLOURS, DASHES, entry, legend_below, new_figure, 
 
 BLUE, RED, GREEN, VIOLET, GOLD, GREY = COLOURS
 LINES = {                                   # method -> colour and marker
-    "any of n is right": (GREY, ""),
     "majority vote": (BLUE, "o"),
     "best of n, ORM": (RED, "s"),
     "best of n, PRM min": (VIOLET, "D"),
+    "weighted vote, PRM min": ("#2aa198", "P"),
     "beam search": (GREEN, "^"),
     "DVTS": (GOLD, "v"),
+    "any of n is right": (GREY, ""),        # the ceiling: no bars
 }
 PLEASED = {"ORM": RED, "PRM min": VIOLET}   # verifier -> colour
 
@@ -40,7 +42,8 @@ def plot_comparison(comparisons: Sequence[Comparison], out: Path) -> None:
     methods = comparisons[0].methods
     entries = [entry(method, color=colour, marker=marker, markersize=4, linewidth=1.6)
                for method, (colour, marker) in LINES.items() if method in methods]
-    entries += [entry("predicted from other samples", color=GREY, linestyle=DASHES, linewidth=1.2)]
+    entries += [entry("dashed: predicted from other samples", color=GREY, linestyle=DASHES,
+                      linewidth=1.2)]
     legend_below(figure, entries)
     save(figure, out)
 
@@ -55,14 +58,22 @@ def draw_accuracy(axis: Any, comparison: Comparison) -> None:
         y = [point.accuracy for point in points]
         axis.plot(x, y, color=colour, marker=marker, markersize=4, linewidth=1.6)
         if marker:
-            low, high = zip(*(point.interval for point in points), strict=True)
-            axis.fill_between(x, low, high, color=colour, alpha=0.07, linewidth=0)
+            bars = [[point.accuracy - point.interval[0] for point in points],
+                    [point.interval[1] - point.accuracy for point in points]]
+            axis.errorbar(x, y, yerr=bars, fmt="none", color=colour, alpha=0.35, elinewidth=0.9)
         draw_predicted(axis, points, colour)
     axis.set_xscale("log")
-    axis.set_ylim(0, 1.02)
+    axis.set_ylim(lowest(comparison), 1.02)
     plain_ticks(axis)
-    tidy(axis, f"{comparison.task}, {comparison.problems} problems",
-         x="tokens per problem: read, drawn and verified", y="share right")
+    tidy(axis, f"{comparison.task}, {comparison.problems} problems, n = 1 to "
+               f"{max(point.n for point in comparison.points)} (bars: 95 %)",
+         x="tokens per problem: prompt, drawn and verified", y="share right")
+
+
+def lowest(comparison: Comparison) -> float:
+    """Where the axis of accuracy starts: a round number below all bars."""
+    least = min(point.interval[0] for point in comparison.points)
+    return math.floor(10 * least - 0.2) / 10
 
 
 def draw_predicted(axis: Any, points: Sequence[Point], colour: str) -> None:
@@ -86,7 +97,7 @@ def draw_pleased(axis: Any, comparison: Comparison) -> None:
     axis.set_ylim(0, 1.02)
     axis.legend(fontsize=8, frameon=False, loc="lower right")
     numbers = next(iter(comparison.pleased.values()))
-    tidy(axis, f"Pleasing a verifier, n = 1 to {numbers[-1][0]}: {comparison.task}",
+    tidy(axis, f"Pleasing a verifier for too long, n = 1 to {numbers[-1][0]}: {comparison.task}",
          x="KL from the policy, log n - (n - 1) / n, nats", y="score, or share right")
 
 

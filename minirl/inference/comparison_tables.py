@@ -37,6 +37,16 @@ def accuracy_table(comparison: Comparison) -> str:
     return f"{comparison.task}, {comparison.problems} held-out problems\n{table(rows)}"
 
 
+def choice_table(points: Sequence[Point]) -> str:
+    """Return a row for each way to choose one of several samples, with its cost in tokens."""
+    rows = [("one of several samples", "right", "95 % interval", "read", "drawn", "verified")]
+    for point in points:
+        low, high = point.interval
+        rows.append((point.method, f"{point.accuracy:.3f}", f"{low:.3f} to {high:.3f}",
+                     f"{point.prefill:.1f}", f"{point.decode:.1f}", f"{point.verifier:.1f}"))
+    return f"{table(rows)}\n(tokens per problem)"
+
+
 def theory_table(comparisons: Sequence[Comparison]) -> str:
     """Return measured minus predicted for each method that has a theory, task by task."""
     tasks = [shortened(comparison.task, TASK_WIDTH) for comparison in comparisons]

@@ -34,6 +34,7 @@ from minirl.inference.candidates import (
     joined,
 )
 from minirl.inference.collect import ROWS, Counter, collect_in_parts
+from minirl.inference.evaluate import Evaluation
 from minirl.inference.intervals import wilson_interval
 from minirl.inference.voting import weighted_choice
 from minirl.lm.model import Transformer
@@ -138,20 +139,38 @@ def draw_samples(policy: Transformer, tokenizer: Tokenizer, task: Task,
     A completion without a verdict is not right.
     """
     judged = JudgedTask(task, {"accuracy": task.rewards["accuracy"]}, {"accuracy": 1.0})
-    samples = Samples([], [], [], [], {name: [] for name in verifiers})
+    ids, texts, verdicts = list[list[int]](), list[str](), list["float | None"]()
     for part in collect_in_parts(policy, tokenizer, judged, problems, group=n, progress=progress,
                                  max_new_tokens=max_new_tokens, temperature=temperature,
                                  generator=generator):
-        ids, verdicts = part.rollouts.completion_ids(), part.verdicts["accuracy"]
-        prompts = [tokenizer.encode_prompt(problem.prompt) for problem in part.problems]
-        owners = [i // n for i in range(len(ids))]
-        samples.prompts.extend(prompts)
-        samples.completions.extend(_rows(ids, n))
-        samples.answers.extend(_rows([answer_of(text) for text in part.completions], n))
-        samples.right.extend(_rows([float(verdict == 1.0) for verdict in verdicts], n))
-        for name, verifier in verifiers.items():
-            samples.scores[name].extend(_rows(ask_verifier(verifier, prompts, owners, ids)[0], n))
-    return samples
+        ids += part.rollouts.completion_ids()
+        texts += part.completions
+        verdicts += part.verdicts["accuracy"]
+    prompts = [problem.prompt for problem in problems]
+    return _samples(tokenizer, prompts, _rows(ids, n), _rows(texts, n), _rows(verdicts, n),
+                    verifiers)
+
+
+def samples_of(result: Evaluation, tokenizer: Tokenizer, verifiers: Mapping[str, Verifier]
+               ) -> Samples:
+    """Return an evaluation's completions as samples. Problems without a verdict are left out."""
+    verdicts = result.verdicts["accuracy"]
+    kept = [i for i, row in enumerate(verdicts) if any(verdict is not None for verdict in row)]
+    return _samples(tokenizer, [result.problems[i].prompt for i in kept],
+                    [result.completion_ids[i] for i in kept],
+                    [result.completions[i] for i in kept], [verdicts[i] for i in kept], verifiers)
+
+
+def _samples(tokenizer: Tokenizer, prompts: list[str], ids: list[list[list[int]]],
+             texts: list[list[str]], verdicts: list[list[float | None]],
+             verifiers: Mapping[str, Verifier]) -> Samples:
+    encoded = [tokenizer.encode_prompt(prompt) for prompt in prompts]
+    owners = [problem for problem, row in enumerate(ids) for _ in row]
+    flat, n = [row for rows in ids for row in rows], len(ids[0]) if ids else 1
+    return Samples(encoded, ids, [[answer_of(text) for text in row] for row in texts],
+                   [[float(verdict == 1.0) for verdict in row] for row in verdicts],
+                   {name: _rows(ask_verifier(verifier, encoded, owners, flat)[0], n)
+                    for name, verifier in verifiers.items()})
 
 
 def measure_vote(samples: Samples, n: int) -> Point:

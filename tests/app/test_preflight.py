@@ -12,7 +12,11 @@ import time
 import pytest
 
 from minirl.app.cli import COMMANDS, main
+from minirl.lm.checkpoint import save_pretrained
+from minirl.lm.heads import ScalarModel
+from minirl.lm.tiny import TinySizes, make_base
 
+TINY = TinySizes(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32)
 SECONDS = 3.0            # of processor time, a start: what `import torch` takes is not in it here
 
 WRONG = {
@@ -65,9 +69,23 @@ WRONG = {
     "dpo": ["--warmup-steps -1", "--beta 0", "--beta inf", "--min-lr-ratio -1",
         "--rankings {folder}/broken.jsonl", "--rankings {folder}/surrogate.jsonl", "--clip-low 0.1",
         "--steps 5"],
+    "distill": ["--small 0", "--small 17", "--teacher nowhere", "--teacher {reward_model}",
+        "--teacher {instructed}", "--init {base} --small 32", "--on-policy-share 2",
+        "--on-policy-share 0.5", "--preset exact --jsd-beta 0.5", "--preset gkd --jsd-beta 2",
+        "--teacher-decay -1", "--steps 0", "--group-size 4", "--max-new-tokens 500",
+        "--prompts-per-step 0", "--temperature 0", "--preset kd", "--teacher {base}/.."],
     "r1": ["--scale 0", "--scale 1000", "--language fr", "--number-length 9", "--small 17",
         "--rounds 0", "--preference-steps 1", "--general-share 0", "--max-new-tokens 4",
         "--profile", "--samples 0", "--too-long -1", "--final-temperature 0", "--zero-steps 0"],
+    "search": ["--task products", "--task subtraction", "--digits 4", "--digits 0",
+        "--slip-share 2", "--slip-share nan", "--init {base} --slip-share 0.1", "--init nowhere",
+        "--labelled-problems 0", "--step-samples 0", "--eval-problems 0", "--largest 0",
+        "--largest 2.5", "--largest 100000000", "--expansions 0", "--temperature 0",
+        "--temperature nan", "--max-new-tokens 0", "--max-new-tokens 125", "--preset search-and-learn", "--preset beam", "--profile",
+        "--reward nowhere", "--reward ''", "--reward {base}", "--reward {reward_model}",
+        "--reward {scores} --labelled-problems 5", "--reward {scores} --step-samples 5",
+        "--reward {other_scores}", "--beams 4", "--best-of 4", "--resume",
+        "--resume --run-dir {finished}", "--run-dir {finished}", "--seed -1", "--dtype int8"],
     "sample": ["--init nowhere", "--init {run}", "--init {base} -n 0",
         "--init {base} -n 1000000000000", "--init {base} --temperature -1",
         "--init {base} --temperature nan", "--init {base} --top-k -1", "--init {base} --top-p 0",
@@ -79,6 +97,16 @@ WRONG = {
         "--init {base} --problems 100000000000000", "--init {base} --samples 0",
         "--init {base} --samples 4 --k 8", "--init {base} --k 0", "--init {base} --digits 0",
         "--init {base} --digits 9", "--init {base} --task poetry",
+        "--init {base} --voting 0", "--init {base} --voting 1000000000000",
+        "--init {base} --voting x",
+        "--init {base} --best-of 0 --reward {scores}", "--init {base} --best-of 4",
+        "--init {base} --reward {scores}", "--init {base} --best-of 2 --reward nowhere",
+        "--init {base} --best-of 2 --reward ''", "--init {base} --best-of 2 --reward {base}",
+        "--init {base} --how last",
+        "--init {base} --voting 2 --how min", "--best-of 2 --reward nowhere",
+        "--init {base} --best-of 2 --reward {scores} --how mean",
+        "--init {base} --best-of 2 --reward {outcomes} --how last",
+        "--init {base} --best-of 2 --reward {other_scores}",
         "--init {base} --max-new-tokens 500", "--init {base} --task instructions --digits 2",
         "--init {instructed} --digits 2", "--init {unknown}"],
     "equations": ["kl.k33", "--nosuch"],
@@ -139,6 +167,12 @@ def places(base, finished, tmp_path_factory):
         shutil.copytree(base, made[name])
         config = {"command": "grpo", "task": {"name": task}}
         (folder / name / "config.json").write_text(json.dumps(config))
+    for name, command, words in (("scores", "prm", ()), ("outcomes", "rm", ()),
+                                 ("other_scores", "prm", ("once", "upon"))):
+        made[name] = folder / name / "final"
+        model, tokenizer = make_base(TINY, seed=0, device="cpu", words=words)
+        save_pretrained(ScalarModel(model), tokenizer, made[name])
+        (folder / name / "config.json").write_text(json.dumps({"command": command}))
     return {"folder": folder, "base": base, "run": base.parent, "finished": finished, **made}
 
 
