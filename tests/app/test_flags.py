@@ -10,14 +10,18 @@ from minirl.app.cli import COMMANDS, build_parser
 from minirl.app.flags import ROOT, fields_of, keys_of
 
 CONFIGS = ["minirl.app.sums.BaseConfig", "minirl.app.sums.SumsSettings",
+           "minirl.app.sums.GRPOSettings",
            "minirl.app.instructgpt.InstructSettings", "minirl.app.r1.R1Settings",
            "minirl.app.prm.StepSettings", "minirl.train.process_reward.ProcessRewardConfig",
            "minirl.train.sft.SFTConfig", "minirl.train.grpo.GRPOConfig",
            "minirl.train.reward_model.RewardModelConfig", "minirl.train.ppo.PPOConfig",
            "minirl.train.dpo.DPOConfig", "minirl.train.r1.R1Config",
+           "minirl.app.distill.DistillSettings", "minirl.train.distill.DistillConfig",
+           "minirl.app.search.SearchSettings", "minirl.train.search.SearchConfig",
            "minirl.corpus.mining.MineConfig"]
 PRESETS = [f"minirl.train.presets.{name}_PRESETS"
-           for name in ("SFT", "GRPO", "RM", "PRM", "PPO", "DPO", "R1")]
+           for name in ("SFT", "GRPO", "RM", "PRM", "PPO", "DPO", "DISTILL", "R1",
+                        "SEARCH")]
 
 
 def imported(path):
@@ -66,7 +70,7 @@ def test_every_command_names_a_function_that_is_there(name):
 
 def test_every_flag_of_a_pipeline_goes_to_one_configuration():
     """A preset's numbers and the flags are flat: each goes to the one dataclass that has it."""
-    for name in ("sft", "grpo", "rm", "prm", "ppo", "dpo", "r1"):
+    for name in ("sft", "grpo", "rm", "prm", "ppo", "dpo", "distill", "r1", "search"):
         args = build_parser()[0].parse_args([name])
         fields = [field.name for path in args.configs for field in fields_of(path)]
         assert len(fields) == len(set(fields)), name
