@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import ast
 import os
-import pkgutil
-import sys
-from collections.abc import Callable
 from typing import Any
 
+from minirl.app.user_code import imported
 from minirl.testing.conformance import check, listing
 
 
@@ -29,22 +27,6 @@ def command_check(args: argparse.Namespace) -> int:
                    arrays=imported(arrays) if arrays else None)
     print(report)
     return 0 if report.ok else 1
-
-
-def imported(name: str) -> Callable[..., Any]:
-    """Import "module:function". The current folder is looked into first."""
-    if ":" not in name:
-        raise ValueError(f"{name!r} is no function: expected module:function, such as "
-                         "my_module:my_loss for my_loss in my_module.py")
-    sys.path.insert(0, os.getcwd())
-    try:
-        function = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{name} cannot be imported: {error}; is the module in this folder, or "
-                         "installed?") from error
-    if not callable(function):
-        raise ValueError(f"{name} is a {type(function).__name__}, and no function")
-    return function
 
 
 def assignment(text: str) -> tuple[str, Any]:

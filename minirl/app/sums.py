@@ -13,7 +13,8 @@ from minirl.app.preflight import Start, refuse
 from minirl.app.rundir import RunDir
 from minirl.app.stages import INTERVALS, Look, Settings, Stages
 from minirl.app.tasks import make_task
-from minirl.inference.collect import LOOKED_AT, ROWS, check_prompts
+from minirl.app.user_code import rewarded, saying_how_to_go_on
+from minirl.inference.collect import LOOKED_AT, ROWS, check_prompts, check_rewards
 from minirl.inference.tables import before_and_after
 from minirl.lm.compiled import worth_compiling
 from minirl.lm.memory import check_room, sampling_bytes
@@ -26,6 +27,7 @@ from minirl.tasks.preferences import load_demonstrations
 from minirl.tasks.problem import Task
 from minirl.tasks.products import Products, product_demonstrations
 from minirl.tasks.tools import TOOL_WORDS
+from minirl.tasks.user_rewards import SECONDS
 from minirl.train.checks import check
 from minirl.train.encoding import encode_demonstrations, encode_pairs
 from minirl.train.grpo import train_grpo
@@ -56,7 +58,7 @@ class BaseConfig(TinySizes):
 
 @dataclass(frozen=True)
 class SumsSettings(Settings):
-    """Settings of minirl sft and grpo: the common ones, and the task."""
+    """Settings of minirl sft: the common ones, and the task."""
 
     task: str = "addition"             # addition, subtraction, multiplication or products
     digits: int = 3                    # 1 to 5
@@ -71,6 +73,26 @@ class SumsSettings(Settings):
     @property
     def words(self) -> tuple[str, ...]:
         return TOOL_WORDS if self.task == "products" else ()
+
+
+@dataclass(frozen=True)
+class GRPOSettings(SumsSettings):
+    """Settings of minirl grpo: those of sums, and the rewards that take the place of the task's."""
+
+    reward: tuple[str, ...] = ()       # module:function of yours, or one of the task, as accuracy
+    reward_weights: tuple[float, ...] = ()  # one number for each --reward (default: 1)
+    reward_timeout: float = SECONDS    # seconds for one call of a function of yours; 0: no limit
+
+    def __post_init__(self) -> None:
+        for name in ("reward", "reward_weights"):          # config.json has lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        super().__post_init__()
+        if self.reward_weights and len(self.reward_weights) != len(self.reward):
+            raise ValueError(f"reward_weights has {len(self.reward_weights)} numbers beside "
+                             f"{len(self.reward)} of reward: as many are wanted")
+
+    def judged(self, task: Task) -> Task:
+        return rewarded(task, self.reward, self.reward_weights, seconds=self.reward_timeout)
 
 
 # minirl sft
@@ -138,10 +160,10 @@ def sft(stages: Stages[SumsSettings], model: Transformer, configs: Mapping[str, 
 
 # minirl grpo
 
-def grpo(stages: Stages[SumsSettings], model: Transformer, configs: Mapping[str, Any]) -> str:
+def grpo(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl grpo` does, the main job -> what it prints at the end."""
     settings, config = stages.settings, configs["grpo"]
-    task = make_task(settings.task_fields)
+    task = settings.judged(make_task(settings.task_fields))
     if settings.init is None:
         model = read_sums(stages, "base", model, configs["base"], configs["sft"])
     rollouts = config.steps * config.prompts_per_step * config.group_size
@@ -150,9 +172,10 @@ def grpo(stages: Stages[SumsSettings], model: Transformer, configs: Mapping[str,
                           seed=settings.seed)
     stages.looks["grpo"] = look
     variant = PRESETS["grpo"][stages.run.config["preset"]].arguments(config)
-    stages("grpo", config, model, lambda m, **hooks: train_grpo(
-        m, stages.tokenizer, task, config, **variant, seed=settings.seed, **hooks))
     run = stages.run
+    with saying_how_to_go_on(run, config.steps):
+        stages("grpo", config, model, lambda m, **hooks: train_grpo(
+            m, stages.tokenizer, task, config, **variant, seed=settings.seed, **hooks))
     return (f"\n{before_and_after(look.first, look.last)}\n\n"
             f"{stages.seconds:.0f} s. {run.path}/ holds curves.png, samples.md, summary.json, "
             "metrics.jsonl\nand final/, a checkpoint in Hugging Face layout.\n"
@@ -185,3 +208,13 @@ def check_sums(configs: Mapping[str, Any], flags: Collection[str], start: Start)
         rows = max(config.prompts_per_step * config.group_size, min(settings.eval_problems, ROWS))
         check_room(sampling_bytes(start.config, rows, length), start.device,
                    f"sampling {rows:,} completions of {length:,} tokens in a step")
+
+
+def check_grpo(configs: Mapping[str, Any], flags: Collection[str], start: Start) -> None:
+    """Raise ValueError for what would stop `minirl grpo` later, a user's rewards among it."""
+    check_sums(configs, flags, start)
+    settings = configs["settings"]
+    if settings.reward:
+        check_rewards(start.tokenizer, settings.judged(make_task(settings.task_fields)))
+    else:
+        refuse(flags, ("reward_timeout",), "there is no --reward of yours")

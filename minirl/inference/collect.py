@@ -115,6 +115,21 @@ def check_prompts(tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, cont
     check_context(f"the prompt {longest!r}", lengths[longest], max_new_tokens, context)
 
 
+def check_rewards(tokenizer: Tokenizer, task: Task) -> None:
+    """Raise ValueError where a task's rewards cannot judge: before the first step. They are asked
+    about two problems, one solved, the other with a completion that is cut off halfway."""
+    problems = list(task.sample(2, random.Random(0)))
+    texts = [f"<think>{problem.worked}</think><answer>{problem.answer}</answer>"
+             for problem in problems]
+    texts[-1] = texts[-1][:len(texts[-1]) // 2]
+    by_name = {**columns(problems), "completion_ids": [tokenizer.encode(text) for text in texts]}
+    prompts = [problem.prompt for problem in problems]
+    if (calling := tool_task(task)) is not None:
+        sessions, prompts = begin_sessions(calling, tokenizer, problems, 1)
+        by_name["environments"] = [session.environment for session in sessions]
+    judge(task.rewards, weights_of(task), prompts, texts, **by_name)
+
+
 def verdict_tensor(verdicts: Sequence[float | None]) -> Tensor:
     """Return verdicts as float32, "no verdict" as NaN. (B,)"""
     return torch.tensor([math.nan if verdict is None else float(verdict) for verdict in verdicts])

@@ -8,10 +8,14 @@ becomes a RewardError, one line that names the reward and shows a completion.
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import inspect
 import math
+import traceback
 from collections.abc import Callable, Mapping
 from functools import partial, wraps
+from pathlib import Path
 from typing import Any
 
 from minirl.tasks.problem import JudgedTask, RewardFunction, Task
@@ -22,6 +26,8 @@ from minirl.tasks.waiting import Pending, TimeLimitError, start, within
 SECONDS = 60.0      # for one call, unless the user says otherwise
 SEARCH = 10.0       # seconds to find the completion for which a reward raises
 SHOWN = 200         # characters of a completion in an error
+BETWEEN = tuple(str(Path(file).parent) for file in        # what calls a user's function
+                (Path(__file__).parent, asyncio.__file__, concurrent.futures.__file__))
 
 
 class RewardError(ValueError):
@@ -102,8 +108,8 @@ def _explained(name: str, reward: RewardFunction, arguments: Mapping[str, Any],
                           f"{_shown(completions)}") from error
     except (Exception, SystemExit) as error:           # SystemExit(0) would look like a good end
         row = _raising(reward, arguments, type(error))
-        raise RewardError(f"the reward {name!r} raised {type(error).__name__}: {error}; "
-                          f"{_shown(completions, row)}") from error
+        raise RewardError(f"the reward {name!r} raised {type(error).__name__}: {error}"
+                          f"{_place(error)}; {_shown(completions, row)}") from error
 
 
 def _raising(reward: RewardFunction, arguments: Mapping[str, Any],
@@ -126,6 +132,14 @@ def _raising(reward: RewardFunction, arguments: Mapping[str, Any],
         return within(SEARCH, search)
     except (Exception, SystemExit):                    # this time it raised something else
         return None
+
+
+def _place(error: BaseException) -> str:
+    """Where in the user's code an error comes from: the first line that is not of this library."""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if not frame.filename.startswith(BETWEEN):
+            return f" ({Path(frame.filename).name}, line {frame.lineno})"
+    return ""
 
 
 def _shown(completions: list[Any], row: int | None = None) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from numbers import Integral, Real
 from typing import Any
 
@@ -53,6 +54,7 @@ CHOICES = {"aggregate": ("sequence_mean", "token_mean", "sequence_sum", "constan
            "importance": ("none", "token_truncate", "token_mask", "sequence_truncate",
                           "sequence_mask"),
            "kl_estimator": ("k3", "corrected_k3", "k2")}
+SEVERAL = re.compile(r"tuple\[(\w+), \.\.\.\]")
 KINDS = {"int": (Integral, "a whole number"), "float": (Real, "a number"),
          "bool": (bool, "True or False"), "str": (str, "a text")}
 
@@ -68,15 +70,23 @@ def check(config: Any, **intervals: str) -> None:
         value, (kind, *optional) = getattr(config, field.name), field.type.split(" | ")
         if value is None and optional:
             continue
-        wanted, words = KINDS[kind]
-        if not isinstance(value, wanted) or isinstance(value, bool) != (kind == "bool"):
-            came = f"{value!r}, of type {type(value).__name__}"
-            raise ValueError(f"{field.name} is {came}: {words} is wanted")
-        if kind in ("int", "float") and (limit := outside(value, intervals[field.name])):
-            raise ValueError(f"{field.name} is {value}: {limit} is wanted")
-        choices = CHOICES.get(field.name)
-        if kind == "str" and choices is not None and value not in choices:
-            raise ValueError(f"{field.name} is {value!r}: one of {', '.join(choices)} is wanted")
+        if (several := SEVERAL.fullmatch(kind)) is not None:
+            for one in value:
+                _check_value(field.name, one, several[1], intervals)
+        else:
+            _check_value(field.name, value, kind, intervals)
+
+
+def _check_value(name: str, value: Any, kind: str, intervals: dict[str, str]) -> None:
+    wanted, words = KINDS[kind]
+    if not isinstance(value, wanted) or isinstance(value, bool) != (kind == "bool"):
+        came = f"{value!r}, of type {type(value).__name__}"
+        raise ValueError(f"{name} is {came}: {words} is wanted")
+    if kind in ("int", "float") and (limit := outside(value, intervals[name])):
+        raise ValueError(f"{name} is {value}: {limit} is wanted")
+    choices = CHOICES.get(name)
+    if kind == "str" and choices is not None and value not in choices:
+        raise ValueError(f"{name} is {value!r}: one of {', '.join(choices)} is wanted")
 
 
 def at_most(config: Any, most: int, *names: str, what: str) -> None:

@@ -133,7 +133,9 @@ def test_a_reward_that_raises_for_no_completion_alone():
     def too_many(completions, **_):
         raise IndexError(len(completions)) if len(completions) > 1 else KeyError
 
-    assert refused(too_many).endswith("raised IndexError: 3; the first completion was 'two'")
+    line = too_many.__code__.co_firstlineno + 1
+    assert refused(too_many).endswith(f"raised IndexError: 3 (test_user_rewards.py, line {line}); "
+                                      "the first completion was 'two'")
 
 
 def test_the_search_for_the_completion_has_an_end(monkeypatch):
@@ -158,7 +160,9 @@ def test_an_async_reward_that_raises(error, says):
     async def other(completions, **_):
         return [1, 1, 1]
 
-    assert says in refused(other, judge) and ask(other) == [[1.0] * 3]
+    message, line = refused(other, judge), judge.__code__.co_firstlineno + 1
+    assert says in message and f"(test_user_rewards.py, line {line})" in message
+    assert ask(other) == [[1.0] * 3]
 
 
 def test_exit_and_quit_do_not_end_the_run_as_if_all_were_well():
