@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from minirl.equations.inference_time import pass_at_k
+from minirl.inference import voting
 from minirl.inference.candidates import Candidates, Spent, best_index
 from minirl.inference.points import (
     Point,
+    Samples,
     draw_samples,
     mean,
     measure_any,
@@ -22,7 +24,9 @@ from minirl.inference.points import (
     predict_vote,
     sizes,
 )
+from minirl.lm.rollouts import Rollouts, completion_batch
 from minirl.tasks.problem import Problem
+from minirl.tasks.rewards import answer_of
 from tests.inference.comparisons import samples
 from tests.inference.policies import END, TOKENIZER, chain
 
@@ -135,6 +139,45 @@ def test_an_interval_has_as_many_numbers_as_problems():
     low, high = point.interval
     assert low < 0.3 and high > 0.7 and point.accuracy == 0.5
     assert point.errors == [0.25] * 10 and mean(point.errors) == 0.25
+
+
+TEXTS = [["4", "<answer>4</answer>", "<answer>5</answer>", "<answer>4</answer>"],
+         ["6|", "<answer>7</answer>", "<answer>7</answer>", "<answer>6</answer>"]]
+SCORES = {"4": NAN, "<answer>4</answer>": 0.3, "<answer>5</answer>": 0.5, "6": 0.9,
+          "<answer>7</answer>": 0.2, "<answer>6</answer>": 0.6}
+
+
+def test_choice_and_cost_are_those_of_a_search_by_itself(monkeypatch):
+    """On the samples of voting.py's own functions."""
+    ids = [[TOKENIZER.encode(text.rstrip("|")) + [TOKENIZER.eos_id] * (not text.endswith("|"))
+            for text in row] for row in TEXTS]
+    prompts = [TOKENIZER.encode(text) for text in ("2+2=", "13-7=")]
+    flat = [row for rows in ids for row in rows]
+
+    def sample(model, asked, *, group, **_):
+        tokens, mask = completion_batch([p for p in asked for _ in range(group)], flat, 0, "cpu")
+        return Rollouts(tokens, mask, torch.tensor([len(p) for p in asked for _ in range(group)]),
+                        torch.zeros(tokens.shape), torch.tensor([len(row) < 2 for row in flat]))
+
+    def verifier(prompts, completions):
+        return [SCORES[TOKENIZER.decode_completion(c)] for c in completions]
+
+    monkeypatch.setattr(voting, "sample", sample)
+    answers = [[answer_of(TOKENIZER.decode_completion(c)) for c in row] for row in ids]
+    right = [[float(a == w) for a in row] for row, w in zip(answers, "46", strict=True)]
+    scores = [verifier(prompts, row) for row in ids]
+    made = Samples(prompts, ids, answers, right, {"ORM": scores})
+    options = {"n": 4, "max_new_tokens": 8}
+    for result, point in (
+            (voting.majority_voting(None, TOKENIZER, prompts, **options), measure_vote(made, 4)),
+            (voting.best_of_n_sampling(None, TOKENIZER, prompts, verifier, **options),
+             measure_best(made, 4, "ORM")),
+            (voting.weighted_best_of_n(None, TOKENIZER, prompts, verifier, **options),
+             measure_weighted(made, 4, "ORM"))):
+        chosen = [row[i] for row, i in zip(right, result.chosen, strict=True)]
+        assert point.right == chosen, point.method
+        assert (2 * point.prefill, 2 * point.decode, 2 * point.verifier) == (
+            result.total.prefill, result.total.decode, result.total.verifier)
 
 
 # on a policy
