@@ -8,25 +8,47 @@ import torch
 
 from minirl.equations.advantages import (
     discounted_returns,
+    distillation_advantages,
     gae,
+    gdpo_advantages,
     group_advantages,
     leave_one_out_advantages,
     maxrl_advantages,
     opo_advantages,
+    pass_at_k_advantages,
     process_advantages,
     reinforce_plus_plus_advantages,
     remax_advantages,
     spread,
 )
 from minirl.equations.coefficients import dpo_coefficient
-from minirl.equations.kl import corrected_k3, k1, k2, k3, kl_shaped_rewards
+from minirl.equations.entropy import entropy_mask
+from minirl.equations.kl import (
+    corrected_k3,
+    exact_kl,
+    generalised_jsd,
+    k1,
+    k2,
+    k3,
+    kl_shaped_rewards,
+)
+from minirl.equations.mismatch import (
+    geometric_mask,
+    minimum_prefix_weights,
+    off_policy_mask,
+    prefix_weights,
+    sequence_weights,
+)
 from minirl.equations.objectives import (
     cispo,
     clipped_surrogate,
     clipped_value_loss,
+    dppo,
     dual_clipped_surrogate,
+    gmpo,
     gspo_token,
     kl_penalised_surrogate,
+    luspo,
     policy_gradient,
     ppo_objective,
     ptx_objective,
@@ -34,9 +56,12 @@ from minirl.equations.objectives import (
     sequence_clipped_surrogate,
     sequence_ratio,
     value_loss,
+    vespo,
 )
-from minirl.equations.preferences import dpo_loss
+from minirl.equations.preferences import dpo_loss, implicit_reward
 from minirl.equations.reduce import aggregate, masked_whiten
+from minirl.equations.regression import astar_po_loss, optimal_values
+from minirl.equations.schedules import update_ema
 
 B, T = 6, 5
 GENERATOR = torch.Generator().manual_seed(0)
@@ -373,3 +398,109 @@ def test_dpo_s_gradient_is_beta_times_its_coefficient(beta):
     weight = beta * dpo_coefficient(chosen, rejected, *references, beta=beta)
     equal((chosen.grad, rejected.grad), (weight, -weight))
     assert weight.std() > 1e-3
+
+
+# ---- the newer branches
+
+def test_trl_s_delta_is_the_dual_clip():
+    """TRL caps the ratio at δ in the unclipped term alone; the clipped one is below δ anyway."""
+    def trl(x, delta=1.5):
+        ratio = (x - OLD).exp()
+        return torch.minimum(ratio.clamp(max=delta) * ADV, ratio.clamp(0.8, 1.28) * ADV)
+
+    same(trl, lambda x: dual_clipped_surrogate(x, OLD, ADV, cap=1.5, **HIGHER))
+
+
+def test_dppo_without_a_region_is_cispo():
+    same(lambda x: dppo(x, OLD, ADV, delta=1e9, cap=1.5), lambda x: cispo(x, OLD, ADV, cap=1.5))
+
+
+def test_dppo_at_ratio_one_is_the_policy_gradient():
+    same(lambda x: dppo(x, LOGP, ADV, delta=1e-9), lambda x: policy_gradient(x, ADV))
+
+
+def test_three_branches_of_gspo_are_one_for_a_single_token():
+    """With one token a row, mean, product and length are the same thing: PPO without a clip."""
+    one = torch.ones(B, 1)
+    x, old, adv = LOGP[:, :1], OLD[:, :1], ADV[:, 0]
+    ppo = lambda x: clipped_surrogate(x, old, adv[:, None], **WIDE)[:, 0]   # noqa: E731
+    same(lambda x: luspo(x, old, adv, one, **WIDE), ppo, x)
+    same(lambda x: gmpo(x, old, adv, one, clip=1e9), ppo, x)
+
+
+def test_vespo_of_one_token_is_the_clip_made_smooth():
+    """k = 1 and a λ near 0 leave w alone: CISPO without a cap."""
+    one = torch.ones(B, 1)
+    old, adv = OLD[:, :1], ADV[:, :1]
+    tiny = {"k_pos": 1.0, "k_neg": 1.0, "lam_pos": 1e-12, "lam_neg": 1e-12}
+    same(lambda x: vespo(x, old, adv, one, **tiny), lambda x: cispo(x, old, adv, cap=1e9),
+         LOGP[:, :1], tolerance=1e-9)
+
+
+def test_luspo_summed_is_gspo_token_summed():
+    """|o| times the row's value is one value for each token, added up."""
+    rows = ADV[:, 0]
+    spread_adv = spread(rows, MASK)
+    same(lambda x: luspo(x, OLD, rows, MASK, **NARROW)[:5].mean(),  # the last row is empty
+         lambda x: aggregate(gspo_token(x, OLD, spread_adv, MASK, **NARROW)[:5], MASK[:5],
+                             "sequence_sum"))
+
+
+def test_distillation_is_rl_with_a_kl_to_the_teacher_and_nothing_else():
+    """A score of 0 and kl_coef = 1: the shaped reward of each token is log π_T - log π."""
+    shaped = kl_shaped_rewards(torch.zeros(B).double(), LOGP, REF, MASK, 1.0)
+    adv = torch.where(MASK.bool(), distillation_advantages(LOGP, REF), 0)
+    equal(shaped, adv)
+    equal(adv, torch.where(MASK.bool(), -k1(LOGP, REF), 0))
+
+
+def test_the_generalised_jsd_ends_in_the_kl():
+    same(lambda x: generalised_jsd(x, REF, 1.0), lambda x: exact_kl(x, REF))
+
+
+def test_gdpo_of_one_reward_is_grpo_s_z_score_over_the_batch():
+    once = group_advantages(GROUPS, eps=0.0)
+    equal(gdpo_advantages(GROUPS[..., None], [5.0], eps=0.0), once / once.std())
+
+
+def test_pass_at_k_of_a_pair_is_the_positive_part_of_rloo():
+    pairs = GROUPS[:, :2]
+    equal(pass_at_k_advantages(pairs), leave_one_out_advantages(pairs).clamp(min=0))
+
+
+def test_prefix_weights_end_in_the_sequence_s_and_begin_in_the_token_s():
+    weights = prefix_weights(LOGP, OLD, FULL)
+    equal(weights[:, -1], sequence_weights(LOGP, OLD, FULL))
+    equal(weights[:, 0], (LOGP - OLD)[:, 0].exp())
+    equal(minimum_prefix_weights(LOGP, OLD, FULL)[:, :2], weights[:, :2])
+
+
+def test_masks_that_keep_everything():
+    rows = ADV[:, 0]
+    assert off_policy_mask(LOGP, OLD, rows, MASK, delta=1e9).all()
+    assert geometric_mask(LOGP, OLD, MASK, low=0.0, high=1e9).all()
+    assert torch.equal(entropy_mask(LOGP, MASK, quantile=1.0), MASK.bool())
+
+
+def test_the_two_masks_of_completions_are_one_condition_where_advantages_are_negative():
+    """exp(-δ) ≤ the geometric mean of π / μ."""
+    bad = -torch.ones(B).double()
+    for delta in (0.05, 0.2, 0.5):
+        lower = torch.tensor(-delta).double().exp().item()
+        assert torch.equal(off_policy_mask(LOGP, OLD, bad, MASK, delta=delta),
+                           geometric_mask(LOGP, OLD, MASK, low=lower, high=1e9))
+
+
+def test_astar_po_fits_dpo_s_implicit_reward():
+    logp, ref_logp, rewards = LOGP.sum(1), REF.sum(1), REWARDS[:, 0]
+    values = optimal_values(rewards[:, None])  # one sample each: its reward is the value
+    equal(values, rewards)
+    same(lambda x: astar_po_loss(x, ref_logp, rewards, values, beta=0.1),
+         lambda x: implicit_reward(x, ref_logp).square(), logp)
+
+
+def test_mixing_the_reference_is_an_average_of_weights():
+    """TRL's ref_model_mixup_alpha: ref <- α policy + (1 - α) ref is update_ema with decay 1 - α."""
+    ref = [torch.tensor([1.0, 2.0])]
+    update_ema(ref, [torch.tensor([3.0, -2.0])], decay=1 - 0.6)
+    torch.testing.assert_close(ref[0], torch.tensor([0.6 * 3 + 0.4, 0.6 * -2 + 0.4 * 2]))

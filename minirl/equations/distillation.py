@@ -40,10 +40,10 @@ def distillation_values(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     Equation   V(s_t) = -KL(π || π_T)(s_t);   use A_t - V(s_t)
     Paper      vOPD, arXiv:2605.07865 ("KL for a KL"). It is the mean of A_t over the vocabulary, so
                no value function has to be learnt.
-    Shapes     logits, teacher_logits: (..., V) -> (...)
     Erratum    "Reducing variance" holds where the teacher is surer than the student. Where it is
                less sure, the variance grows: rare tokens have the longest gradients and A > 0, but
                V is negative. tests/test_ground_truth_further.py has the numbers, by enumeration.
+    Shapes     logits, teacher_logits: (..., V) -> (...)
     Gradient   none. A baseline that depends on the state alone leaves the mean gradient as it is.
     Raises     ValueError if shapes differ.
     See        kl.exact_kl; advantages.optimal_baseline, which weighs by the gradients' lengths.

@@ -1,6 +1,7 @@
 """Tests of minirl.equations.advantages."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from minirl.equations.advantages import (
     discounted_returns,
     dynamic_sampling,
     gae,
+    gdpo_advantages,
     group_advantages,
     leave_one_out_advantages,
     maxrl_advantages,
     opo_advantages,
     optimal_baseline,
+    pass_at_k_advantages,
     process_advantages,
     reinforce_plus_plus_advantages,
     remax_advantages,
@@ -727,3 +730,144 @@ def test_no_tokens():
 
 def test_no_prompts_have_no_steps():
     assert process_advantages(torch.zeros(0, 2, 3)).shape == (0, 2, 3)
+
+
+# ---- GDPO
+
+@pytest.mark.parametrize("rewards, weights, adv", [
+    # two samples: z-scores ±0.707 each, then the sum's again
+    ([[1.0, 0.0], [0.0, 1.0]], [1.0, 1.0], [0.0, 0.0]),
+    ([[1.0, 0.0], [0.0, 1.0]], [2.0, 1.0], [0.707107, -0.707107]),
+    ([[1.0, 0.0], [0.0, 1.0]], [1.0, 2.0], [-0.707107, 0.707107]),
+    ([[9.0, 1.0], [0.0, 0.0]], [1.0, 1.0], [0.707107, -0.707107]),
+    # four samples, 1 and 2 right: z 1.5 -.5 -.5 -.5 and .866 .866 -.866 -.866: sums 2.366 .366
+    # -1.366 -1.366, squares 5.598 .134 1.866 1.866 = 9.464, / 3 = 3.155, root 1.776
+    ([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0]], [1.0, 1.0],
+     [1.332, 0.206, -0.769, -0.769]),
+])
+def test_gdpo_hand_numbers(rewards, weights, adv):
+    for w in (weights, tuple(weights), torch.tensor(weights)):
+        came = gdpo_advantages(torch.tensor([rewards]), w, eps=0.0)
+        torch.testing.assert_close(came, torch.tensor([adv]), atol=6e-4, rtol=0)
+
+
+def test_gdpo_of_one_reward_is_whitened_twice():
+    """Over one prompt the second z-score changes nothing; over several it is that of the batch: 4
+    samples of 2 prompts have variance 1/2 each, 2 * 0.5 / 3 in all."""
+    rewards = torch.randn(1, 6, generator=torch.Generator().manual_seed(0)).double()
+    torch.testing.assert_close(gdpo_advantages(rewards[..., None], [1.0], eps=0.0),
+                               group_advantages(rewards, eps=0.0))
+    two = gdpo_advantages(torch.tensor([[[3.0], [1.0]], [[5.0], [1.0]]]), [1.0], eps=0.0)
+    torch.testing.assert_close(two, torch.tensor([[1.0, -1.0]] * 2) * math.sqrt(3) / 2)
+
+
+def test_gdpo_does_not_see_the_scale_of_a_reward():
+    """Each reward times its own factor, plus its own constant per prompt: the same advantages.
+    GRPO's sum would be all of the second reward."""
+    rewards = torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0)).double()
+    moved = rewards * torch.tensor([0.01, 1000.0]) + torch.randn(3, 1, 2).double()
+    torch.testing.assert_close(gdpo_advantages(moved, [1.0, 0.5], eps=0.0),
+                               gdpo_advantages(rewards, [1.0, 0.5], eps=0.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_gdpo_of_rewards_that_cancel_is_exactly_zero(dtype):
+    """0.7 and 0.3 for 0.3 and 0.7: the z-scores add up to rounding, 6e-8 and not 0, and the second
+    z-score would make 1 of it."""
+    rewards = torch.tensor([[[0.7, 0.3], [0.3, 0.7], [0.7, 0.3]]], dtype=dtype)
+    adv = gdpo_advantages(rewards, [1.0, 1.0], eps=1e-12)
+    assert adv.dtype == dtype and (adv == 0).all()
+    for value in (0.1, 0.3, 0.7):  # no reward has any spread
+        assert (gdpo_advantages(torch.full((2, 8, 3), value, dtype=dtype), [1.0] * 3) == 0).all()
+
+
+def test_gdpo_of_missing_verdicts():
+    """The second reward says nothing of the third sample, which then counts with the first alone;
+    nobody says anything of the fourth: 0, and it is in no mean. z of the first: 1.155 -.577 -.577;
+    of the second .707 -.707 0: sums 1.862 -1.284 -.577, squares 3.467 1.650 .333, / 2, root
+    1.651."""
+    nan = float("nan")
+    rewards = torch.tensor([[[1.0, 1.0], [0.0, 0.0], [0.0, nan], [nan, nan]]])
+    adv = gdpo_advantages(rewards, [1.0, 1.0], eps=0.0)
+    torch.testing.assert_close(adv, torch.tensor([[1.128, -0.778, -0.350, 0.0]]), atol=6e-4,
+                               rtol=0)
+
+
+def test_gdpo_of_whole_numbers_and_of_no_prompt():
+    assert gdpo_advantages(torch.tensor([[[1, 0], [0, 0]]]), [1, 1], eps=0.0).tolist() == [
+        pytest.approx([0.707107, -0.707107])]
+    assert gdpo_advantages(torch.zeros(0, 4, 2), [1.0, 1.0]).shape == (0, 4)
+
+
+# ---- pass@k
+
+@pytest.mark.parametrize("rewards, k, adv", [
+    ([3.0, 1.0, 2.0, 0.0], None, [1.0, 0.0, 0.0, 0.0]),
+    ([3.0, 1.0, 2.0, 0.0], 4, [1.0, 0.0, 0.0, 0.0]),
+    # k = 3: the 3 beats 2, 2, 1 in its pairs of others; the 2 beats 1 in {1, 0} alone
+    ([3.0, 1.0, 2.0, 0.0], 3, [4 / 3, 0.0, 1 / 3, 0.0]),
+    # k = 2: 3 beats 1 2 0 by 2 1 3; 1 beats 0 by 1; 2 beats 1 and 0 by 1 and 2
+    ([3.0, 1.0, 2.0, 0.0], 2, [2.0, 1 / 3, 1.0, 0.0]),
+    ([1.0, 1.0, 0.0], None, [0.0, 0.0, 0.0]),
+    ([1.0, 1.0, 0.0], 2, [0.5, 0.5, 0.0]),
+    ([-1.0, -3.0], None, [2.0, 0.0]),
+    ([1.0, NAN, 0.0], None, [1.0, 0.0, 0.0]),
+    ([1.0, NAN, 0.0], 3, [0.0, 0.0, 0.0]),
+    ([1.0, NAN, 0.0], 2, [1.0, 0.0, 0.0]),
+    ([1.0, NAN, NAN], None, [0.0, 0.0, 0.0]),
+    ([NAN, NAN], 2, [0.0, 0.0]),
+])
+def test_pass_at_k_hand_numbers(rewards, k, adv):
+    came = pass_at_k_advantages(torch.tensor([rewards]), k=k)
+    torch.testing.assert_close(came, torch.tensor([adv]))
+
+
+@pytest.mark.parametrize("size", [4, 6])
+def test_pass_at_k_is_the_mean_over_all_sets(size):
+    """max with i minus max without i, over all sets of k that hold i, literally."""
+    rewards = torch.randn(2, size, generator=torch.Generator().manual_seed(0)).double()
+    rewards[1, 1] = rewards[1, 0]
+    for k in range(2, size + 1):
+        adv = pass_at_k_advantages(rewards, k=k)
+        for row, came in zip(rewards.tolist(), adv.tolist(), strict=True):
+            for i in range(size):
+                others = [x for j, x in enumerate(row) if j != i]
+                sets = list(itertools.combinations(others, k - 1))
+                gains = [max(0.0, row[i] - max(rest)) for rest in sets]
+                assert came[i] == pytest.approx(sum(gains) / len(sets), abs=1e-12)
+
+
+def test_pass_at_k_of_right_and_wrong_by_counting():
+    """c right of G: a right one is alone in C(G - c, k - 1) of its C(G - 1, k - 1) sets. Large
+    groups keep their digits."""
+    for size, right, k in ((8, 2, 4), (64, 3, 16), (200, 5, 100)):
+        rewards = torch.zeros(1, size).double()
+        rewards[0, :right] = 1
+        adv = pass_at_k_advantages(rewards, k=k)
+        share = math.comb(size - right, k - 1) / math.comb(size - 1, k - 1)
+        assert adv[0, :right].tolist() == pytest.approx([share] * right, rel=1e-9)
+        assert (adv[0, right:] == 0).all()
+
+
+def test_pass_at_k_of_equal_rewards_is_exactly_zero():
+    for value in (0.1, 0.3, 0.7, 1e6):
+        for k in (2, 5, None):
+            assert (pass_at_k_advantages(torch.full((2, 5), value), k=k) == 0).all()
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: gdpo_advantages(torch.zeros(2, 3), [1.0]), r"rewards \(2, 3\).*\(P, G, K\)"),
+    (lambda: gdpo_advantages(torch.zeros(2, 3, 2), [1.0]), r"weights \(1,\)"),
+    (lambda: gdpo_advantages(torch.zeros(2, 3, 2), 1.0), r"weights \(\)"),
+    (lambda: gdpo_advantages(torch.zeros(2, 0, 2), [1.0, 1.0]), r"\(2, 0, 2\)"),
+    (lambda: gdpo_advantages(torch.zeros(2, 3, 0), []), r"\(2, 3, 0\)"),
+    (lambda: gdpo_advantages(torch.full((1, 2, 1), math.inf), [1.0]), "infinite"),
+    (lambda: gdpo_advantages(torch.zeros(1, 2, 1, requires_grad=True), [1.0]), "requires grad"),
+    (lambda: pass_at_k_advantages(torch.zeros(2, 3), k=1), "k is 1 and the group has 3 samples"),
+    (lambda: pass_at_k_advantages(torch.zeros(2, 3), k=4), "k is 4"),
+    (lambda: pass_at_k_advantages(torch.zeros(3)), r"\(3,\)"),
+    (lambda: pass_at_k_advantages(torch.full((1, 2), math.inf)), "infinite"),
+])
+def test_bad_arguments_of_the_newer_ones_raise(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,5 +1,7 @@
 """Tests of minirl.equations.kl."""
 
+import math
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from minirl.equations.kl import (
     adaptive_kl_coef,
     corrected_k3,
     exact_kl,
+    generalised_jsd,
     k1,
     k2,
     k3,
@@ -441,3 +444,64 @@ def test_controllers_bad_arguments_raise(call):
     it NaN for ever."""
     with pytest.raises(ValueError, match="expected"):
         call()
+
+
+# ---- generalised Jensen-Shannon divergence
+
+LN = math.log
+STUDENT, TEACHER, ONE_WORD = torch.tensor([[0.5, 0.5], [0.25, 0.75], [1.0, 0.0]]).double().log()
+
+
+@pytest.mark.parametrize("teacher, beta, value, slope", [
+    (TEACHER, 0.0, 0.75 * LN(3) - LN(2), 0.25),  # forward: π - π_T
+    (TEACHER, 1.0, 0.143841, LN(3) / 4),  # reverse: π (ln(π / π_T) - KL)
+    # M = (3/8, 5/8): 1/8 ln(2/3) + 3/8 ln(6/5) + 1/4 ln(4/3) + 1/4 ln(4/5);
+    # slope 1/2 * 1/2 (ln(4/3) - ln(4/5)) / 2
+    (TEACHER, 0.5, 0.125 * LN(2 / 3) + 0.375 * LN(1.2) + 0.25 * LN(16 / 15), LN(5 / 3) / 8),
+    (ONE_WORD, 0.5, 0.75 * LN(4 / 3), -LN(3) / 8),
+    (ONE_WORD, 0.25, 0.25 * LN(1.6) + 0.375 * LN(16 / 15), 0.75 * 0.25 * LN(0.6)),
+    (STUDENT, 0.3, 0.0, 0.0),
+])
+def test_generalised_jsd_hand_numbers(teacher, beta, value, slope):
+    """The gradient is (1 - β) π (ln(π / M) less its mean): for two tokens p q times the difference
+    of the logs, 1/4 here."""
+    logits = STUDENT.clone().requires_grad_()
+    out = generalised_jsd(logits, teacher, beta)
+    out.backward()
+    assert out.item() == pytest.approx(value, abs=1e-6)
+    assert logits.grad.tolist() == pytest.approx([slope, -slope], abs=1e-9)
+
+
+def test_generalised_jsd_is_symmetric_in_its_names():
+    """Student and teacher exchanged, with β for 1 - β, is the same divergence."""
+    a, b = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0)).double()
+    torch.testing.assert_close(generalised_jsd(a, b, 0.3), generalised_jsd(b, a, 0.7))
+    assert (generalised_jsd(a, b, 0.3) > 0).all()
+    half = generalised_jsd(a, b, 0.5)
+    assert (half < LN(2)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("beta", [0.0, 0.1, 0.9, 1.0])
+def test_generalised_jsd_of_words_with_probability_0(dtype, beta):
+    """A word that neither knows (-inf in both) is no NaN, in value or gradient. One that the
+    student alone knows costs at most ln 1/(1 - β) a time, and is infinite for the reverse KL."""
+    logits = torch.tensor([[0.0, -math.inf], [0.0, 0.0]], dtype=dtype, requires_grad=True)
+    teacher = torch.tensor([[0.0, -math.inf], [0.0, -math.inf]], dtype=dtype)
+    out = generalised_jsd(logits, teacher, beta)
+    assert out[0].abs() < 1e-3 and out[1].isinf() == (beta == 1) and not out.isnan().any()
+    if beta < 1:
+        out.sum().backward()
+        assert logits.grad.isfinite().all() and (logits.grad[1] != 0).all()
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda x: generalised_jsd(x, x[0], 0.5), "same shape"),
+    (lambda x: generalised_jsd(x, x.clone().requires_grad_(), 0.5), "teacher_logits requires grad"),
+    (lambda x: generalised_jsd(x, x, 1.5), r"beta is 1.5.*\[0, 1\]"),
+    (lambda x: generalised_jsd(x, x, -0.5), "beta is -0.5"),
+    (lambda x: generalised_jsd(x, x, NAN), "beta is nan"),
+])
+def test_bad_arguments_of_the_generalised_jsd_raise(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.zeros(2, 3))

@@ -8,8 +8,13 @@ import torch
 
 from minirl.equations.mismatch import (
     effective_sample_size,
+    geometric_mask,
+    icepop_weights,
     importance_ratio,
     masked_weights,
+    minimum_prefix_weights,
+    off_policy_mask,
+    prefix_weights,
     sequence_weights,
     truncated_weights,
 )
@@ -196,3 +201,127 @@ def test_bias_of_the_gradient_by_enumeration():
 def test_bad_arguments_raise(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.zeros(2, 2))
+
+
+# ---- IcePop, prefixes, masks of completions
+
+def test_icepop_is_masked_weights_with_its_bounds():
+    """0.5 and 5 by default, both inside; the weight is the ratio, not 1."""
+    ratio = torch.tensor([[0.49, 0.5, 1.3], [5.0, 5.1, 0.0]])
+    expected = torch.tensor([[0.0, 0.5, 1.3], [5.0, 0.0, 0.0]])
+    torch.testing.assert_close(icepop_weights(ratio), expected)
+    torch.testing.assert_close(icepop_weights(ratio, low=0.1, high=1.3),
+                               masked_weights(ratio, 1.3, floor=0.1))
+    assert not icepop_weights(ratio.requires_grad_()).requires_grad
+
+
+def of_prefixes(function, rows, mask=None):
+    """Weights of rows of ratios, whose sampler has log-probs of -1."""
+    log_ratio = torch.tensor(rows).log()
+    logp = (log_ratio - 1).requires_grad_()
+    weights = function(logp, torch.full_like(log_ratio, -1.0),
+                       torch.ones_like(log_ratio) if mask is None else torch.tensor(mask))
+    assert not weights.requires_grad
+    return weights
+
+
+def test_prefix_weights():
+    """Products up to each token; a gap counts for nothing, and rows do not meet."""
+    rows = [[2.0, 3.0, 0.5], [1.0, 4.0, 0.25]]
+    torch.testing.assert_close(of_prefixes(prefix_weights, rows),
+                               torch.tensor([[2.0, 6.0, 3.0], [1.0, 4.0, 1.0]]))
+    gap = of_prefixes(prefix_weights, rows, [[1, 0, 1], [0, 1, 0]])
+    torch.testing.assert_close(gap, torch.tensor([[2.0, 0.0, 1.0], [0.0, 4.0, 0.0]]))
+
+
+def test_prefix_weights_end_in_the_weight_of_the_sequence():
+    logp, behavior_logp = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    last = prefix_weights(logp, behavior_logp, torch.ones(5, 4))[:, 3]
+    torch.testing.assert_close(last, sequence_weights(logp, behavior_logp, torch.ones(5, 4)))
+
+
+def test_minimum_prefix_weights():
+    """Ratios 2 3 1/2 4 3: before them nothing, 2, 2, 1/2, 1/2."""
+    rows = [[2.0, 3.0, 0.5, 4.0, 3.0], [0.5, 4.0, 1.0, 1.0, 1.0]]
+    torch.testing.assert_close(of_prefixes(minimum_prefix_weights, rows), torch.tensor(
+        [[2.0, 6.0, 1.0, 2.0, 1.5], [0.5, 2.0, 0.5, 0.5, 0.5]]))
+    # the gap's 3 and 0.5 are nobody's; the first token behind a gap has nothing before it
+    gap = of_prefixes(minimum_prefix_weights, rows, [[1, 0, 0, 1, 1], [0, 1, 1, 0, 0]])
+    torch.testing.assert_close(gap, torch.tensor(
+        [[2.0, 0.0, 0.0, 8.0, 6.0], [0.0, 4.0, 4.0, 0.0, 0.0]]))
+
+
+def test_minimum_prefix_weights_do_not_grow_with_the_length():
+    """1.1 a token: the product of 200 is 1.9e8, the surrogate 1.21."""
+    rows = [[1.1] * 200]
+    assert of_prefixes(prefix_weights, rows)[0, -1].item() == pytest.approx(1.1 ** 200, rel=1e-3)
+    assert of_prefixes(minimum_prefix_weights, rows)[0, -1].item() == pytest.approx(1.21)
+
+
+@pytest.mark.parametrize("function", [prefix_weights, minimum_prefix_weights])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_weights_of_prefixes_are_capped(function, dtype):
+    logp, zero = torch.full((2, 3), 100.0, dtype=dtype), torch.zeros(2, 3, dtype=dtype)
+    weights = function(logp, zero, torch.ones(2, 3))
+    assert weights.isfinite().all() and weights.dtype == dtype
+    assert function(-logp, zero, torch.ones(2, 3)).double().max() < 1e-30
+
+
+@pytest.mark.parametrize("ratios, adv, delta, kept", [
+    ([0.5, 0.5], -1.0, 0.7, True),  # the mean of ln 2 is 0.693
+    ([0.5, 0.5], -1.0, 0.69, False),
+    ([0.5, 0.5], 1.0, 0.69, True),
+    ([0.5, 0.5], 0.0, 0.69, True),
+    ([0.25, 1.0], -1.0, 0.69, False),  # (ln 4 + 0) / 2
+    ([0.25, 4.0], -1.0, 0.01, True),
+    ([9.0, 9.0], -1.0, 0.01, True),  # the other way: the policy likes it more
+])
+def test_off_policy_mask(ratios, adv, delta, kept):
+    logp = (torch.tensor([ratios]).log() - 1).requires_grad_()
+    mask = off_policy_mask(logp, torch.full((1, 2), -1.0), torch.tensor([adv]), torch.ones(1, 2),
+                           delta=delta)
+    assert mask.tolist() == [kept] and mask.dtype == torch.bool
+
+
+def test_masks_of_completions_do_not_see_padding():
+    """A row of which one token is sampled, ratio 1/4, beside padding of NaN; an empty row is
+    kept."""
+    logp, behavior = torch.tensor([[0.25, NAN], [NAN, NAN]]).log(), torch.zeros(2, 2)
+    mask, adv = torch.tensor([[1, 0], [0, 0]]), torch.tensor([-1.0, -1.0])
+    assert off_policy_mask(logp, behavior, adv, mask, delta=1.0).tolist() == [False, True]
+    assert geometric_mask(logp, behavior, mask, low=0.5, high=2.0).tolist() == [False, True]
+    assert geometric_mask(logp, behavior, mask, low=0.2, high=2.0).tolist() == [True, True]
+
+
+@pytest.mark.parametrize("ratios, kept", [
+    ([2.0, 0.5], True), ([2.0, 2.0], False), ([0.5, 0.5], False), ([1.25] * 2, True),
+    ([1.2] * 2, True), ([0.9] * 2, True), ([1.6, 1.0], False), ([1.5, 1.0], True),
+])
+def test_geometric_mask(ratios, kept):
+    """Between 0.8 and 1.25, the roots of the products: 1, 2, 1/2, 1.25, 1.2, 0.9, 1.265, 1.225."""
+    log_ratio = torch.tensor([ratios]).double().log()
+    mask = geometric_mask(log_ratio, torch.zeros(1, 2).double(), torch.ones(1, 2), low=0.8,
+                          high=1.25 + 1e-12)
+    assert mask.tolist() == [kept] and mask.dtype == torch.bool
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda x: icepop_weights(x, low=5.0), "floor is 5.0 and cap 5.0"),
+    (lambda x: prefix_weights(x, x, x[0]), r"mask \(2,\): expected three times \(B, T\)"),
+    (lambda x: prefix_weights(x[0], x[0], x[0]), r"\(B, T\)"),
+    (lambda x: minimum_prefix_weights(x, x[0], x), r"behavior_logp \(2,\)"),
+    (lambda x: off_policy_mask(x, x, x, x, delta=0.1), r"adv is \(2, 2\)"),
+    (lambda x: off_policy_mask(x, x, x[0], x[0], delta=0.1), r"mask \(2,\)"),
+    (lambda x: off_policy_mask(x, x, x[0], x, delta=0.0), "delta is 0.0"),
+    (lambda x: geometric_mask(x, x, x, low=1.0, high=1.0), "low is 1.0 and high 1.0"),
+    (lambda x: geometric_mask(x, x, x, low=-1.0, high=1.0), "low is -1.0"),
+    (lambda x: geometric_mask(x, x, x[0], low=0.5, high=2.0), r"mask \(2,\)"),
+])
+def test_bad_arguments_of_the_newer_ones_raise(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.zeros(2, 2))
+
+
+def test_a_floor_of_zero_is_allowed():
+    one = torch.ones(1, 1)
+    assert geometric_mask(-100 * one, 0 * one, one, low=0.0, high=1.0).all()

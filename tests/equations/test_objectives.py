@@ -11,6 +11,7 @@ from minirl.equations.objectives import (
     cispo,
     clipped_surrogate,
     clipped_value_loss,
+    dppo,
     dual_clipped_surrogate,
     entropy,
     gspo_token,
@@ -625,3 +626,63 @@ def test_clipped_value_loss_hand_numbers(values, returns, clip, loss, slope):
         assert clipped(v).item() == pytest.approx(loss, abs=1e-9)
         assert gradient(clipped, v).item() == pytest.approx(slope, abs=1e-9)
         assert clipped(v) >= value_loss(v, r)
+
+
+# ---- dppo
+
+# π, μ, A, slope: δ = 0.2. Up to 0.2 away any ratio counts, beyond it only the way back
+@pytest.mark.parametrize("now, then, adv, slope", [
+    (0.05, 0.01, 1.0, 5.0),
+    (0.05, 0.01, -1.0, -5.0),
+    (0.50, 0.29, 1.0, 0.0),
+    (0.50, 0.29, -1.0, -0.50 / 0.29),
+    (0.29, 0.50, 1.0, 0.58),
+    (0.29, 0.50, -1.0, 0.0),
+    (0.31, 0.50, -1.0, -0.62),
+    (0.48, 0.29, 1.0, 0.48 / 0.29),
+    (0.50, 0.50, 3.0, 3.0),
+    (0.90, 0.10, 0.0, 0.0),
+    (0.20, 0.005, 1.0, 20.0),  # the ratio 40 is cut to 20, and the token not dropped
+])
+def test_dppo_truth_table(now, then, adv, slope):
+    logp, old_logp, adv = torch.tensor([[[now]], [[then]], [[adv]]], dtype=torch.float64)
+    logp = logp.log().requires_grad_()
+    out = dppo(logp, old_logp.log(), adv, delta=0.2)
+    out.backward()
+    assert logp.grad.item() == pytest.approx(slope, abs=1e-9)
+    assert out.item() == pytest.approx(slope * logp.item(), abs=1e-9)
+
+
+def test_dppo_and_ppo_disagree_on_rare_and_on_likely_tokens():
+    """Figure 1 of the paper in numbers, A = 1, ε = δ = 0.2. From 0.01 to 0.05 the ratio is 5: PPO
+    stops, DPPO goes on. From 0.80 to 0.95 it is 1.19: PPO goes on. From 0.5 to 0.75 both stop."""
+    def learns(objective, now, then):
+        logp = torch.tensor([[now]]).log().requires_grad_()
+        objective(logp, torch.tensor([[then]]).log(), torch.ones(1, 1)).sum().backward()
+        return bool(logp.grad != 0)
+
+    tight = partial(dppo, delta=0.1)
+    for now, then, ppo_learns, dppo_learns in (
+            (0.05, 0.01, False, True), (0.95, 0.80, True, False), (0.75, 0.50, False, False)):
+        assert learns(clipped_surrogate, now, then) == ppo_learns
+        assert learns(tight, now, then) == dppo_learns
+
+
+def test_dppo_exactly_at_its_bound():
+    """1/2 from 1/4 with δ = 1/4, in exact binary fractions: still inside, on either side."""
+    logp = torch.tensor([[0.5, 0.25]]).double().log().requires_grad_()
+    old = torch.tensor([[0.25, 0.5]]).double().log()
+    moved = (logp.exp() - old.exp()).abs().max().item()
+    dppo(logp, old, torch.tensor([[1.0, -1.0]]).double(), delta=moved).sum().backward()
+    assert logp.grad[0].tolist() == pytest.approx([2.0, -0.5])
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda x: dppo(x, x, x, delta=0.0), "delta is 0.0"),
+    (lambda x: dppo(x, x, x, delta=0.1, cap=0.0), "cap is 0.0"),
+    (lambda x: dppo(x, x[0], x, delta=0.1), "old_logp is"),
+    (lambda x: dppo(x, x, x.clone().requires_grad_(), delta=0.1), "adv requires grad"),
+])
+def test_bad_arguments_of_dppo_raise(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.zeros(2, 2))
