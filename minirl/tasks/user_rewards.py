@@ -52,8 +52,8 @@ def with_rewards(task: Task, weights: Mapping[str, float],
     """
     for name in rewards:
         if name in task.rewards:
-            raise ValueError(f"the task has a reward of its own that is called {name}: give yours "
-                             "another name")
+            raise ValueError(f"the task has a reward of its own that is called {name}: name that "
+                             "one, without a module, or give yours another name")
         if name not in weights:
             raise ValueError(f"the reward {name} has no weight: give it one")
     for name, weight in weights.items():

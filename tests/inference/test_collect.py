@@ -7,11 +7,18 @@ import random
 import pytest
 import torch
 
-from minirl.inference.collect import check_prompts, collect, collect_in_parts, verdict_tensor
+from minirl.inference.collect import (
+    check_prompts,
+    check_rewards,
+    collect,
+    collect_in_parts,
+    verdict_tensor,
+)
 from minirl.lm.heads import ScalarModel, score_ids
 from minirl.lm.sampling import sample
 from minirl.tasks.arithmetic import Arithmetic
 from minirl.tasks.bilingual import Bilingual
+from minirl.tasks.environment import with_tools
 from minirl.tasks.instructions import Instructions
 from minirl.tasks.problem import JudgedTask, Problem, columns
 from minirl.tasks.rewards import judge, weighted_sum
@@ -200,3 +207,51 @@ def test_parts_are_collected_when_they_are_asked_for(base, listed):
     assert updates == []
     next(parts)
     assert updates == [2]
+
+
+def asked(calls):
+    def reward(**columns):
+        calls.append(columns)
+        return [0.0] * len(columns["completions"])
+
+    return reward
+
+
+def test_rewards_are_tried_on_a_solved_problem_and_one_that_is_cut_off(base):
+    calls = []
+    task = JudgedTask(Arithmetic(digits=1), {"r": asked(calls)}, {"r": 1.0})
+    check_rewards(base[1], task)
+    call, = calls
+    first, second = task.sample(2, random.Random(0))
+    assert call["prompts"] == [first.prompt, second.prompt]
+    assert call["completions"][0].endswith(f"</think><answer>{first.answer}</answer>")
+    assert call["completions"][1] and not call["completions"][1].endswith("</answer>")
+    assert call["answer"] == [first.answer, second.answer]
+    assert [base[1].decode_completion(ids) for ids in call["completion_ids"]] == call["completions"]
+    assert "environments" not in call
+
+
+def test_with_an_environment_rewards_are_tried_with_one_of_their_own(base):
+    class Room:
+        def reset(self, **columns):
+            return "in a room "
+
+        def look(self) -> str:
+            """Look around."""
+
+        def get_reward(self):
+            return 0.0
+
+    calls = []
+    task = with_tools(Arithmetic(digits=1), environment_factory=Room)
+    check_rewards(base[1], JudgedTask(task, {**task.rewards, "r": asked(calls)}, {"r": 1.0}))
+    assert [type(room) for room in calls[0]["environments"]] == [Room, Room]
+    assert all(prompt.endswith("in a room ") for prompt in calls[0]["prompts"])
+
+
+@pytest.mark.parametrize("reward", [lambda completions: [0.0], lambda **_: [0.0], lambda **_: 0.0])
+def test_rewards_that_cannot_judge_are_refused_before_the_first_step(base, reward):
+    task = JudgedTask(Arithmetic(digits=1), {"r": reward}, {"r": 1.0})
+    with pytest.raises(ValueError, match="the reward 'r'"):
+        check_rewards(base[1], task)
+    check_rewards(base[1], JudgedTask(task, {"r": reward}, {}))        # nobody asks it

@@ -115,3 +115,23 @@ def test_checks_load_no_torch():
     file = importlib.util.find_spec("minirl.train.checks").origin
     code = f"import runpy, sys; runpy.run_path({file!r}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@dataclass(frozen=True)
+class Several:
+    names: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        check(self, weights="[-1, 1]")
+
+
+@pytest.mark.parametrize("bad, message", [
+    (dict(weights=(0.5, 2)), "weights is 2: at most 1 is wanted"),
+    (dict(weights=(NAN,)), "weights is nan: at least -1 is wanted"),
+    (dict(weights=("1",)), "weights is '1', of type str: a number is wanted"),
+    (dict(names=("a", 5)), "names is 5, of type int: a text is wanted")])
+def test_each_entry_of_a_tuple_is_checked(bad, message):
+    Several(names=("a", "b"), weights=(0.5, -1))
+    with pytest.raises(ValueError, match=f"^{message}"):
+        Several(**bad)
