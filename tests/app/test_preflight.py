@@ -8,6 +8,7 @@ and `plot` then picked, or ended in a traceback.
 import json
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -114,6 +115,7 @@ WRONG = {
         "--init {base} --best-of 2 --reward {scores} --how mean",
         "--init {base} --best-of 2 --reward {outcomes} --how last",
         "--init {base} --best-of 2 --reward {other_scores}",
+        "--init {base} --best-of 2 --reward {short}",
         "--init {base} --max-new-tokens 500", "--init {base} --task instructions --digits 2",
         "--init {instructed} --digits 2", "--init {unknown}"],
     "equations": ["kl.k33", "--nosuch"],
@@ -174,10 +176,12 @@ def places(base, finished, tmp_path_factory):
         shutil.copytree(base, made[name])
         config = {"command": "grpo", "task": {"name": task}}
         (folder / name / "config.json").write_text(json.dumps(config))
-    for name, command, words in (("scores", "prm", ()), ("outcomes", "rm", ()),
-                                 ("other_scores", "prm", ("once", "upon"))):
+    for name, command, words, context in (
+            ("scores", "prm", (), 128), ("outcomes", "rm", (), 128), ("short", "prm", (), 64),
+            ("other_scores", "prm", ("once", "upon"), 128)):
         made[name] = folder / name / "final"
-        model, tokenizer = make_base(TINY, seed=0, device="cpu", words=words)
+        sizes = replace(TINY, max_seq_len=context)
+        model, tokenizer = make_base(sizes, seed=0, device="cpu", words=words)
         save_pretrained(ScalarModel(model), tokenizer, made[name])
         (folder / name / "config.json").write_text(json.dumps({"command": command}))
     return {"folder": folder, "base": base, "run": base.parent, "finished": finished, **made}
