@@ -147,7 +147,7 @@ def tests_of(file: str) -> list[str]:
     names = [str(test.relative_to(ROOT)) for test in tests] + ALSO.get(file, [])
     if path.parent.name == "equations":
         names += [f"tests/test_{name}.py" for name in (
-            "invariance", "conventions", "ground_truth", "equivalences")]
+            "invariance", "conventions", "ground_truth", "ground_truth_further", "equivalences")]
         names.append(f"tests/test_doctests.py::test_doctests[{dotted(file)}]")
     return names
 

@@ -21,6 +21,23 @@ ROOT = Path(__file__).parents[2]  # the checkout, which holds tests and tutorial
 FIELD = re.compile(r"^    (Equation|Paper|Erratum|Shapes|Gradient|Raises|See) +", re.MULTILINE)
 EQUATION = r"eqs?\. [0-9]+(?:(?:, | and | to )[0-9]+)*"
 SECTION = r"(?:section|appendix) (?:[A-Z]\.?)?[0-9.]*[0-9A-Z]"
+# what a reader may look for in vain: name, paper, what it does, and the nearest that is here
+NOT_IMPLEMENTED = [
+    ("ASPO", "2510.06062", "inverts the ratio where A > 0, with a soft dual clip",
+     "dual_clipped_surrogate"),
+    ("BAPO", "2510.18927", "moves the clip's bounds to balance gains and losses",
+     "clipped_surrogate"),
+    ("FIPO", "2603.19835", "weighs a token by how the tokens behind it move", "prefix_weights"),
+    ("GFPO", "2508.09726", "samples more, trains the short answers alone", "dynamic_sampling"),
+    ("GPG", "2504.02546", "no ratio; rescales groups without spread", "policy_gradient"),
+    ("RL2ML", "2605.30154", "a family from RL to maximum likelihood and beyond",
+     "maxrl_advantages"),
+    ("SPO", "2509.13232", "a tracked value of each prompt for the group's mean",
+     "batch_mean_advantages"),
+    ("TOPR", "2503.14286", "bad samples by a capped ratio, good ones as they are",
+     "truncated_weights"),
+    ("VAPO", "2504.05118", "PPO whose λ grows with the length of the answer", "gae"),
+]
 MARKDOWN = "minirl equations --markdown > tutorials/EQUATIONS.md"
 
 
@@ -132,6 +149,9 @@ def show_index() -> str:
             rows.append((entry.function, entry.paper.replace(", arXiv:", " "), place))
         names, papers = (max(len(row[i]) for row in rows) for i in (0, 1))
         lines += [f"  {name:{names}}  {paper:{papers}}  {place}" for name, paper, place in rows]
+    lines += ["", "Not implemented, and the nearest that is:"]
+    lines += [f"  {name:5}  {paper}  {what} ({near})" for name, paper, what, near in
+              NOT_IMPLEMENTED]
     return "\n".join(lines)
 
 
@@ -148,6 +168,10 @@ def markdown_index() -> str:
             tutorials = ", ".join(f"[{name}]({name})" for name in names) or "-"
             cells = (f"`{entry.function}`", entry.paper, entry.equation, tutorials)
             lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "## Not implemented", "", "| method | paper | what it does | the nearest here |",
+              "|---|---|---|---|"]
+    lines += [f"| {name} | arXiv:{paper} | {what} | {near} |" for name, paper, what, near in
+              NOT_IMPLEMENTED]
     return "\n".join(lines) + "\n"
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from minirl.testing.index import (
     MARKDOWN,
+    NOT_IMPLEMENTED,
     entries,
     markdown_index,
     run_example,
@@ -65,11 +66,26 @@ def test_the_index_fits_a_terminal():
     ("inference_time.pass_at_k", "Codex, arXiv:2107.03374", "eq. 1"),
     ("advantages.optimal_baseline", "Greensmith et al. 2004", "-"),
     ("objectives.clipped_value_loss", "none", "-"),
+    ("kl.generalised_jsd", "GKD, arXiv:2306.13649", "eq. 1"),
+    ("mismatch.off_policy_mask", "DeepSeek-V3.2, arXiv:2512.02556", "eq. 9"),
+    ("objectives.dppo", "DPPO, arXiv:2602.04879", "-"),
+    ("sequence_objectives.gmpo", "GMPO, arXiv:2507.20673", "-"),
 ])
 def test_rows_read_from_docstrings(name, paper, equation):
     entry, = (entry for entry in ENTRIES if entry.name == name)
     assert (entry.paper, entry.equation) == (paper, equation)
     assert f"  {entry.function} " in show_index()
+
+
+def test_what_is_not_implemented_says_so_and_names_the_nearest():
+    """Nobody shall look for these in vain, and none is in the index after all."""
+    functions = {entry.function for entry in ENTRIES}
+    shown, page = show_index(), markdown_index()
+    for name, paper, what, near in NOT_IMPLEMENTED:
+        assert near in functions and name.lower() not in functions
+        assert not any(f"arXiv:{paper}" in entry.fields["Paper"] for entry in ENTRIES)
+        assert f"{paper}  {what}" in shown and f"arXiv:{paper} | {what}" in page
+    assert NOT_IMPLEMENTED == sorted(NOT_IMPLEMENTED)
 
 
 def test_an_equation_is_found_with_and_without_its_file():
