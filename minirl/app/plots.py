@@ -72,7 +72,7 @@ METRICS = {
     "r1/grpo": ("rewards/accuracy/mean", "completions/mean_length", "rewards/format_reward/mean",
                 "rewards/language_consistency/mean", "rewards/preference/mean",
                 "rewards/general/true_reward/mean"),
-    "distill": ("rewards/accuracy/mean", "teacher_kl", "completions/mean_length", "loss"),
+    "distill": ("rewards/accuracy/mean", "teacher_kl", "completions/mean_length"),
     "sft": ("loss", "learning_rate"),
     **dict.fromkeys(("prm", "orm"), ("loss", "accuracy", "learning_rate")),
     "rm": ("loss", "accuracy", "margin", "learning_rate"),

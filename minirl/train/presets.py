@@ -267,6 +267,9 @@ def check_flags(command: str, preset: str, flag_names: Collection[str],
                                  f"out, or give another {flag(other)}")
     if config is None:
         return
+    if getattr(config, "on_policy_share", 1) < 1 and not presets[preset].functions:
+        raise ValueError(f"{flag('on_policy_share')} is {config.on_policy_share}, and preset "
+                         f"{preset} learns from the student's own samples alone: choose gkd")
     if "kl_control" in presets[preset].functions and config.kl_coef == 0:
         raise ValueError("kl_coef is 0 and would stay 0, as this preset's controller multiplies"
                          " it: give a positive one, or choose a preset without a controller")

@@ -77,7 +77,7 @@ WRONG = {
         "--rankings {folder}/broken.jsonl", "--rankings {folder}/surrogate.jsonl", "--clip-low 0.1",
         "--steps 5"],
     "distill": ["--small 0", "--small 17", "--teacher nowhere", "--teacher {reward_model}",
-        "--teacher {instructed}", "--init {base} --small 32", "--on-policy-share 2",
+        "--init {base} --small 32", "--on-policy-share 2",
         "--on-policy-share 0.5", "--preset exact --jsd-beta 0.5", "--preset gkd --jsd-beta 2",
         "--teacher-decay -1", "--steps 0", "--group-size 4", "--max-new-tokens 500",
         "--prompts-per-step 0", "--temperature 0", "--preset kd", "--teacher {base}/.."],
