@@ -145,6 +145,8 @@ def train_grpo(
             None if on_policy else logprobs(model, rollouts))  # (B', T)
         ref_logp = None if reference is None else logprobs(reference, rollouts)  # (B', T)
         counted = counted_tokens(model, rollouts, config)  # (B', T) bool: whose surrogate counts
+        for older, newer in zip(policies, policies[1:], strict=False):
+            older.load_state_dict(newer.state_dict())
 
         # 4. update: surrogate and its other terms, aggregate, backward, clip, step
         lr = config.lr * cosine_to_floor(state.step, config.steps, floor=config.min_lr_ratio,
@@ -183,8 +185,6 @@ def train_grpo(
                 bonus.adapt(sums)
         state.step += 1
         state.num_tokens += int(answers.rollouts.lengths.sum())  # prompts included
-        for older, newer in zip(policies, policies[1:], strict=False):
-            older.load_state_dict(newer.state_dict())
         if reference and config.ref_sync_steps and state.step % config.ref_sync_steps == 0:
             for ref, new in zip(reference.parameters(), model.parameters(), strict=True):
                 ref.lerp_(new.detach(), config.ref_mixup)  # α = 1: a copy

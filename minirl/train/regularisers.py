@@ -18,6 +18,7 @@ KLControl = Callable[[float, float, int], float]  # kl_coef, KL per completion, 
 Estimator = Callable[[Tensor, Tensor, Tensor], Tensor]  # logp, old_logp, ref_logp -> (b, T)
 
 # Those that are a penalty as a loss: k1 is none, as its gradient is 0 on average (equations/kl.py).
+# With one update for a batch, where ρ = 1, corrected_k3 and k2 have the same gradient.
 KL_ESTIMATORS: dict[str, Estimator] = {
     "k3": lambda logp, old_logp, ref_logp: k3(logp, ref_logp),
     "corrected_k3": corrected_k3,
