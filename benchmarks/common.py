@@ -88,23 +88,26 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Return how long one call takes, including the work on the device."""
+def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return how long one call takes, including the work on the device.
+
+    With time.process_time as its clock this is the work of the process's threads on the CPU, which
+    depends less on what else the machine does."""
     synchronise()
-    began = time.perf_counter()
+    began = clock()
     work()
     synchronise()
-    return time.perf_counter() - began
+    return clock() - began
 
 
-def in_turn(ways: Mapping[Any, Callable[[], object]], *, repeats: int,
-            warmup: int = 1) -> dict[Any, list[float]]:
+def in_turn(ways: Mapping[Any, Callable[[], object]], *, repeats: int, warmup: int = 1,
+            clock: Callable[[], float] = time.perf_counter) -> dict[Any, list[float]]:
     """Time each way once, then each again: A B C A B C ..., so that a machine that becomes slower
     or faster does so for all of them."""
     times: dict[Any, list[float]] = {name: [] for name in ways}
     for turn in range(warmup + repeats):
         for name, way in ways.items():
-            duration = seconds(way)
+            duration = seconds(way, clock)
             if turn >= warmup:
                 times[name].append(duration)
     return times
