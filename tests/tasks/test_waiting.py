@@ -90,6 +90,19 @@ def test_alarms_of_the_caller_stay_as_they_were():
         signal.signal(signal.SIGALRM, before)
 
 
+def test_an_alarm_of_the_caller_that_fell_due_meanwhile_rings_at_once():
+    rang = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rang.append(1))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1, 50.0)
+        within(5, lambda: time.sleep(0.3))
+        time.sleep(0.1)
+        assert rang == [1] and 40 < signal.getitimer(signal.ITIMER_REAL)[0] <= 50
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_the_shorter_of_two_limits_counts():
     for outer, inner in ((SHORT, 60), (60, SHORT)):
         began = time.monotonic()
