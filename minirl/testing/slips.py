@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from minirl.lm.logprobs import linear_logprobs, token_logprobs
+from minirl.testing.further_slips import FURTHER
 
 
 class Slip(NamedTuple):
@@ -413,3 +414,4 @@ SLIPS: dict[str, list[Slip]] = {
         Slip("the factor 1/2 is missing, as in the paper's L^VF", without_the_half, choice=True),
     ],
 }
+SLIPS |= {name: [Slip(*row) for row in rows] for name, rows in FURTHER.items()}
