@@ -18,11 +18,17 @@ from tests.train.small import TOKENIZER, Digits, Log, in_turn, length, tiny, wei
 
 PAPERS = {
     "dr_grpo": dict(scale="none", aggregate="constant", kl_coef=0.0),
-    "dapo": dict(clip_low=0.2, clip_high=0.28, aggregate="token_mean", kl_coef=0.0),
+    "dapo": dict(clip_low=0.2, clip_high=0.28, aggregate="token_mean", kl_coef=0.0,
+                 dynamic_sampling=True, max_draws=4),
     "gspo": dict(clip_low=3e-4, clip_high=4e-4, minibatches=4),
     "deepseekmath": dict(lr=1e-6, kl_coef=0.04, group_size=64, aggregate="sequence_mean"),
     "r1-zero": dict(lr=3e-6, kl_coef=0.001, group_size=16, prompts_per_step=512, ref_sync_steps=25,
                     minibatches=16),
+    "lite-ppo": dict(scale="batch", aggregate="token_mean", kl_coef=0.0),
+    "gmpo": dict(clip_high=0.4), "luspo": dict(aggregate="sequence_sum"),
+    "vespo": dict(vespo_k_pos=2.0, vespo_lambda_pos=3.0, vespo_k_neg=3.0, vespo_lambda_neg=2.0),
+    "dppo": dict(dppo_delta=0.2, old_logp="sampler", aggregate="token_mean"),
+    "icepop": dict(importance="token_mask", importance_min=0.5, importance_max=5.0),
     "trl": dict(lr=1e-6, kl_coef=0.0, group_size=8, aggregate="token_mean", ddof=1),
 }
 
@@ -69,7 +75,10 @@ def test_the_sequence_ratio_of_gspo_is_clipped_where_a_token_ratio_is_not():
 
 # which fields a preset reads
 
-NEW_VALUES = {"clip_low": 0.05, "clip_high": 0.07, "scale": "batch", "ddof": 0}   # no preset's
+NEW_VALUES = {"clip_low": 0.05, "clip_high": 0.07, "scale": "batch", "ddof": 0,   # no preset's
+              "dual_clip": 6.0, "dppo_delta": 0.01, "sapo_temp_pos": 2.0, "sapo_temp_neg": 2.0,
+              "vespo_k_pos": 1.5, "vespo_lambda_pos": 1.5, "vespo_k_neg": 1.5,
+              "vespo_lambda_neg": 1.5}
 
 
 @pytest.mark.parametrize("name", NEW_VALUES)
@@ -86,7 +95,8 @@ def test_a_preset_reads_what_it_says_and_nothing_else(preset, name):
     def results(config):
         variant = GRPO_PRESETS[preset].arguments(config)
         old_logp = logp - torch.linspace(-2.3, 2.3, 20).view(4, 5)
-        return variant["objective"](logp, old_logp, adv, mask), variant["advantages"](rewards)
+        advantages = variant.get("advantages", lambda rewards: rewards)      # gdpo has none
+        return variant["objective"](logp, old_logp, adv, mask), advantages(rewards)
 
     changed = replace(config, **{name: NEW_VALUES[name]})
     same = map(torch.equal, results(config), results(changed))
@@ -95,15 +105,28 @@ def test_a_preset_reads_what_it_says_and_nothing_else(preset, name):
 
 def test_what_presets_of_grpo_do_not_read():
     """By the papers, and not by our own table: which of these have a clip, and which a scale."""
-    unread = {name: set(NEW_VALUES) - preset.reads for name, preset in GRPO_PRESETS.items()}
     scale, clip = {"scale", "ddof"}, {"clip_low", "clip_high"}
+    unread = {name: (scale | clip) - preset.reads for name, preset in GRPO_PRESETS.items()}
     assert {name: fields for name, fields in unread.items() if fields} == {
         "cispo": {"clip_low"},
         "sapo": clip,
         "rloo": scale,
         "reinforce": scale | clip,
         "maxrl": scale | clip,
+        "passk": scale | clip,
+        "gdpo": scale,
+        "gmpo": {"clip_low"},
+        "vespo": clip,
+        "dppo": clip,
     }
+
+
+def test_what_one_preset_alone_reads():
+    for prefix in ("sapo", "vespo", "dppo"):
+        fields = {name for name in NEW_VALUES if name.startswith(prefix)}
+        assert fields and fields <= GRPO_PRESETS[prefix].reads
+        assert not [name for name, preset in GRPO_PRESETS.items()
+                    if name != prefix and preset.reads & fields]
 
 
 def test_what_presets_of_ppo_read():
