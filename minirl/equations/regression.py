@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from minirl.equations.checks import check_constants, check_positive, check_same_shape
@@ -42,9 +41,8 @@ def optimal_values(rewards: Tensor, *, beta: float = 0.5) -> Tensor:
     rewards = rewards if rewards.is_floating_point() else rewards.float()
     count = (~rewards.isnan()).sum(1)  # (P,)
     best = rewards.nan_to_num(nan=-math.inf).amax(1, keepdim=True)  # (P, 1): exp must not overflow
-    shares = ((rewards - best) / beta).exp().nan_to_num(nan=0.0).sum(1) / count.clamp(min=1)
-    values = best[:, 0] + beta * shares.log()
-    return torch.where(count > 0, values, math.nan)
+    shares = ((rewards - best) / beta).exp().nan_to_num(nan=0.0).sum(1) / count  # NaN of none
+    return best[:, 0] + beta * shares.log()
 
 
 def astar_po_loss(
