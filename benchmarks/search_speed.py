@@ -63,13 +63,13 @@ from minirl.lm.tokenizer import Tokenizer
 N = 64                      # samples of each problem
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # model, problems, tokens of a prompt, of a completion, whether completions end
-VOTING = [("0.86M", 1, 16, 64, False), ("0.86M", 1, 16, 64, True), ("0.86M", 8, 16, 64, False),
+VOTING = [("0.86M", 1, 16, 64, False), ("0.86M", 1, 16, 64, True), ("0.86M", 8, 16, 32, False),
           ("0.86M", 8, 16, 64, True), ("0.86M", 1, 256, 32, True), ("10M", 1, 16, 32, False),
-          ("10M", 1, 16, 32, True), ("10M", 8, 16, 32, False), ("10M", 8, 16, 32, True)]
-OVERHEAD = [("0.86M", 1, 16, 64, False), ("0.86M", 8, 16, 64, False), ("0.86M", 8, 16, 64, True),
+          ("10M", 1, 16, 32, True), ("10M", 8, 16, 16, False), ("10M", 8, 16, 32, True)]
+OVERHEAD = [("0.86M", 1, 16, 64, False), ("0.86M", 1, 16, 64, True), ("0.86M", 8, 16, 32, True),
             ("10M", 1, 16, 32, False), ("10M", 1, 16, 32, True)]
 # model, problems, tokens of a prompt, of a completion
-SEARCH = [("0.86M", 1, 16, 64), ("0.86M", 8, 16, 64), ("0.86M", 8, 192, 64)]
+SEARCH = [("0.86M", 1, 16, 64), ("0.86M", 8, 16, 64), ("0.86M", 4, 192, 64)]
 SEPARATOR = "7"             # a step ends with a word that has a 7 in it: 6 of 64 words
 
 
@@ -245,7 +245,7 @@ def search_lines(name: str, number: int, prompt: int, completion: int,
             computed[kind.__name__] = made[0].computed
 
         times = in_turn({kind.__name__: partial(run, kind) for kind in (Branches, Anew)},
-                        repeats=2 * options.repeats + 1, clock=CLOCKS[options.clock])
+                        repeats=options.repeats, clock=CLOCKS[options.clock])
         ours, anew = results["Branches"], results["Anew"]
         same = "the same" if ours == anew else "others"
         lines.append(row(label, number, prompt, f"{ours.total.decode:,}", f"{ours.kept:,}",

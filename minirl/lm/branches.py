@@ -138,7 +138,7 @@ class Branches:
         """Return each row's new tokens (n, steps), those that it was given first, and their
         number."""
         device, n, total = self.model.device, len(steps), max(steps)
-        asks = ASK.get(device.type, ASK["cuda"])
+        asks, last_steps = ASK.get(device.type, ASK["cuda"]), set(steps)
         source = generator.device if generator is not None else device
         uniform = torch.rand(total, n, generator=generator, device=source).to(device)
         forced, longest = _table(given, total).to(device), max(map(len, given))
@@ -163,7 +163,9 @@ class Branches:
             ids[:m] = new[here, t] = drawn
             logp_sum += logp.sum()
             ended[:m] |= stopped | (limits[here] == t + 1)
-            if (t + 1) % asks == 0 and (m := self._leave(m, row, ids, ended)) == 0:
+            # a row whose limit is reached may fill the context: it must not stay
+            full = t + 1 in last_steps
+            if (full or (t + 1) % asks == 0) and not (m := self._leave(m, row, ids, ended, full)):
                 break
         self._place = row.argsort().tolist()
         check_finite(logp_sum)
@@ -181,11 +183,11 @@ class Branches:
         return run(self.model, ids, starts, uniform, keys, values, None,
                    (cache.weights, cache.head), choice)
 
-    def _leave(self, m: int, row: Tensor, ids: Tensor, ended: Tensor) -> int:
-        """Let those of the first m rows that have ended leave, where they are enough -> how many
-        stay. Their part of the cache is kept behind that of the others."""
+    def _leave(self, m: int, row: Tensor, ids: Tensor, ended: Tensor, all_leave: bool) -> int:
+        """Let those of the first m rows that have ended leave, where they are enough or `all_leave`
+        -> how many stay. Their part of the cache is kept behind that of the others."""
         stay = m - int(ended[:m].sum())
-        if m - stay < WORTH_LEAVING * m or stay == 0:
+        if stay == 0 or stay == m or m - stay < WORTH_LEAVING * m and not all_leave:
             return m if stay else 0
         back = stay + (~ended[stay:m]).nonzero().squeeze(1)     # they grow on, further in front
         front = ended[:stay].nonzero().squeeze(1)
