@@ -123,16 +123,20 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
 # flags
 
 def add_config(parser: Parser, config: str) -> None:
-    """Add a flag for each field of a dataclass. One that is not given is None."""
+    """Add a flag for each field of a dataclass. One that is not given is None. GRPO's options stand
+    behind the others."""
+    group = parser.add_argument_group("options beyond the paper, all off")
+    beyond = {field.name for field in fields_of("minirl.train.options.GRPOOptions")}
     for field in fields_of(config):
+        place = group if config.endswith("GRPOConfig") and field.name in beyond else parser
         default = "" if field.default in (None, ()) else f"(default {field.default})"
         note = " ".join(filter(None, (field.help, default))).replace("%", "%%")
         one = field.kind.removeprefix("tuple[").removesuffix(", ...]")
         kind = TYPES.get(one, truth)
         more: dict[str, typing.Any] = {} if one == field.kind else {"nargs": "+",
                                                                     "action": "extend"}
-        parser.add_argument(flag(field.name), dest=field.name, type=kind, default=None, help=note,
-                            metavar="BOOL" if kind is truth else one.upper(), **more)
+        place.add_argument(flag(field.name), dest=field.name, type=kind, default=None, help=note,
+                           metavar="BOOL" if kind is truth else one.upper(), **more)
 
 
 def truth(text: str) -> bool:

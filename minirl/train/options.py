@@ -18,7 +18,7 @@ class GRPOOptions:
 
     # which groups and tokens are learnt from
     dynamic_sampling: bool = False     # DAPO, eq. 11: drop groups without spread
-    max_draws: int = 1                 # and draw others in their place, so often at most; 1: none
+    max_draws: int = 1                 # dynamic sampling: draws of prompts at most; 1: none again
     overlong_cache: int = 0            # DAPO, eq. 13: L_cache: the last tokens cost up to 1; 0: off
     mask_truncated: bool = False       # completions that were cut off are not learnt from
     top_entropy: float = 1.0           # arXiv:2506.01939: 0.2: the share of tokens, by entropy
@@ -26,32 +26,32 @@ class GRPOOptions:
     # rollouts that are not the policy's own
     off_policy: int = 0                # K: rollouts come from the policy of K steps ago
     old_logp: str = "learner"          # π_old: the learner before the update, or the sampler
-    importance: str = "none"           # weights π_old/μ: token_truncate, sequence_mask, ...
-    importance_max: float = 3.0        # C, arXiv:2510.26788; 0: no upper bound
-    importance_min: float = 0.0
+    importance: str = "none"           # weights π_old/μ: (token|sequence)_(truncate|mask)
+    importance_max: float = 3.0        # their upper bound C, arXiv:2510.26788; 0: none
+    importance_min: float = 0.0        # a lower bound on these weights
     geometric_max: float = 0.0         # drop a completion whose mean ratio is above this; 0: off
-    geometric_min: float = 0.0         # or below this
-    off_policy_delta: float = 0.0      # δ, arXiv:2512.02556, eq. 9: mask bad ones of old; 0: off
+    geometric_min: float = 0.0         # drop one whose mean ratio is below this
+    off_policy_delta: float = 0.0      # δ, arXiv:2512.02556, eq. 9: drop old bad ones; 0: off
 
     # advantages, and the objective where a preset has one of its own
     ddof: int = 1                      # the std of a group divides by n - ddof
     dual_clip: float = 0.0             # c, arXiv:1912.09729: 3; TRL's delta; 0: off
     dppo_delta: float = 0.2            # δ of dppo, arXiv:2602.04879
-    sapo_temp_pos: float = 1.0         # of sapo, arXiv:2511.20347
-    sapo_temp_neg: float = 1.05
-    vespo_k_pos: float = 2.0           # of vespo, arXiv:2602.10693
-    vespo_lambda_pos: float = 3.0
-    vespo_k_neg: float = 3.0
-    vespo_lambda_neg: float = 2.0
+    sapo_temp_pos: float = 1.0         # τ of sapo, arXiv:2511.20347, where A > 0
+    sapo_temp_neg: float = 1.05        # τ of sapo where A <= 0
+    vespo_k_pos: float = 2.0           # k of vespo, arXiv:2602.10693, where A >= 0
+    vespo_lambda_pos: float = 3.0      # λ of vespo where A >= 0
+    vespo_k_neg: float = 3.0           # k of vespo where A < 0
+    vespo_lambda_neg: float = 2.0      # λ of vespo where A < 0
 
     # what is added to the objective
     kl_estimator: str = "k3"           # k3, corrected_k3 (arXiv:2512.02556, eq. 7) or k2
     ref_mixup: float = 1.0             # TR-DPO, arXiv:2404.09656: the policy's share at a sync
     entropy_coef: float = 0.0          # weight of the mean entropy per token
     entropy_target: float = 0.0        # arXiv:2505.22312: adapt entropy_coef to it; 0: constant
-    entropy_coef_min: float = 0.0
-    entropy_coef_max: float = 1.0
-    entropy_coef_delta: float = 0.005
+    entropy_coef_min: float = 0.0      # the least that it adapts to
+    entropy_coef_max: float = 1.0      # the most
+    entropy_coef_delta: float = 0.005  # by how much it changes after an update
 
 
 def check_options(config: Any) -> None:
