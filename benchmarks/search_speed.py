@@ -9,12 +9,12 @@ numbers depends on what a model has learnt. Both sides have the same weights and
 float32, and run in turn.
 
 voting    majority_voting with 64 samples, against `generate(num_return_sequences=64)`. Both sides
-          decode the samples, take an answer from each (its first word) and vote. Where lengths are
-          fixed, nothing ends a completion; in the lines with "ends", one id in 32 does. Tokens are
-          counted up to and with the one that ends. "Read" is what the model is handed to read the
-          prompts.
+          decode the samples, take an answer from each (its first word) and vote. Ours runs as it
+          is, and compiled. Where lengths are fixed, nothing ends a completion; in the lines with
+          "ends", one id in 32 does. Tokens are counted up to and with the one that ends. "Read" is
+          what the model is handed to read the prompts.
 overhead  the same samples by lm.sampling.sample alone, by majority_voting, and by Branches.grow,
-          as one long step of a search. With --compile ours is compiled.
+          as one long step of a search.
 search    beam search and DVTS, whose beams go on from one cache; and the same searches, the same
           draws, where each step reads the whole of each beam anew, once for all its expansions. The
           verifier is a number made of the ids, so that it costs nothing.
@@ -62,12 +62,14 @@ from minirl.lm.tokenizer import Tokenizer
 
 N = 64                      # samples of each problem
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-# model, problems, tokens of a prompt, of a completion, whether completions end
+# model, problems, tokens of a prompt, of a completion, whether completions end; and compiled
 VOTING = [("0.86M", 1, 16, 64, False), ("0.86M", 1, 16, 64, True), ("0.86M", 8, 16, 32, False),
           ("0.86M", 8, 16, 64, True), ("0.86M", 1, 256, 32, True), ("10M", 1, 16, 32, False),
           ("10M", 1, 16, 32, True), ("10M", 8, 16, 16, False), ("10M", 8, 16, 32, True)]
-OVERHEAD = [("0.86M", 1, 16, 64, False), ("0.86M", 1, 16, 64, True), ("0.86M", 8, 16, 32, True),
-            ("10M", 1, 16, 32, False), ("10M", 1, 16, 32, True)]
+OVERHEAD = [("0.86M", 1, 16, 64, False, False), ("0.86M", 1, 16, 64, True, False),
+            ("0.86M", 8, 16, 32, True, False), ("10M", 1, 16, 32, False, False),
+            ("10M", 1, 16, 32, True, False), ("0.86M", 1, 16, 64, False, True),
+            ("0.86M", 1, 16, 64, True, True)]
 # model, problems, tokens of a prompt, of a completion
 SEARCH = [("0.86M", 1, 16, 64), ("0.86M", 8, 16, 64), ("0.86M", 4, 192, 64)]
 SEPARATOR = "7"             # a step ends with a word that has a 7 in it: 6 of 64 words
@@ -133,38 +135,40 @@ def voting_line(name: str, number: int, prompt: int, completion: int, ends: bool
 
     prompts = problems(name, number, prompt)
     tokenizer = tokenizer_for(name, ends)
-    model = our_model(name, prompt + completion, options)
+    models = [our_model(name, prompt + completion, compiled) for compiled in (False, True)]
     with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(model, word_tokenizer(MODELS[name]["vocab_size"]), Path(folder))
+        save_pretrained(models[0], word_tokenizer(MODELS[name]["vocab_size"]), Path(folder))
         theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         their_tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{folder}/tokenizer.json")
-    counts: dict[str, list[int]] = {"generate": [], "ours": []}
+    counts: dict[str, list[int]] = {"generate": [], "ours": [], "compiled": []}
 
     def generate() -> None:
         completions = generate_and_vote(theirs, their_tokenizer, prompts, completion,
                                         tokenizer.stop_ids)
         counts["generate"].append(drawn(completions, tokenizer.stop_ids))
 
-    def ours() -> None:
+    def ours(side: str, model: Transformer) -> None:
         result = majority_voting(model, tokenizer, prompts, n=N, max_new_tokens=completion,
                                  answer=first_word)
-        counts["ours"].append(result.total.decode)
+        counts[side].append(result.total.decode)
 
-    read = [prompt_tokens(theirs, generate), prompt_tokens(model, ours)]
-    times = in_turn({"generate": generate, "ours": ours}, repeats=options.repeats, warmup=0,
-                    clock=CLOCKS[options.clock])      # both have run once by now
+    ways = {"generate": generate, "ours": partial(ours, "ours", models[0]),
+            "compiled": partial(ours, "compiled", models[1])}
+    read = prompt_tokens(theirs, generate), prompt_tokens(models[0], ways["ours"])
+    ways["compiled"]()          # without a hook, which would be compiled, too
+    times = in_turn(ways, repeats=options.repeats, warmup=0, clock=CLOCKS[options.clock])
     each = [statistics.median(t / count for t, count in zip(
-        times[side], counts[side][-options.repeats:], strict=True)) for side in times]
+        times[side], counts[side][1:], strict=True)) for side in ways]
     return row(name, number, prompt, length_cell(completion, ends),
-               spread(times["generate"]), spread(times["ours"]),
-               ratio(times["generate"], times["ours"]), " / ".join(f"{1e6 * x:.0f}" for x in each),
-               " / ".join(f"{x:,}" for x in read))
+               *(spread(times[side]) for side in ways),
+               ratio(times["generate"], times["ours"]), ratio(times["generate"], times["compiled"]),
+               " / ".join(f"{1e6 * x:.0f}" for x in each), f"{read[0]:,} / {read[1]:,}")
 
 
-def overhead_line(name: str, number: int, prompt: int, completion: int, ends: bool,
+def overhead_line(name: str, number: int, prompt: int, completion: int, ends: bool, compiled: bool,
                   options: argparse.Namespace) -> str:
     prompts, tokenizer = problems(name, number, prompt), tokenizer_for(name, ends)
-    model = our_model(name, prompt + completion, options)
+    model = our_model(name, prompt + completion, compiled)
     results: dict[str, list[list[int]]] = {}
 
     def generator() -> torch.Generator:
@@ -190,7 +194,8 @@ def overhead_line(name: str, number: int, prompt: int, completion: int, ends: bo
                     repeats=2 * options.repeats + 1, clock=CLOCKS[options.clock])
     equal = sum(a == b for a, b in zip(results["sample"], results["grow"], strict=True))
     assert results["voting"] == results["sample"]
-    return row(name, number, prompt, length_cell(completion, ends), spread(times["sample"], 3),
+    label = f"{name}, compiled" if compiled else name
+    return row(label, number, prompt, length_cell(completion, ends), spread(times["sample"], 3),
                spread(times["voting"], 3), spread(times["grow"], 3),
                ratio(times["voting"], times["sample"]), ratio(times["grow"], times["sample"]),
                f"{equal} of {number * N}")
@@ -224,7 +229,7 @@ def some_number(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence
 def search_lines(name: str, number: int, prompt: int, completion: int,
                  options: argparse.Namespace) -> list[str]:
     prompts, tokenizer = problems(name, number, prompt), tokenizer_for(name, ends=True)
-    model = our_model(name, prompt + completion, options)
+    model = our_model(name, prompt + completion, compiled=False)
     searches: dict[str, Callable[..., Candidates]] = {
         "beam search, 4 beams x 4": partial(beam_search, beams=4, expansions=4),
         "DVTS, 4 trees x 4": partial(diverse_tree_search, trees=4, expansions=4)}
@@ -255,10 +260,10 @@ def search_lines(name: str, number: int, prompt: int, completion: int,
     return lines
 
 
-def our_model(name: str, context: int, options: argparse.Namespace) -> Transformer:
+def our_model(name: str, context: int, compiled: bool) -> Transformer:
     torch.compiler.reset()     # code is compiled for the sizes of one model, as in a run of it
     model = make_model(name, context=context)
-    model.compiled = options.compile
+    model.compiled = compiled
     return model
 
 
@@ -267,8 +272,9 @@ def length_cell(completion: int, ends: bool) -> str:
 
 
 TABLES = {
-    "voting": (("model", "problems", "prompt", "completion", "generate, s", "ours, s", "ratio",
-                "us a drawn token, generate / ours", "read, generate / ours"),
+    "voting": (("model", "problems", "prompt", "completion", "generate, s", "ours, s",
+                "compiled, s", "ratio", "ratio, compiled",
+                "us a drawn token, generate / ours / compiled", "read, generate / ours"),
                lambda options: (voting_line(*sizes, options) for sizes in VOTING)),
     "overhead": (("model", "problems", "prompt", "completion", "sample, s", "voting, s", "grow, s",
                   "voting / sample", "grow / sample", "rows with the same draws"),
@@ -287,14 +293,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clock", default="wall", choices=tuple(CLOCKS),
                         help="cpu: the processor time of this process, where other work runs too")
-    parser.add_argument("--compile", action="store_true", help="compile our side")
     options = parser.parse_args()
 
     import transformers
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    print(f"{heading()}, ours {'compiled' if options.compile else 'as it is'}, commit {commit()}; "
-          f"{N} samples a problem, {options.clock} clock")
+    print(f"{heading()}, commit {commit()}; {N} samples a problem, {options.clock} clock")
     for name, (head, lines) in TABLES.items():
         if options.table in (None, name):
             print(f"\n{name}\n\n{table_head(*head)}")

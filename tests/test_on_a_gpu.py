@@ -1,12 +1,19 @@
 """Every training page on CUDA. Pages that draw nothing give the numbers of a CPU there; those that
-sample learn from the policy that sampled."""
+sample learn from the policy that sampled. Voting and the searches choose at temperature 0 what they
+choose on a CPU."""
 
 import math
 
 import pytest
 import torch
 
+from minirl.inference.budget_forcing import budget_forcing
+from minirl.inference.guided import guided_decoding
+from minirl.inference.tree_search import beam_search, diverse_tree_search
+from minirl.inference.voting import best_of_n_sampling, majority_voting
 from minirl.lm import compiled as compiling
+from minirl.lm.branches import Branches
+from minirl.lm.choice import Choice
 from minirl.lm.heads import ScalarModel
 from minirl.lm.precision import compute_in
 from minirl.train.dpo import DPOConfig, train_dpo
@@ -110,3 +117,62 @@ def test_resume_continues_bit_for_bit(name):
     _, whole = run(PAGES[name], save=lambda state: states.append(copy_of(state.state_dict())))
     _, resumed = run(PAGES[name], resume=states[0])
     assert torch.equal(resumed, whole)
+
+
+# asking without training
+
+def steps_of(prompts, completions):
+    """A score for a completion as one step: a number made of its ids."""
+    return [[sum(ids) % 97 / 97] for ids in completions]
+
+
+def whole(prompts, completions):
+    return [row[0] for row in steps_of(prompts, completions)]
+
+
+GREEDY = {"max_new_tokens": 12, "temperature": 0}
+ASKED = {
+    "majority voting": lambda model, ids: majority_voting(model, TOKENIZER, ids, n=9, **GREEDY),
+    "best of n": lambda model, ids: best_of_n_sampling(model, TOKENIZER, ids, whole, n=4, **GREEDY),
+    "beam search": lambda model, ids: beam_search(model, TOKENIZER, ids, steps_of, **GREEDY),
+    "DVTS": lambda model, ids: diverse_tree_search(model, TOKENIZER, ids, steps_of, **GREEDY),
+    "guided decoding": lambda model, ids: guided_decoding(
+        model, ids, whole, beta=0.5, n=3, eos_id=TOKENIZER.stop_ids, **GREEDY),
+    "budget forcing": lambda model, ids: budget_forcing(
+        model, TOKENIZER, ids, n=3, most=8, extensions=2, **GREEDY),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ASKED)
+def test_without_chance_a_search_is_that_of_a_cpu(name, compiled):
+    prompts = [TOKENIZER.encode_prompt(text) for text in ("1+2=", "7=", "the sum of 12 and 30 is ")]
+    results = []
+    for device in ("cpu", "cuda"):
+        model = tiny().to(device)
+        model.compiled = compiled and device == "cuda"
+        results.append(ASKED[name](model, prompts))
+    cpu, cuda = results
+    assert cuda.completions == cpu.completions and cuda.ended == cpu.ended
+    assert cuda.chosen == cpu.chosen and cuda.spent == cpu.spent
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_branches_grow_as_on_a_cpu(dtype):
+    """Rows are copied, dropped, given tokens and cut back; of bfloat16 only that it can be done, as
+    its roundings differ."""
+    tokens = []
+    for device in ("cpu", "cuda"):
+        model = tiny().to(device)
+        with compute_in(dtype, model.device):
+            branches = Branches(model, [[3, 1, 4, 1, 5], [9], [2, 6]])
+            branches.select([0, 1, 2] * 14)
+            branches.grow([1 + i % 20 for i in range(42)], stops=[], choice=Choice(0, 0, 1.0))
+            branches.select([41, 3, 3, 20, 7])
+            branches.give(1, [4, 8])
+            branches.take_back(3)
+            branches.grow([3, 5, 1, 9, 2], stops=[], choice=Choice(0, 0, 1.0))
+            assert branches.next_logits().isfinite().all()
+        tokens.append(branches.tokens)
+    assert [len(row) for row in tokens[0]] == [len(row) for row in tokens[1]]
+    assert tokens[0] == tokens[1] or dtype == "bfloat16"

@@ -142,7 +142,7 @@ def test_the_context_may_be_filled_to_the_last_token(make_model):
     branches.select([0] + [1] * 39)
     branches.grow([1] + [30] * 39, stops=[], choice=GREEDY)
     assert branches.tokens[:2] == [greedy(model, [5] * (full - 1), 1), greedy(model, [3, 1, 4], 30)]
-    with pytest.raises(ValueError, match=f"context of {full}"):     # its last token has no successor
+    with pytest.raises(ValueError, match=f"context of {full}"):
         branches.grow([2] * 40, stops=[], choice=GREEDY)
 
 
@@ -294,6 +294,23 @@ def test_an_ended_row_that_has_not_left_yet_draws_nothing_more(monkeypatch):
     branches.give(1, [5] * 15)      # it goes on while the first row would come to its second stop
     assert branches.grow([20, 2], stops=[0], choice=GREEDY) == [[8, 0], [6, 7]]
     assert branches.grow([1, 1], stops=[], choice=GREEDY) == [[1], [8]]
+
+
+def test_on_a_gpu_ended_rows_are_asked_for_now_and_then(model, ragged, monkeypatch):
+    """As there, every 8 steps and where a limit is reached: the same tokens, and more of them
+    computed."""
+    tokens, computed = [], []
+    for steps in (1, 8):
+        monkeypatch.setattr(module, "ASK", {"cpu": steps, "cuda": steps})
+        branches = Branches(model, ragged)
+        branches.select([0, 1, 2, 3] * 5)
+        branches.grow([9 + i for i in range(20)], stops=range(6), choice=PLAIN,
+                      generator=torch.Generator().manual_seed(0))
+        branches.select([19, 3, 7, 7])
+        branches.grow([3] * 4, stops=[], choice=GREEDY)
+        tokens.append(branches.tokens)
+        computed.append(branches.computed)
+    assert tokens[0] == tokens[1] and computed[0] < computed[1]
 
 
 def test_a_prompt_is_read_once_for_all_its_rows(ragged):
