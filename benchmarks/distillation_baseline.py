@@ -75,7 +75,8 @@ def draw(path: Path, worlds: dict[float, list[float]]) -> None:
     grid = torch.linspace(0.5025, 0.9975, 200, dtype=torch.float64)
     p, q = torch.meshgrid(grid, grid, indexing="xy")                               # p along x
     ratio = two_tokens(p, q).clamp(max=2).nan_to_num(1.0)                          # 0 / 0 at p = q
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6))
+    figure.set_layout_engine("constrained", wspace=0.08)
     mesh = left.pcolormesh(grid, grid, ratio, cmap="RdBu_r", vmin=0, vmax=2, rasterized=True)
     left.plot([0.5, 1], [0.5, 1], color="black", linewidth=1.5)
     left.text(0.69, 0.88, "the teacher is surer:\nless variance", ha="center", fontsize=11)
@@ -97,7 +98,6 @@ def draw(path: Path, worlds: dict[float, list[float]]) -> None:
     right.minorticks_off()
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.get_layout_engine().set(wspace=0.08)
     figure.savefig(path, dpi=100)
 
 
