@@ -54,6 +54,10 @@ EQUIVALENT: dict[str, str] = {
         "if high is negative, low is larger in size",
     "equations/schedules.py cosine_to_floor: step < warmup -> step <= warmup":
         "at step = warmup both branches give 1",
+    "equations/sequence_objectives.py gmpo: adv > 0 -> adv >= 0":
+        "at A = 0 value and gradient are 0",
+    "equations/sequence_objectives.py vespo: adv >= 0 -> adv > 0":
+        "at A = 0 value and gradient are 0",
     "lm/logprobs.py _gradient: 1.0 -> 0": "x / 1.0 is x, and only takes time",
     "lm/logprobs.py _statistics: -1 -> 1": TWO_D,
     "lm/logprobs.py _statistics: -1 -> 1 (2)": TWO_D,

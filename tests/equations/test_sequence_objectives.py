@@ -114,7 +114,7 @@ def test_vespo_weights(w, gains, losses):
     """The weight is that of the product over the row, spread here in two ways, and it is what the
     gradient of every token is multiplied with."""
     for log_ratio in ([math.log(w), 0.0], [math.log(w) + 1, -1.0]):
-        for adv, phi in ((2.0, gains), (-2.0, losses)):
+        for adv, phi in ((2.0, gains), (0.25, gains), (-0.25, losses), (-2.0, losses)):
             value, slopes = value_and_slopes(vespo, log_ratio, adv)
             assert slopes == pytest.approx([adv * phi] * 2)
             assert value == pytest.approx([adv * phi * x for x in log_ratio])
@@ -130,6 +130,14 @@ def test_vespo_weights_are_largest_at_k_over_lambda():
         weights = sign * logp.grad[:, 0]
         assert w[weights.argmax()].item() == best
         assert weights.max().item() == pytest.approx(most, abs=1e-4)
+
+
+def test_vespo_s_product_is_capped():
+    """Where λ is so small that φ hardly falls: w = e^25 counts as e^20, times e^(-1e-12 e^20)."""
+    zero = torch.zeros(1, 1).double()
+    logp = (zero + 25).requires_grad_()
+    vespo(logp, zero, zero + 1, zero + 1, k_pos=1.0, lam_pos=1e-12).sum().backward()
+    assert logp.grad.item() == pytest.approx(math.exp(20), rel=1e-3)
 
 
 def test_vespo_on_policy_is_the_policy_gradient():
