@@ -5,7 +5,9 @@
 Takes policy and reward models of a run of `minirl search`. A wrong solution either forgets carries
 and is sound otherwise, as half of the texts did that the policy learnt from, or it makes another
 mistake: it copies a digit wrongly, or answers something else than it worked out. The latter are
-rare, and verifiers have seen few of them. --figure draws the run's search.png anew.
+rare, and verifiers have seen few of them. The last lines compare the first half of the samples with
+the second: how far two draws of one policy differ by chance. --figure draws the run's search.png
+anew.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from minirl.inference.candidates import best_index, solution_verifier
 from minirl.inference.comparison import Comparison
 from minirl.inference.comparison_figure import plot_comparison
 from minirl.inference.evaluate import distinct_problems
-from minirl.inference.points import Samples, draw_samples
+from minirl.inference.intervals import mean_interval
+from minirl.inference.points import Samples, draw_samples, mean
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.lm.files import read_json
 from minirl.lm.seeds import derive_seed
@@ -55,6 +58,7 @@ def main() -> None:
                  "PRM min": solution_verifier(steps, "min")}
     print(heading(), "\n")
     print(table_head("task", "best of n by", *(f"n = {n}" for n in SIZES)))
+    halves = []
     for digits in range(settings["digits"], settings["digits"] + 3):
         task = Arithmetic(settings["task"], digits)
         seed = derive_seed(settings["seed"], "verifiers", digits)
@@ -65,10 +69,15 @@ def main() -> None:
                   for ids, right in zip(*pair, strict=True)]
                  for problem, *pair in zip(problems, samples.completions, samples.right,
                                            strict=True)]
+        differences = [mean(right[:SAMPLES // 2]) - mean(right[SAMPLES // 2:])
+                       for right in samples.right]
+        halves.append(f"{task.name}: {mean_interval(differences)}")
         for name in verifiers:
             shares = [chosen(samples, kinds, name, n) for n in SIZES]
             print(row(task.name, name, *(" / ".join(f"{share:.1%}" for share in of_n)
                                          for of_n in shares)))
+    print("\nshare right in the first half of the samples minus that in the second:", *halves,
+          sep="\n")
 
 
 def chosen(samples: Samples, kinds: list[list[str]], verifier: str, n: int) -> list[float]:

@@ -8,9 +8,8 @@ estimating a distribution from finitely many samples, and not that of a number t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from minirl.inference.collect import Counter
 from minirl.inference.points import (
     Point,
     Samples,
+    Search,
     draw_samples,
     measure_any,
     measure_best,
@@ -95,13 +95,14 @@ def compare(policy: Transformer, tokenizer: Tokenizer, task: Task, problems: Seq
 
     outcome     a verifier of whole completions; None: no method that needs one
     steps       a verifier of steps, which also leads the searches
-    expansions  of each beam or tree; with n candidates there are n / expansions beams or trees
+    expansions  of each beam or tree, a power of two; n candidates are n / expansions beams or trees
     progress    .update(n) is called after each part of n candidates, of number_of_candidates
     """
     if not problems or min(largest, expansions) < 1 or "accuracy" not in task.rewards:
         raise ValueError(f"{len(problems)} problems, largest = {largest}, expansions = {expansions}"
                          f", rewards {', '.join(task.rewards) or 'none'}: at least one of each is "
                          "wanted, and a reward named accuracy")
+    check_expansions(expansions)
     most = sizes(largest)[-1]
     generator = torch.Generator().manual_seed(derive_seed(seed, "compare", "samples"))
     samples = draw_samples(policy, tokenizer, task, problems, _verifiers(outcome, steps),
@@ -109,12 +110,25 @@ def compare(policy: Transformer, tokenizer: Tokenizer, task: Task, problems: Seq
                            generator=generator, progress=progress)
     points = choices(samples.part(slice(most)), samples.part(slice(most, None)))
     if steps is not None:
-        search = partial(_search, policy, tokenizer, steps, expansions=expansions,
-                         separator=separator, max_new_tokens=max_new_tokens,
-                         temperature=temperature)
-        points += _searches(search, tokenizer, task, problems, most, expansions, seed, progress)
+        by_name = _searches(policy, tokenizer, steps, expansions, separator=separator,
+                            max_new_tokens=max_new_tokens, temperature=temperature)
+        for n in sizes(most):
+            for method, search in by_name.items():
+                if method == "DVTS" and n <= expansions:      # one tree is one beam
+                    points.append(replace(points[-1], method=method))
+                    continue
+                draws = torch.Generator().manual_seed(derive_seed(seed, "compare", method, n))
+                points.append(measure_search(method, search, tokenizer, task, problems, n,
+                                             generator=draws, progress=progress))
     pleased = {name: over_optimisation(samples, name) for name in samples.scores}
     return Comparison(task.name, len(problems), points, pleased)
+
+
+def check_expansions(expansions: int) -> None:
+    """Raise ValueError unless 1, 2, 4, ... candidates are whole beams."""
+    if expansions.bit_count() != 1:
+        raise ValueError(f"expansions is {expansions}: a power of two is wanted, such as 4, so that "
+                         "2, 4, 8, ... candidates are whole beams")
 
 
 def choices(measured: Samples, reference: Samples) -> list[Point]:
@@ -164,27 +178,17 @@ def _verifiers(outcome: Verifier | None, steps: StepVerifier | None) -> dict[str
     return verifiers
 
 
-def _searches(search: Callable, tokenizer: Tokenizer, task: Task, problems: Sequence[Problem],
-              largest: int, expansions: int, seed: int, progress: Counter | None) -> list[Point]:
-    """Beam search and DVTS for each n. With one beam or tree they are the same search."""
-    points: list[Point] = []
-    for n in sizes(largest):
-        for method, diverse in (("beam search", False), ("DVTS", True)):
-            if diverse and n <= expansions:
-                points.append(replace(points[-1], method=method))
-                continue
-            generator = torch.Generator().manual_seed(derive_seed(seed, "compare", method, n))
-            points.append(measure_search(method, partial(search, diverse), tokenizer, task,
-                                         problems, n, generator=generator, progress=progress))
-    return points
+def _searches(policy: Transformer, tokenizer: Tokenizer, steps: StepVerifier, expansions: int,
+              **options: Any) -> dict[str, Search]:
+    """Searches with n rows for each problem. With fewer than `expansions` there is one beam."""
+    def beams(prompts: Sequence[Ids], n: int, generator: torch.Generator) -> Candidates:
+        m = min(expansions, n)
+        return beam_search(policy, tokenizer, prompts, steps, beams=n // m, expansions=m,
+                           generator=generator, **options)
 
-
-def _search(policy: Transformer, tokenizer: Tokenizer, steps: StepVerifier, diverse: bool,
-            prompts: list[list[int]], n: int, generator: torch.Generator, *, expansions: int,
-            **options: Any) -> Candidates:
-    m = min(expansions, n)
-    if diverse:
+    def trees(prompts: Sequence[Ids], n: int, generator: torch.Generator) -> Candidates:
+        m = min(expansions, n)
         return diverse_tree_search(policy, tokenizer, prompts, steps, trees=n // m, expansions=m,
                                    generator=generator, **options)
-    return beam_search(policy, tokenizer, prompts, steps, beams=n // m, expansions=m,
-                       generator=generator, **options)
+
+    return {"beam search": beams, "DVTS": trees}

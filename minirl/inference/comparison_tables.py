@@ -48,14 +48,16 @@ def choice_table(points: Sequence[Point]) -> str:
 
 
 def theory_table(comparisons: Sequence[Comparison]) -> str:
-    """Return measured minus predicted for each method that has a theory, task by task."""
+    """Return measured minus predicted for each method that has a theory, task by task. With n = 1
+    there is nothing to choose, and all methods are one: how far the two draws differ by chance."""
     tasks = [shortened(comparison.task, TASK_WIDTH) for comparison in comparisons]
     rows = [("measured - predicted", "n", *tasks)]
     for method, points in comparisons[0].methods.items():
         for i, point in enumerate(points):
-            if point.predicted is not None and (point.n in PRINTED[1:] or point is points[-1]):
+            shown = point.n in PRINTED[1:] or point is points[-1] or len(rows) == 1
+            if shown and point.predicted is not None:
                 cells = [error(comparison.methods[method][i]) for comparison in comparisons]
-                rows.append((method, str(point.n), *cells))
+                rows.append((method if point.n > 1 else "one sample", str(point.n), *cells))
     return table(rows)
 
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from minirl.inference.collect import Counter
+from minirl.inference.comparison import check_expansions
 from minirl.inference.evaluate import distinct_problems
 from minirl.inference.steps import label_solutions
 from minirl.lm.heads import ScalarModel
@@ -53,12 +54,13 @@ class SearchConfig:
     """Defaults: the tiny model, on a laptop. Papers' numbers: train/presets.py."""
 
     largest: int = 64                  # candidates of a problem, at most; measured: 1, 2, 4, ...
-    expansions: int = 4                # of each beam or tree; so there are n / 4 of them
+    expansions: int = 4                # of each beam or tree, a power of two: n / 4 beams
     max_new_tokens: int = 80
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
         check(self, largest=SIDE_BY_SIDE, expansions=SIDE_BY_SIDE)
+        check_expansions(self.expansions)
 
 
 def read_slips(stage: Stage, model: Transformer, tokenizer: Tokenizer, tasks: Sequence[Task], *,

@@ -183,7 +183,7 @@ def test_a_verifier_that_gives_too_few_scores_or_nan(listed):
 
 @pytest.mark.parametrize("change, message", [
     ({"problems": []}, "0 problems"), ({"largest": 0}, "largest = 0"),
-    ({"expansions": 0}, "expansions = 0")])
+    ({"expansions": 0}, "expansions = 0"), ({"expansions": 3}, "expansions is 3: a power of two")])
 def test_what_cannot_be_compared(change, message):
     task = Arithmetic("addition", 1)
     options = {"problems": [Problem("1+1=", "2")], "max_new_tokens": 4, **change}

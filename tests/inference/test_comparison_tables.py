@@ -28,7 +28,8 @@ def test_accuracy_for_several_n_and_tokens_at_the_largest():
 
 def test_theory_has_no_row_for_a_search():
     text = theory_table([comparison(), comparison("3-digit addition")])
-    assert "beam search" not in text and text.count("+-") == 2 * 4
+    assert "beam search" not in text and text.count("+-") == 2 * (1 + 4)
+    assert re.search(r"\none sample +1 +\+0\.125", text) and text.count("one sample") == 1
     # majority vote: 0.5 - 0.5 and 0.5 - 0.25: the mean is 0.125, the deviation 0.1768
     assert re.search(r"majority vote +4 +\+0\.125 \+- 0\.245 +\+0\.125 \+- 0\.245\n", text)
 

@@ -96,7 +96,8 @@ def test_both_verifiers_learn_from_the_same_solutions(monkeypatch):
 
 
 @pytest.mark.parametrize("change", [{"largest": 0}, {"expansions": 0}, {"temperature": 0.0},
-                                    {"max_new_tokens": 0}, {"largest": 2.5}])
+                                    {"max_new_tokens": 0}, {"largest": 2.5},
+                                    {"expansions": 6}])
 def test_numbers_out_of_range(change):
     with pytest.raises(ValueError, match=f"{next(iter(change))} is"):
         SearchConfig(**change)
