@@ -127,8 +127,8 @@ def compare(policy: Transformer, tokenizer: Tokenizer, task: Task, problems: Seq
 def check_expansions(expansions: int) -> None:
     """Raise ValueError unless 1, 2, 4, ... candidates are whole beams."""
     if expansions.bit_count() != 1:
-        raise ValueError(f"expansions is {expansions}: a power of two is wanted, such as 4, so that "
-                         "2, 4, 8, ... candidates are whole beams")
+        raise ValueError(f"expansions is {expansions}: a power of two is wanted, such as 4, so "
+                         "that 2, 4, 8, ... candidates are whole beams")
 
 
 def choices(measured: Samples, reference: Samples) -> list[Point]:
