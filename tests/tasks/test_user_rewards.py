@@ -1,9 +1,11 @@
 """minirl/tasks/user_rewards.py: whatever a user's reward does, the run says which, and on what."""
 
 import asyncio
+import gc
 import random
 import sys
 import time
+import warnings
 from functools import partial
 
 import numpy
@@ -160,7 +162,11 @@ def test_an_async_reward_that_raises(error, says):
     async def other(completions, **_):
         return [1, 1, 1]
 
-    message, line = refused(other, judge), judge.__code__.co_firstlineno + 1
+    with warnings.catch_warnings(record=True) as left:     # "coroutine was never awaited"
+        warnings.simplefilter("always")
+        message, line = refused(other, judge), judge.__code__.co_firstlineno + 1
+        gc.collect()
+    assert not left
     assert says in message and f"(test_user_rewards.py, line {line})" in message
     assert ask(other) == [[1.0] * 3]
 
