@@ -40,7 +40,7 @@ def entropy_mask(entropy: Tensor, mask: Tensor, *, quantile: float) -> Tensor:
     if not 0 <= quantile <= 1:
         raise ValueError(f"quantile is {quantile}: expected the share of tokens to keep, in [0, 1]")
     mask = mask.bool()
-    wide = entropy.detach().to(torch.promote_types(entropy.dtype, torch.float32))
+    wide = entropy.to(torch.promote_types(entropy.dtype, torch.float32))
     if not bool(mask.any()):
         return mask
     return (wide >= wide[mask].quantile(1 - quantile)) & mask
