@@ -219,7 +219,7 @@ def of_prefixes(function, rows, mask=None):
     """Weights of rows of ratios, whose sampler has log-probs of -1."""
     log_ratio = torch.tensor(rows).log()
     logp = (log_ratio - 1).requires_grad_()
-    weights = function(logp, torch.full_like(log_ratio, -1.0),
+    weights = function(logp, torch.full_like(log_ratio, -1.0).requires_grad_(),
                        torch.ones_like(log_ratio) if mask is None else torch.tensor(mask))
     assert not weights.requires_grad
     return weights
