@@ -61,7 +61,7 @@ class SearchSettings(Settings):
     slip_share: float = 0.5            # of the carries are forgotten in what the base model reads
     labelled_problems: int = 250       # of each length, of which a solution is labelled
     step_samples: int = 8              # completions from each step
-    eval_problems: int = 48            # held-out problems of each length
+    eval_problems: int = 24            # held-out problems of each length
     reward: str | None = None          # a reward model's folder, instead of two new ones
 
     @property
