@@ -145,6 +145,21 @@ def test_the_time_of_an_async_function_begins_at_its_start():
     assert ready.result() == 5
 
 
+def test_an_async_function_that_is_late_is_cancelled():
+    """A request that nobody waits for is closed, and does not go on in the background."""
+    ended = threading.Event()
+
+    async def late():
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    with pytest.raises(TimeLimitError):
+        start(late(), SHORT).result()
+    assert ended.wait(5)
+
+
 def test_an_async_function_that_blocks_the_loop_has_a_limit_too():
     """time.sleep in the place of asyncio.sleep: the loop cannot cancel it, and the caller goes."""
     async def blocking():
