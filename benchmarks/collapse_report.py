@@ -1,0 +1,131 @@
+"""What benchmarks/collapse.py prints and draws: two tables and a figure.
+
+A record is a line of its file, for one run: seed, arm, looks at held-out sums (step, accuracy,
+pass, different), steps (for each metric one number per step), seconds.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from common import row, table_head
+from minirl.lm.figures import COLOURS, DASHES, entry, legend_below, new_figure, save, smooth, tidy
+
+PLAIN = "plain GRPO"
+LAST_LOOKS, LAST_STEPS = 3, 24     # the end of a run: means over these
+Record = dict[str, Any]
+BLACK, GREY = "#111827", "#9ca3af"
+
+
+class Arm(Protocol):
+    """What is read here of a row of collapse.ARMS."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def what(self) -> str: ...
+
+
+def of(runs: Sequence[Record], arm: Arm) -> list[Record]:
+    """Return the runs of an arm, one per seed."""
+    return [run for run in runs if run["arm"] == arm.name]
+
+
+# the tables
+
+def outcomes(runs: Sequence[Record], arms: Sequence[Arm]) -> None:
+    """Print where the runs end: means over seeds of the last looks and steps."""
+    print(table_head("arm", "what it is", "entropy", "groups without spread", "Pass@16",
+                     "different answers of 16", "accuracy", "by seed"))
+    first = [run["looks"][0] for run in of(runs, arms[0])]
+    early = [{name: values[:1] for name, values in run["steps"].items()}
+             for run in of(runs, arms[0])]
+    print(row("base model", "", *cells(early, [[look] for look in first])))
+    for arm in arms:
+        late = [{name: values[-LAST_STEPS:] for name, values in run["steps"].items()}
+                for run in of(runs, arm)]
+        print(row(arm.name, arm.what, *cells(late, [run["looks"][-LAST_LOOKS:]
+                                                    for run in of(runs, arm)])))
+    print()
+
+
+def cells(steps: Sequence[dict[str, list[float]]],
+          looks: Sequence[Sequence[dict[str, float]]]) -> list[str]:
+    """Return means over steps, or looks, and seeds."""
+    by_step = [statistics.mean(statistics.mean(seed[name]) for seed in steps)
+               for name in ("entropy", "frac_reward_zero_std")]
+    by_seed = {name: [statistics.mean(look[name] for look in seed) for seed in looks]
+               for name in ("pass", "different", "accuracy")}
+    means = [statistics.mean(values) for values in by_seed.values()]
+    return [f"{by_step[0]:.2f}", f"{by_step[1]:.0%}", f"{means[0]:.3f}", f"{means[1]:.1f}",
+            f"{means[2]:.3f}", " / ".join(f"{value:.3f}" for value in by_seed["accuracy"])]
+
+
+def positions(runs: Sequence[Record], arms: Sequence[Arm]) -> None:
+    """Print the entropy of each token, at the first step and at the end, and what was clipped."""
+    quarters = [f"entropy/quarter_{i}" for i in (1, 2, 3, 4)]
+    clips = ["clip_ratio/high_mean", "clip_ratio/low_mean"]
+    print(table_head("arm", "hundreds", "tens", "units", "EOS", "unique completions",
+                     "clipped above", "clipped below"))
+    names = [*quarters, "frac_unique_completions"]
+    print(row("the first step", *(f"{mean_of(runs, arms[0], name, 0, 1):.2f}" for name in names),
+              "", ""))
+    for arm in arms:
+        numbers = [mean_of(runs, arm, name, -LAST_STEPS, None) for name in (*names, *clips)]
+        print(row(arm.name, *(f"{number:.2f}" for number in numbers[:-2]),
+                  *(f"{number:.1%}" for number in numbers[-2:])))
+    print()
+
+
+def mean_of(runs: Sequence[Record], arm: Arm, name: str, start: int, end: int | None) -> float:
+    """Return the mean of a metric over steps start to end, and over seeds."""
+    return statistics.mean(statistics.mean(run["steps"][name][start:end])
+                           for run in of(runs, arm))
+
+
+# the figure
+
+def draw(runs: Sequence[Record], arms: Sequence[Arm], out: Path) -> None:
+    """Draw four panels over steps: two of what happens to the policy, two of what it costs."""
+    figure, axes = new_figure(2, 2, (10.4, 6.6))
+    looks = dict(zip(arms, styles(arms), strict=True))
+    panels: tuple[tuple[str, str, Callable[[Record], list[tuple[float, float]]]], ...] = (
+        ("Entropy of a token falls, unless it is paid for", "nats", step_curve("entropy")),
+        ("Groups without spread teach nothing", "share of groups",
+         step_curve("frac_reward_zero_std")),
+        ("Of 16 samples, fewer and fewer find the answer", "Pass@16, held-out sums",
+         look_curve("pass")),
+        ("Accuracy: smaller steps and a KL are ahead", "accuracy, held-out sums",
+         look_curve("accuracy")))
+    for axis, (title, label, curve) in zip(axes, panels, strict=True):
+        for arm in sorted(arms, key=lambda arm: arm.name == PLAIN):  # plain on top
+            by_seed = [curve(run) for run in of(runs, arm)]
+            x = [step for step, _ in by_seed[0]]
+            y = [statistics.mean(value for _, value in points)
+                 for points in zip(*by_seed, strict=True)]
+            axis.plot(x, y, **looks[arm])
+        axis.set_xlim(left=0)
+        axis.set_ylim(bottom=0)
+        tidy(axis, title, x="step", y=label)
+    seeds = len(of(runs, arms[0]))
+    legend_below(figure, [entry(f"{arm.name}: {arm.what}", **looks[arm]) for arm in arms],
+                 title=f"Means of {seeds} seeds; steps are smoothed over 7")
+    save(figure, out)
+
+
+def styles(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """Return a look for each arm: the first, plain one, in bold, the last, a control, in dashes."""
+    return [{"color": BLACK, "linewidth": 3},
+            *({"color": colour, "linewidth": 1.8} for colour in COLOURS[:len(arms) - 2]),
+            {"color": GREY, "linewidth": 2.4, "linestyle": DASHES}]
+
+
+def step_curve(name: str) -> Callable[[Record], list[tuple[float, float]]]:
+    return lambda run: list(enumerate(smooth(run["steps"][name]), start=1))
+
+
+def look_curve(name: str) -> Callable[[Record], list[tuple[float, float]]]:
+    return lambda run: [(look["step"], look[name]) for look in run["looks"]]

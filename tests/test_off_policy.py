@@ -1,0 +1,180 @@
+"""What benchmarks/off_policy.py says of each objective, exactly, and the arms of
+benchmarks/collapse.py.
+
+The worlds are small enough to list every completion: expectations are sums in float64.
+"""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from minirl.equations.objectives import policy_gradient
+from minirl.testing.oracle import Oracle
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+NAMES = ("at_once", "collapse", "collapse_report", "off_policy", "off_policy_report")
+
+
+@pytest.fixture(scope="module")
+def modules():
+    """The benchmarks, which import their neighbours by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield {name: importlib.import_module(name) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def study(modules):
+    return modules["off_policy"]
+
+
+@pytest.fixture(scope="module")
+def points(study):
+    """Four worlds, near the sampler and far from it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "WORLDS", 4)
+        patch.setattr(study, "MOVES", (0, 2, 16))
+        return study.worlds()
+
+
+def of(points, method, step):
+    return [point for point in points if (point["method"], point["step"]) == (method, step)]
+
+
+# ---- exactly
+
+def test_at_the_sampler_all_methods_are_one(study, points):
+    """K = 0: every ratio is 1, so every expected gradient is that of E[r], in direction and
+    length, and a sample is as noisy with one method as with another."""
+    for method in study.METHODS:
+        for point, plain in zip(of(points, method.name, 0), of(points, "no correction", 0),
+                                strict=True):
+            assert point["drift"] == 0
+            assert point["cosine"] == pytest.approx(1, abs=1e-12)
+            assert point["length"] == pytest.approx(1, abs=1e-12)
+            assert point["noise"] == pytest.approx(plain["noise"], rel=1e-12)
+
+
+def test_the_whole_ratio_has_no_bias_at_any_distance(study, points):
+    assert min(point["drift"] for point in of(points, study.EXACT, 16)) > 0.2
+    for step in (2, 16):
+        for point in of(points, study.EXACT, step):
+            assert point["cosine"] == pytest.approx(1, abs=1e-10)
+            assert point["length"] == pytest.approx(1, abs=1e-10)
+
+
+def test_all_others_are_biased_and_those_that_hold_back_turn_round(study, points):
+    """Far from the sampler, in the direction that rewards point in, what a clip leaves over are the
+    tokens that went against their advantage: PPO's, GSPO's and DPPO's expected gradients point
+    another way than the right one, and token ratios that nothing cuts lead nearly as it does."""
+    def cosines(name):
+        return [point["cosine"] for point in of(points, name, 16)]
+
+    for method in study.METHODS[:-1]:
+        assert max(cosines(method.name)) < 0.9999
+    assert max(cosines("PPO clip")) < 0
+    assert max(cosines("GSPO")) < 0.1
+    assert min(cosines("CISPO")) > 0.9
+    assert min(cosines("no correction")) > 0.9
+
+
+def test_gspo_turns_round_at_once(points):
+    """Its region is a ten-thousandth wide: two small steps, of which PPO's clip notices nothing."""
+    assert max(point["cosine"] for point in of(points, "GSPO", 2)) < -0.3
+    assert min(point["cosine"] for point in of(points, "PPO clip", 2)) > 0.99
+
+
+def test_without_correction_the_length_is_wrong_and_not_the_direction(points):
+    for point in of(points, "no correction", 16):
+        assert point["cosine"] > 0.9
+        assert not 0.6 < point["length"] < 1.9
+
+
+@pytest.mark.parametrize("index", range(7))
+def test_noise_is_the_variance_of_the_gradients_of_single_completions(study, index):
+    """Each completion's gradient by itself, and the variance around their mean under μ."""
+    method, oracle = study.METHODS[index], Oracle(3, 3, 2)
+    policy, behavior_logp = oracle.table(seed=1), oracle.logp(oracle.table(seed=2)).detach()
+    rewards = oracle.random(seed=3)
+    found = study.exact_row(method, oracle, policy, behavior_logp, rewards)
+    logp, p = oracle.logp(policy), oracle.prob(behavior_logp)
+    right = oracle.gradient(policy, oracle.mean(logp, rewards))
+    adv = (rewards - (p * rewards).sum())[:, None].expand_as(logp)
+    value = study.surrogate(method, logp, behavior_logp, adv, oracle.mask) * oracle.mask
+    each = torch.stack([oracle.gradient(policy, row.sum()) for row in value])  # (N, parameters)
+    mean = (p[:, None] * each).sum(0)
+    noise = (p * (each - mean).square().sum(1)).sum().sqrt() / right.norm()
+    assert found["noise"] == pytest.approx(noise.item(), rel=1e-9)
+    assert found["length"] == pytest.approx((mean.norm() / right.norm()).item(), rel=1e-9)
+    assert found["cosine"] == pytest.approx((mean @ right / mean.norm() / right.norm()).item())
+
+
+def test_drift_by_hand(study):
+    """One token of two, μ = 1/2 each, π = (1/4, 3/4): (ln 2 + ln 3/2) / 2."""
+    oracle = Oracle(2, 1)
+    logp = torch.tensor([[0, 0.25], [0, 0.75]], dtype=torch.float64).log().clamp(min=-9)
+    half = torch.full_like(logp, 0.5).log()
+    behavior_logp = torch.where(oracle.mask, half, 0)
+    logp = torch.where(oracle.mask, logp, 0)
+    assert study.drift(oracle, logp, behavior_logp) == pytest.approx(0.5493061)
+
+
+def test_medians_lie_on_the_line_between_steps(modules):
+    """At drift 1 the first world has 0.5 (between 1 at 0 and 0 at 2), the others 0.2 and 0.8."""
+    method = modules["off_policy"].METHODS[0]
+    rows = [(0, 0, 1.0), (0, 2, 0.0), (1, 0, 1.0), (1, 1, 0.2), (2, 0, 1.0), (2, 1, 0.8)]
+    exact = [{"world": world, "method": method.name, "drift": drift, "cosine": cosine}
+             for world, drift, cosine in rows]
+    assert modules["off_policy_report"].medians(exact, method, "cosine", [0, 1]) == [1, 0.5]
+
+
+# ---- the arms of collapse.py
+
+def gradient(objective, logp, old_logp, adv):
+    logp = logp.clone().requires_grad_()
+    objective(logp, old_logp, adv, torch.ones_like(logp).bool()).sum().backward()
+    return logp.grad
+
+
+def test_kl_cov_by_hand(modules):
+    """100 tokens, so two are chosen: the likely one that is good, and the unlikely one that is bad.
+    d/dlogp of ρ A - |log ρ| is ρ A - sign(log ρ): at ρ = 2 it is 2 - 1 for the one, -2 - 1 for the
+    other, and ρ A = 2 for the rest. At ρ = 1 nothing is penalised."""
+    logp, adv = torch.full((1, 100), -1.0), torch.ones(1, 100)
+    logp[0, 0], logp[0, 1], adv[0, 0], adv[0, 1], adv[0, 2] = -0.1, -8.0, 3.0, -1.0, 1.0
+    objective = modules["collapse"].kl_cov(0)
+    on_policy = gradient(objective, logp, logp, adv)
+    torch.testing.assert_close(on_policy, gradient(lambda x, old, a, mask: policy_gradient(x, a),
+                                                   logp, logp, adv))
+    off_policy = gradient(objective, logp, logp - torch.tensor(2.0).log(), adv)
+    expected = torch.full((1, 100), 2.0)
+    expected[0, :2] = torch.tensor([5.0, -3.0])  # 2 * 3 - 1, 2 * -1 - 1
+    torch.testing.assert_close(off_policy, expected)
+
+
+def test_clip_cov_leaves_out_a_share_of_the_candidates(modules):
+    """Of 200 tokens, 100 have a covariance of 2: four of them, 2 % of all, get no gradient. The
+    seed says which."""
+    logp = torch.tensor([[-1.0] * 100 + [-3.0] * 100])       # ±1 around the mean
+    adv = torch.tensor([[2.0] * 100 + [-2.0] * 100])         # ±2: the covariance is 2 everywhere
+    adv[0, 100:] = -2.0
+    one, again, other = (gradient(modules["collapse"].clip_cov(seed), logp, logp, adv)
+                         for seed in (0, 0, 1))
+    assert (one == 0).sum() == 4
+    assert (one[one != 0] == adv[one != 0]).all()
+    assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+# ---- the toy
+
+def test_an_answer_is_digits_that_are_worth_the_sum(modules):
+    texts = ["132", "0132", "13", "", "-132", "132 ", "1x2", "047"]
+    judged = modules["at_once"].equal([""] * 8, texts, ["132"] * 7 + ["47"])
+    assert judged == [1, 1, 0, 0, 0, 0, 0, 1]
+
+
+def test_the_end_of_a_run_is_a_mean_of_its_last_looks(modules):
+    looks = [{"step": i, "accuracy": accuracy} for i, accuracy in enumerate((0, 0.1, 0.2, 0.6))]
+    assert modules["off_policy_report"].end({"looks": looks}) == pytest.approx(0.3)
