@@ -97,6 +97,7 @@ def test_the_rewards_with_a_weight_are_judged_in_the_order_of_the_weights(base, 
     task = listed(1, rewards, b=1.0, a=1.0)
     got = collect(*base, task, task.problems, max_new_tokens=2)
     assert list(got.verdicts) == ["b", "a"] and got.rewards.tolist() == [3.0]
+    assert got.weights == {"a": 1.0, "b": 1.0}
 
 
 def test_a_task_without_weights_counts_each_reward_once(base, listed):

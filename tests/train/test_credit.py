@@ -5,11 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minirl.equations.advantages import process_advantages, spread
+from minirl.equations.advantages import gdpo_advantages, process_advantages, spread
 from minirl.inference.collect import Collected
 from minirl.lm.rollouts import Rollouts
 from minirl.tasks.problem import Problem
-from minirl.train.credit import outcome_credit, process_credit, step_of_token
+from minirl.train.credit import (
+    decoupled_credit,
+    outcome_credit,
+    process_credit,
+    step_of_token,
+)
 from minirl.train.grpo import GRPOConfig, train_grpo
 from tests.train.small import TOKENIZER, Digits, Log, length, tiny, weights
 
@@ -40,6 +45,28 @@ def by_hand(ends=ENDS, rewards=REWARDS):
 def test_outcome_supervision_gives_each_token_its_completions_advantage():
     answers, adv = completions(), torch.tensor([[0.5, -1.0]])
     assert outcome_credit(adv, answers).tolist() == [[0, 0] + [0.5] * 5, [0, 0] + [-1] * 3 + [0, 0]]
+
+
+def test_decoupled_credit_compares_each_reward_by_itself():
+    """Rewards (1, 0), (0, 1), (0, 1), (0, 1): their sums are equal, and so are z-scores that are
+    added with the same weight. With weights 1 and 1/2 the rare reward counts: z is 1.5 and -0.5
+    three times, so sums are 0.75 and -0.25, and the z-scores of these are 1.5 and -0.5 again."""
+    answers = completions([1] * 4, [2] * 4)
+    verdicts = {"rare": [1.0, 0.0, 0.0, 0.0], "common": [0.0, 1.0, 1.0, 1.0]}
+    adv = torch.full((1, 4), 99.0)                     # what the sum gives is not read
+
+    def credit(weights, verdicts=verdicts):
+        return decoupled_credit(adv, replace(answers, verdicts=verdicts, weights=weights))[:, 1]
+
+    assert credit({"rare": 1.0, "common": 1.0}).tolist() == pytest.approx([0.0] * 4, abs=1e-5)
+    assert credit({"rare": 1.0, "common": 0.5}).tolist() == pytest.approx(
+        [1.5, -0.5, -0.5, -0.5], abs=1e-3)
+    swapped = credit({"common": 0.5, "rare": 1.0})     # the weights go by name, not by place
+    assert torch.equal(swapped, credit({"rare": 1.0, "common": 0.5}))
+    nothing = credit({"rare": 1.0}, {"rare": [None] * 4})
+    assert nothing.tolist() == [0.0] * 4
+    table = torch.tensor(list(verdicts.values())).T[None]
+    assert torch.equal(swapped, gdpo_advantages(table, [1.0, 0.5])[0])
 
 
 def test_each_token_belongs_to_the_step_that_ends_at_it_or_after_it():

@@ -1,9 +1,21 @@
 """minirl/train/metrics.py"""
 
+import math
+
 import pytest
 import torch
 
-from minirl.train.metrics import NonFiniteError, Sums, check_finite, check_judged
+from minirl.inference.collect import Collected
+from minirl.lm.rollouts import Rollouts
+from minirl.tasks.problem import Problem
+from minirl.train.metrics import (
+    NonFiniteError,
+    Sums,
+    check_finite,
+    check_judged,
+    describe_variety,
+    watch,
+)
 
 
 def test_means_are_those_of_all_values_and_not_of_the_parts():
@@ -49,3 +61,35 @@ def test_one_verdict_is_enough():
     assert check_judged(rewards) is rewards
     with pytest.raises(ValueError, match="none of the 2 completions got a reward"):
         check_judged(rewards.new_full((2,), float("nan")))
+
+
+def test_what_is_watched_by_hand():
+    """A completion of four tokens and one of two: the quarters of the first are its tokens, those
+    of the second the first and the third. Ratios π_old/μ are 1, 2, 1, 1 and 1/2, 1."""
+    mask = torch.tensor([[0, 1, 1, 1, 1], [0, 1, 1, 0, 0]]).bool()
+    old = torch.where(mask, -1.0, 99.0)
+    behavior = old - torch.tensor([[9.0, 1.0, 2.0, 1.0, 1.0], [9.0, 0.5, 1.0, 9.0, 9.0]]).log()
+    batch = Rollouts(torch.zeros(2, 5).long(), mask, torch.ones(2).long(), behavior,
+                     torch.zeros(2).bool())
+    entropy = torch.tensor([[9.0, 1.0, 2.0, 3.0, 4.0], [9.0, 5.0, 7.0, 9.0, 9.0]])
+    logp = torch.zeros(2, 5, requires_grad=True)
+    sums = Sums()
+    watch(sums, logp * 2, logp, old, batch, torch.ones(2, 5), entropy)
+    means = sums.means()
+    assert [means[f"entropy/quarter_{i}"] for i in (1, 2, 3, 4)] == [3.0, 2.0, 5.0, 4.0]
+    assert means["entropy"] == pytest.approx(22 / 6)
+    assert means["sampling/ratio/min"] == pytest.approx(0.5)
+    assert means["sampling/ratio/max"] == pytest.approx(2.0)
+    assert means["sampling/ratio/mean"] == pytest.approx(6.5 / 6)
+    assert means["sampling/sampling_logp_difference/max"] == pytest.approx(math.log(2))
+    assert means["sampling/sampling_logp_difference/mean"] == pytest.approx(2 * math.log(2) / 6)
+
+
+def test_variety_by_hand():
+    """Two problems of one prompt and one of another, two completions each: the same text after
+    another prompt is another completion."""
+    problems = [Problem("1=", "1"), Problem("1=", "1"), Problem("2=", "2")]
+    texts = ["a", "a", "b", "a", "a", "a"]
+    answers = Collected(problems, None, texts, {}, torch.zeros(6))
+    assert describe_variety(answers) == {"frac_unique_prompts": pytest.approx(2 / 3),
+                                         "frac_unique_completions": pytest.approx(3 / 6)}
