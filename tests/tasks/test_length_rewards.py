@@ -41,6 +41,11 @@ def test_cosine_length_with_numbers_and_a_verdict_of_ones_own():
     assert verdicts == [0.75, -0.75, -2.0]
 
 
+def test_half_right_is_not_right():
+    half = cosine_length(12, verdict=lambda **_: [0.5, 1.0])
+    assert asked(half, ["", ""], completion_ids=ids(6, 6)) == [-5.0, 1.5]
+
+
 def test_no_completions_are_no_verdicts():
     columns = {"completion_ids": [], "answer": []}
     for reward in (cosine_length(9), repetition_penalty(), soft_overlong_punishment(9, 3)):

@@ -62,8 +62,10 @@ def test_async_rewards_are_awaited_all_at_once():
     assert time.monotonic() - began < 1.5                  # one after the other: 2.7 s
     assert first == [1.0, 0.0, None] and others[:-1] == [[1.0] * 3] * 8
     assert others[-1] == [0.0, 0.0, 1.0]
-    total = combine([slow, Judge()], [1.0, 2.0])           # without a guard, too
-    assert total(PROMPTS, COMPLETIONS, **COLUMNS) == [3.0, 2.0, 2.0]
+    began = time.monotonic()
+    total = combine([slow, *[Judge()] * 7], [1.0, 2.0, *[0.5] * 6])       # without a guard, too
+    assert total(PROMPTS, COMPLETIONS, **COLUMNS) == [6.0, 5.0, 5.0]
+    assert time.monotonic() - began < 1.5                  # one after the other: 2.4 s
 
 
 def test_conversations():
