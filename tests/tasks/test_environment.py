@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 import time
 
 import pytest
@@ -273,6 +274,16 @@ def test_a_tool_that_hangs_is_answered_by_an_error(tool):
     talk, began = session(tool, seconds=0.15), time.monotonic()
     assert talk.reply("<tool>word</tool>") == ["error: no result within 0.15 s"]
     assert talk.failures == 1 and time.monotonic() - began < 5
+
+
+def test_an_async_tool_has_its_limit_outside_of_the_main_thread_too():
+    answers = []
+    talk = session(ask_far_away, seconds=0.15)
+    thread = threading.Thread(target=lambda: answers.extend(talk.reply("<tool>word</tool>")),
+                              daemon=True)
+    thread.start()
+    thread.join(5)
+    assert answers == ["error: no result within 0.15 s"]
 
 
 def test_a_tool_that_exits_does_not_end_the_run():
