@@ -9,6 +9,7 @@ TWO_D = "the tensor is 2-D, and its last dimension is the second"
 ONE = "these differ with at most one verdict, where equal rewards give 0 anyway"
 HIDDEN = "what is under the mask is taken out again at the end"
 VERDICTS = "the verdicts are read, and not their weighted sum"
+NO_SET = "no set of k holds what is there, so its share is 0"
 EQUIVALENT: dict[str, str] = {
     "equations/advantages.py _mean: -1 -> 1": TWO_D,
     "equations/advantages.py _mean: -1 -> 1 (2)": TWO_D,
@@ -29,6 +30,20 @@ EQUIVALENT: dict[str, str] = {
         "a mean of 0 means rewards of 0, which are equal",
     "equations/advantages.py maxrl_advantages: mean > 0 -> mean >= 0":
         "a mean of 0 means rewards of 0, which are equal",
+    "equations/advantages.py _share_of_sets: (count - 1).clamp(min=0) -> count - 1": NO_SET,
+    "equations/advantages.py _share_of_sets: 0 -> 1 (2)": NO_SET,
+    "equations/advantages.py _share_of_sets: behind.clamp(min=0) -> behind": NO_SET,
+    "equations/advantages.py gdpo_advantages: rewards.sum(-1) -> rewards.mean(-1)":
+        "there is no prompt, so no number",
+    "equations/advantages.py gdpo_advantages: terms.abs().sum(-1) -> terms.abs().mean(-1)":
+        "it only says how large rounding may be",
+    "equations/advantages.py pass_at_k_advantages: -1 -> 1": TWO_D,
+    "equations/advantages.py pass_at_k_advantages: -1 -> 1 (2)": TWO_D,
+    "equations/advantages.py pass_at_k_advantages: -1 -> 1 (3)": TWO_D,
+    "equations/advantages.py pass_at_k_advantages: -1 -> 1 (5)": TWO_D,
+    "equations/advantages.py pass_at_k_advantages: 0.0 -> 1": NO_SET,
+    "equations/advantages.py pass_at_k_advantages: 1 -> 0 (5)":
+        "a sample gains nothing over itself",
     "equations/advantages.py optimal_baseline: -1 -> 1": TWO_D,
     "equations/advantages.py optimal_baseline: -1 -> 1 (2)": TWO_D,
     "equations/advantages.py optimal_baseline: 0.0 -> 1": "its weight is 0 already",
@@ -38,6 +53,7 @@ EQUIVALENT: dict[str, str] = {
     "equations/kl.py exact_kl: 0 -> 1 (2)": "it is multiplied by p = 0",
     "equations/kl.py kl_shaped_rewards: 0 -> 1 (2)": HIDDEN,
     "equations/kl.py kl_shaped_rewards: 0 -> 1 (3)": HIDDEN,
+    "equations/objectives.py dppo: adv > 0 -> adv >= 0": "at A = 0 value and gradient are 0",
     "equations/objectives.py dual_clipped_surrogate: adv < 0 -> adv <= 0":
         "at A = 0 both sides are 0",
     "equations/objectives.py entropy: 0 -> 1 (2)": "it is multiplied by p = 0",

@@ -289,7 +289,7 @@ def dppo(
     """
     logp = guard_gradient(logp, old_logp=old_logp, adv=adv)
     check_positive(delta=delta, cap=cap)
-    moved = logp.detach().exp() - old_logp.exp()  # (B, T)
+    moved = logp.exp() - old_logp.exp()  # (B, T), only compared
     inside = torch.where(adv > 0, moved <= delta, moved >= -delta)  # (B, T)
     weights = _ratio(logp.detach(), old_logp).clamp(max=cap) * inside
     return weights * adv * logp
