@@ -22,8 +22,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 # command -> seconds after which it is stopped
 CPU = {"logprobs.py --repeats 3": 600, "sampling.py": 600, "grpo_step.py": 600,
-       "train_step.py": 180, "scaling.py": 600, "rms_norm.py": 120, "startup.py": 180,
-       "corpus.py classifier": 180}
+       "train_step.py": 180, "search_speed.py": 600, "scaling.py": 600, "rms_norm.py": 120,
+       "startup.py": 180, "corpus.py classifier": 180}
 CUDA = {"-m pytest tests/test_on_a_gpu.py tests/lm/test_decoding.py -k gpu": 120,
         "train_step.py --device cuda --dtype bfloat16": 80,
         "logprobs.py --device cuda": 90,
