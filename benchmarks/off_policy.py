@@ -51,9 +51,9 @@ GRPO = GRPOConfig(steps=60, prompts_per_step=8, group_size=16, lr=3e-4, warmup_s
                   min_lr_ratio=1.0, kl_coef=0.0, aggregate="token_mean", max_new_tokens=LENGTH)
 LOOK_EVERY = 6                     # steps
 WORLDS, WORLD = 16, (3, 5, 2)      # vocabulary, length, EOS
-MOVES = (0, 1, 2, 3, 4, 6, 8, 11, 16, 22, 32, 44)          # gradient steps away from the sampler
-MOVE = 0.5                         # the size of one
-DRIFTS = (0.05, 0.2, 0.6)          # |log π - log μ| of a sampled token, for the table
+MOVES = (*range(8), *range(8, 41, 4))      # gradient steps away from the sampler
+MOVE = 0.125                       # the length of one, in logits
+DRIFTS = (0.05, 0.1, 0.4)          # |log π - log μ| of a sampled token, for the table
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ METHODS = (
     Method("CISPO", "min(ρ_t, 5)", capped(4.0), SAMPLER),
     Method("DPPO", "ρ_t, 0 where π_t has moved by 0.2 the way A points", trust_region(0.2),
            SAMPLER),
-    Method("GSPO", "(Π ρ_t)^(1/|o|), 0 where it has moved by 0.0003 the way A points",
+    Method("GSPO", "(Π ρ_t)^(1/T), 0 where it has moved by 0.0003 the way A points",
            sequence_ratio(3e-4, 4e-4), SAMPLER),
     Method("IcePop", "ρ_t, 0 outside 0.5 to 5", score_function(),
            dict(importance="token_mask", importance_min=0.5, importance_max=5.0)),
@@ -143,8 +143,9 @@ def drift(oracle: Oracle, logp: Tensor, behavior_logp: Tensor) -> float:
 
 @torch.no_grad()
 def move(policy: Any, gradient: Tensor) -> None:
+    """Take a step of one length in all worlds, as Adam's do not depend on the gradient's."""
     weight = policy.lm_head.weight
-    weight += MOVE * gradient.view_as(weight)
+    weight += MOVE * gradient.view_as(weight) / gradient.norm()
 
 
 # in training

@@ -16,8 +16,8 @@ from common import row, table_head
 from minirl.lm.figures import COLOURS, DASHES, entry, legend_below, new_figure, save, tidy
 
 LAST_LOOKS = 3                     # the end of a run: a mean over these
-FARTHEST = 0.7                     # drift that all worlds reach
-GRID = [FARTHEST * i / 35 for i in range(36)]
+FARTHEST = 0.5                     # drift; all worlds go farther
+GRID = [FARTHEST * i / 50 for i in range(51)]
 Record = dict[str, Any]
 
 
@@ -111,20 +111,24 @@ def draw(runs: Sequence[Record], exact: Sequence[Record], methods: Sequence[Meth
     figure, axes = new_figure(2, 3, (10.4, 6.6))
     looks = [{"color": colour, "linewidth": 2} for colour in COLOURS]
     looks.append({"color": "#111827", "linewidth": 2, "linestyle": DASHES})
-    top = max(look["accuracy"] for run in runs for look in run["looks"])
     for axis, age in zip(axes, ages, strict=False):
         draw_curves(axis, runs, methods if age else methods[:1], age, looks)
-        axis.set_ylim(0, min(1.0, 1.05 * top))
+    levels = [limit for axis in axes[:3] for limit in axis.get_ylim()]
+    for axis in axes[:3]:
+        axis.set_ylim(min(levels), max(levels))
     drifts = {age: run_drift(runs, age) for age in ages if age}
-    panels = (("cosine", "Direction: cosine with the right gradient", "cosine"),
-              ("length", "Length, in lengths of the right one", "ratio"),
-              ("noise", "Noise of one sample, in the same lengths", "standard deviation"))
+    panels = (("cosine", "Exactly: direction", "cosine with the right gradient"),
+              ("length", "Exactly: length", "length / that of the right one"),
+              ("noise", "Exactly: noise of one sample", "deviation / length of the right one"))
     for axis, (name, title, label) in zip(axes[3:], panels, strict=True):
         for method, style in zip(methods, looks, strict=True):
             axis.plot(GRID, medians(exact, method, name, GRID), **style)
         mark(axis, drifts)
         axis.set_xlim(0, FARTHEST)
-        tidy(axis, title, x="|log π - log μ| of a sampled token", y=label)
+        tidy(axis, title, x="|log π - log μ| of a sampled token, mean", y=label)
+    axes[3].set_ylim(top=1.15)  # room for the marks
+    axes[4].set_ylim(0, 1.15)
+    axes[5].set_ylim(bottom=0)
     legend_below(figure, [entry(method.name, **style)
                           for method, style in zip(methods, looks, strict=True)])
     save(figure, out)
@@ -140,9 +144,8 @@ def draw_curves(axis: Any, runs: Sequence[Record], methods: Sequence[Method], ag
                    for at in zip(*by_seed, strict=True)],
                   **(style if age else {"color": "#111827", "linewidth": 2}))
     axis.set_xlim(left=0)
-    titles = {0: "K = 0: all methods are one"}
-    tidy(axis, titles.get(age, f"K = {age}: rollouts of {age} steps ago"), x="step",
-         y="accuracy, held-out sums")
+    title = f"K = {age}: rollouts of {age} steps ago" if age else "K = 0: all methods are one"
+    tidy(axis, title, x="step", y="" if age else "accuracy, held-out sums")
 
 
 def mark(axis: Any, drifts: dict[int, float]) -> None:

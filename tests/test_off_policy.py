@@ -35,7 +35,7 @@ def points(study):
     """Four worlds, near the sampler and far from it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "WORLDS", 4)
-        patch.setattr(study, "MOVES", (0, 2, 16))
+        patch.setattr(study, "MOVES", (0, 1, 12))
         return study.worlds()
 
 
@@ -58,8 +58,8 @@ def test_at_the_sampler_all_methods_are_one(study, points):
 
 
 def test_the_whole_ratio_has_no_bias_at_any_distance(study, points):
-    assert min(point["drift"] for point in of(points, study.EXACT, 16)) > 0.2
-    for step in (2, 16):
+    assert min(point["drift"] for point in of(points, study.EXACT, 12)) > 0.3
+    for step in (1, 12):
         for point in of(points, study.EXACT, step):
             assert point["cosine"] == pytest.approx(1, abs=1e-10)
             assert point["length"] == pytest.approx(1, abs=1e-10)
@@ -70,26 +70,26 @@ def test_all_others_are_biased_and_those_that_hold_back_turn_round(study, points
     tokens that went against their advantage: PPO's, GSPO's and DPPO's expected gradients point
     another way than the right one, and token ratios that nothing cuts lead nearly as it does."""
     def cosines(name):
-        return [point["cosine"] for point in of(points, name, 16)]
+        return [point["cosine"] for point in of(points, name, 12)]
 
     for method in study.METHODS[:-1]:
         assert max(cosines(method.name)) < 0.9999
     assert max(cosines("PPO clip")) < 0
     assert max(cosines("GSPO")) < 0.1
     assert min(cosines("CISPO")) > 0.9
-    assert min(cosines("no correction")) > 0.9
+    assert min(cosines("no correction")) > 0.85
 
 
 def test_gspo_turns_round_at_once(points):
-    """Its region is a ten-thousandth wide: two small steps, of which PPO's clip notices nothing."""
-    assert max(point["cosine"] for point in of(points, "GSPO", 2)) < -0.3
-    assert min(point["cosine"] for point in of(points, "PPO clip", 2)) > 0.99
+    """Its region is a ten-thousandth wide: one small step, of which PPO's clip notices nothing."""
+    assert max(point["cosine"] for point in of(points, "GSPO", 1)) < -0.3
+    assert min(point["cosine"] for point in of(points, "PPO clip", 1)) > 0.99
 
 
 def test_without_correction_the_length_is_wrong_and_not_the_direction(points):
-    for point in of(points, "no correction", 16):
-        assert point["cosine"] > 0.9
-        assert not 0.6 < point["length"] < 1.9
+    for point in of(points, "no correction", 12):
+        assert point["cosine"] > 0.85
+        assert not 0.6 < point["length"] < 1.7
 
 
 @pytest.mark.parametrize("index", range(7))
@@ -165,6 +165,17 @@ def test_clip_cov_leaves_out_a_share_of_the_candidates(modules):
     assert (one == 0).sum() == 4
     assert (one[one != 0] == adv[one != 0]).all()
     assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+def test_what_the_table_of_outcomes_says_of_two_seeds(modules):
+    """Means over the steps and looks it is given, then over seeds."""
+    steps = [{"entropy": [0.1, 0.3], "frac_reward_zero_std": [0.5, 0.5]},
+             {"entropy": [0.4, 0.4], "frac_reward_zero_std": [1.0, 0.0]}]
+    looks = [[{"pass": 1.0, "different": 4, "accuracy": 0.2}],
+             [{"pass": 0.5, "different": 2, "accuracy": 0.5},
+              {"pass": 0.5, "different": 4, "accuracy": 0.7}]]
+    assert modules["collapse_report"].cells(steps, looks) == [
+        "0.30", "50%", "0.750", "3.5", "0.400", "0.200 / 0.600"]
 
 
 # ---- the toy
