@@ -170,10 +170,9 @@ def generalised_jsd(logits: Tensor, teacher_logits: Tensor, beta: float) -> Tens
         return _kl(teacher_logp, logp)
     if beta == 1:
         return _kl(logp, teacher_logp)
-    # a probability of 0 must not make NaN of the mixture's gradient
-    floor = -1e4 if logp.dtype == torch.float16 else -1e30
-    mixture = torch.logaddexp(teacher_logp.clamp(min=floor) + math.log(beta),
-                              logp.clamp(min=floor) + math.log(1 - beta))
+    # -inf for both would make NaN of the gradient; e^-10000 is 0, too
+    mixture = torch.logaddexp(teacher_logp.clamp(min=-1e4) + math.log(beta),
+                              logp + math.log(1 - beta))
     return beta * _kl(teacher_logp, mixture) + (1 - beta) * _kl(logp, mixture)
 
 
