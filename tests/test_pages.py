@@ -39,6 +39,6 @@ def test_the_pages_share_their_stages_and_their_loop():
     for piece in ("# 1. sample", "# 2. score", "# 3. freeze", "# 4. update", "# 5. report",
                   "answers = collect(", "rollouts = answers.rollouts.rows(chosen)",
                   "logp, entropy = token_logprobs(", "surrogate = objective(", "watch(sums",
-                  "loss = -aggregate(", "check_finite(loss", "loss.backward()",
+                  "loss = -aggregate(", "check_finite(loss", "state.backward(loss,",
                   "log(state.step, {**describe(answers)"):
         assert piece in text, piece

@@ -183,7 +183,7 @@ def add_checkpoint(parser: Parser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="(default 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
     parser.add_argument("--dtype", default="float32",
-                        help="float32 or bfloat16 for the matrix products (default float32)")
+                        help="float32, bfloat16 or float16 for matrix products (default float32)")
 
 
 def add_sample(parser: Parser) -> None:

@@ -105,7 +105,8 @@ def train(args: argparse.Namespace) -> None:
     run, configs = resumed_run(args) if args.resume else started_run(args)
     settings = configs["settings"]
     device = pick_device(settings.device)
-    say_what_it_costs(settings.dtype, device)
+    for dtype in sorted({settings.dtype, settings.sampler_dtype or settings.dtype}):
+        say_what_it_costs(dtype, device)
     start = f"from {settings.init}" if settings.init else (
         "from nothing" if command == "sft" else "from a new base model")
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else (

@@ -34,7 +34,6 @@ from minirl.lm.compiled import worth_compiling
 from minirl.lm.files import read_json
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
-from minirl.lm.precision import compute_in
 from minirl.lm.seeds import derive_seed
 from minirl.tasks.instructions import WORDS, Instructions, answers, base_texts
 from minirl.tasks.preferences import Ranking, load_rankings, save_rankings, split_rankings
@@ -243,7 +242,7 @@ def compare(stages: Stages[InstructSettings], start: Transformer, look: Comparis
     """Evaluate the start, best-of-n of it, and other policies, on the same held-out prompts."""
     settings = stages.settings
     best = f"best of {settings.best_of}"
-    with compute_in(settings.dtype, stages.device):
+    with settings.precision(stages.device):
         rows = {"SFT": replace(look.first, kl=0.0),
                 best: look.evaluate(f"measuring {best}", start, samples=settings.best_of,
                                     choose=best_of("reward_model"), reference=start)}

@@ -30,7 +30,6 @@ from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.lm.compiled import worth_compiling
 from minirl.lm.files import read_json
 from minirl.lm.model import Transformer
-from minirl.lm.precision import compute_in
 from minirl.lm.progress import Progress
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tiny import TinySizes, make_base
@@ -232,7 +231,7 @@ class Worths:
         run, settings = self.stages.run, self.stages.settings
         seconds = RunDir(run.path / name).summary.get("seconds", 0.0)
         completions = settings.eval_problems * (2 * settings.samples + 1)
-        with (compute_in(settings.dtype, self.stages.device),
+        with (settings.precision(self.stages.device),
               Progress(f"measuring {name}", completions, unit="completion") as progress):
             numbers = worth(
                 model, self.stages.tokenizer, easy=settings.easy, hard=settings.hard,

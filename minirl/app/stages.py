@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -64,7 +65,8 @@ class Settings:
 
     seed: int = 0
     device: str = "auto"               # auto, cpu or cuda
-    dtype: str = "float32"             # of matrix products: float32 or bfloat16 (weights: float32)
+    dtype: str = "float32"             # of products: float32, bfloat16, float16 (weights: float32)
+    sampler_dtype: str | None = None   # of the sampler's products (default: as --dtype)
     compile: str = "auto"              # torch.compile: on, off, or auto (on CUDA, and in long runs)
     init: str | None = None            # checkpoint folder or hub id; without it a new base model
     eval_problems: int = 512           # held-out problems, before and after
@@ -73,7 +75,11 @@ class Settings:
     def __post_init__(self) -> None:
         check(self, **INTERVALS)
         check_compile(self.compile)
-        compute_in(self.dtype, torch.device("cpu"))
+        self.precision(torch.device("cpu"))
+
+    def precision(self, device: torch.device) -> AbstractContextManager:
+        """Return the context in which the run computes."""
+        return compute_in(self.dtype, device, sampler=self.sampler_dtype)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -195,7 +201,7 @@ class Stages(Generic[S]):
             look.step(run, state.model, state.step, log.steps or state.step)
             log.save(state)
 
-        with compute_in(self.settings.dtype, self.device):
+        with self.settings.precision(self.device):
             look.before(run, start, resumed=state is not None)
             with log, self._profiled(run, kind.page):
                 model = page(model, log=log.log, save=save, resume=state)
@@ -231,7 +237,7 @@ class Stages(Generic[S]):
         """Return what a file of the run holds. It is made and written where it is not there yet."""
         path = self.run.path / name
         if not path.exists():
-            with compute_in(self.settings.dtype, self.device):
+            with self.settings.precision(self.device):
                 content = make()
             with self.run.replacing(name) as partial:
                 save(content, partial)

@@ -38,6 +38,7 @@ from minirl.lm.config import ModelConfig
 from minirl.lm.decoding import decoder_for, whole
 from minirl.lm.memory import check_room, sampling_bytes
 from minirl.lm.model import Transformer
+from minirl.lm.precision import sampling_in
 from minirl.lm.replies import DRAWN, Reply
 from minirl.lm.rollouts import Rollouts, span_mask
 
@@ -84,8 +85,9 @@ def sample(model: Transformer, prompts: Sequence[Prompt], *, group: int = 1, max
     was_training = model.training
     model.eval()
     try:
-        return _sample(model, ids, group, max_new_tokens, choice, tuple(stops), pad_id, generator,
-                       reply)
+        with sampling_in(model.device):
+            return _sample(model, ids, group, max_new_tokens, choice, tuple(stops), pad_id,
+                           generator, reply)
     finally:
         model.train(was_training)
 

@@ -154,8 +154,8 @@ def train_distill(
                 loss = -aggregate(value, batch.mask, config.aggregate, total=total)
                 check_finite(loss, state.step + 1, rows, answers.completions)
                 sums.add("loss", loss, count=len(rows) / len(minibatch))
-                loss.backward()
-            sums.add("grad_norm", apply_update(state, lr, config.max_grad_norm))
+                state.backward(loss, rows, answers.completions)
+            apply_update(state, lr, config.max_grad_norm, sums)
         state.step += 1
         state.num_tokens += int(rollouts.lengths.sum())  # prompts included
         if config.teacher_decay < 1:

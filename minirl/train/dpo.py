@@ -130,7 +130,7 @@ def train_dpo(
             losses = loss(policy[chosen], policy[rejected], *constants)  # (n,)
             mean_loss = losses.sum() / total
             check_finite(mean_loss, state.step + 1, rows, rankings)
-            mean_loss.backward()
+            state.backward(mean_loss, rows, rankings)
             rewards = implicit_reward(policy.detach(), ref, beta=config.beta)  # (b,)
             sums.add("loss", losses)
             sums.add("rewards/chosen", rewards[chosen])
@@ -139,7 +139,7 @@ def train_dpo(
             sums.add("rewards/accuracies", (rewards[chosen] > rewards[rejected]).float())
             sums.add("logps/chosen", logp[chosen])
             sums.add("logps/rejected", logp[rejected])
-        sums.add("grad_norm", apply_update(state, lr, config.max_grad_norm))
+        apply_update(state, lr, config.max_grad_norm, sums)
         state.step += 1
         state.num_tokens += sum(len(prompts[i]) + len(y) for i in batch for y in completions[i])
 

@@ -180,8 +180,8 @@ def train_grpo(
                     loss = loss - bonus.of(entropy, counted[rows, :T], counted[minibatch])
                     check_finite(loss, state.step + 1, chosen[rows], answers.completions)
                     sums.add("loss", loss, count=len(rows) / len(minibatch))
-                    loss.backward()
-                sums.add("grad_norm", apply_update(state, lr, config.max_grad_norm))
+                    state.backward(loss, chosen[rows], answers.completions)
+                apply_update(state, lr, config.max_grad_norm, sums)
                 bonus.adapt(sums)
         state.step += 1
         state.num_tokens += int(answers.rollouts.lengths.sum())  # prompts included

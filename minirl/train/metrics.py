@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minirl.equations.reduce import masked_mean
 from minirl.inference.collect import Collected, verdict_tensor
@@ -142,9 +142,23 @@ def check_judged(rewards: Tensor) -> Tensor:
 def check_finite(loss: Tensor, step: int, rows: Tensor | Sequence[int],
                  texts: Sequence[object]) -> None:
     """Raise NonFiniteError, showing the first text, if the loss on these rows is not finite."""
-    if torch.isfinite(loss):
-        return
+    if not torch.isfinite(loss):
+        raise NonFiniteError(f"step {step}: the loss is {loss.item()} on these rows. "
+                             + where(rows, texts))
+
+
+def check_gradients(models: Sequence[nn.Module], step: int, rows: Tensor | Sequence[int],
+                    texts: Sequence[object]) -> None:
+    """Raise NonFiniteError, showing the first text, if the gradient on these rows is not finite,
+    although the loss is scaled as little as it may be."""
+    grads = [p.grad for model in models for p in model.parameters() if p.grad is not None]
+    if not all(bool(grad.isfinite().all()) for grad in grads):
+        raise NonFiniteError(f"step {step}: the gradient on these rows overflows in float16, and "
+                             "the scale of the loss cannot fall further: use --dtype bfloat16 or "
+                             f"float32. {where(rows, texts)}")
+
+
+def where(rows: Tensor | Sequence[int], texts: Sequence[object]) -> str:
     numbers = [int(row) for row in rows]
-    raise NonFiniteError(f"step {step}: the loss is {loss.item()} on these rows. The weights are "
-                         f"still those before this minibatch. Rows {numbers[:8]}; the first is "
-                         f"{texts[numbers[0]]!r}")
+    return (f"The weights are still those before this minibatch. Rows {numbers[:8]}; the first is "
+            f"{texts[numbers[0]]!r}")

@@ -120,7 +120,7 @@ def train_ppo(
         state.load_state_dict(resume)
     logprobs = partial(rollout_logprobs, temperature=config.temperature,
                        token_budget=config.token_budget)
-    ptx = Pretraining(model, tokenizer, pretraining, config)
+    ptx = Pretraining(state, tokenizer, pretraining, config)
     P, G = config.episodes, 1
 
     while state.step < config.steps:
@@ -181,10 +181,10 @@ def train_ppo(
                     loss = -aggregate(surrogate, batch.mask, config.aggregate, total=total)
                     check_finite(loss, state.step + 1, chosen[rows], answers.completions)
                     sums.add("loss", loss, count=len(rows) / len(minibatch))
-                    loss.backward()
+                    state.backward(loss, chosen[rows], answers.completions)
                 ptx.add_gradient(shuffle, sums, state.step + 1)  # eq. 2's second term
-                sums.add("grad_norm", apply_update(state, lr, config.max_grad_norm,
-                                                   (value_model, value_optimizer, value_lr)))
+                apply_update(state, lr, config.max_grad_norm, sums,
+                             (value_model, value_optimizer, value_lr))
                 update_ema(average.parameters(), model.parameters(), decay=config.ema_decay)
         state.step += 1
         state.num_tokens += int(answers.rollouts.lengths.sum())  # prompts included

@@ -8,7 +8,7 @@ keeps what it knew.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Generator
@@ -21,6 +21,7 @@ from minirl.lm.rollouts import completion_batch, micro_batches
 from minirl.lm.tokenizer import Tokenizer
 from minirl.train.encoding import encode_texts
 from minirl.train.metrics import Sums, check_finite
+from minirl.train.state import TrainState
 
 
 class PtxConfig(Protocol):
@@ -37,11 +38,12 @@ class PtxConfig(Protocol):
 class Pretraining:
     """Texts, and the gradient of γ E_pretrain[log π(x)]; nothing where ptx_coef is 0."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, texts: Sequence[str],
+    def __init__(self, state: TrainState, tokenizer: Tokenizer, texts: Sequence[str],
                  config: PtxConfig):
-        self.model, self.texts, self.config, self.pad_id = model, texts, config, tokenizer.pad_id
+        self.state, self.texts, self.config, self.pad_id = state, texts, config, tokenizer.pad_id
+        self.model = cast(Transformer, state.model)
         if config.ptx_coef:
-            encoded = encode_texts(tokenizer, texts, model.config.max_seq_len)
+            encoded = encode_texts(tokenizer, texts, self.model.config.max_seq_len)
             self.prompts, self.completions = encoded           # the first token, and all others
 
     def add_gradient(self, generator: Generator, sums: Sums, step: int) -> None:
@@ -60,5 +62,5 @@ class Pretraining:
             logp = token_logprobs(self.model, tokens, mask=mask)  # (b, T)
             loss = -self.config.ptx_coef * aggregate(logp, mask, "token_mean", total=total)
             check_finite(loss, step, rows, self.texts)
-            loss.backward()
+            self.state.backward(loss, rows, self.texts)
             sums.add("loss/pretraining", -logp, mask)

@@ -124,12 +124,12 @@ def train_process_reward(
             losses = process_reward_loss(scores, targets)  # (b, S)
             loss = losses.sum() / max(1.0, total)
             check_finite(loss, state.step + 1, rows, solutions)
-            loss.backward()
+            state.backward(loss, rows, solutions)
             judged = ~targets.isnan()
             sums.add("loss", losses, judged)
             sums.add("accuracy", (scores > 0) == (targets > 0.5), judged)
             sums.add("mean_reward", scores.sigmoid(), judged)
-        sums.add("grad_norm", apply_update(state, lr, config.max_grad_norm))
+        apply_update(state, lr, config.max_grad_norm, sums)
         state.step += 1
         state.num_tokens += int(lengths.sum())
 

@@ -113,13 +113,13 @@ def train_reward_model(
                 losses = ranking_loss(scores)  # (p,)
                 loss = losses.sum() / total
                 check_finite(loss, state.step + 1, rows, rankings)
-                loss.backward()
+                state.backward(loss, rows, rankings)
                 better, worse = torch.triu_indices(K, K, offset=1)  # all C(K, 2) pairs
                 sums.add("loss", losses)
                 sums.add("accuracy", (scores[:, better] > scores[:, worse]).float().mean(1))
                 sums.add("margin", (scores[:, better] - scores[:, worse]).mean(1))
                 sums.add("mean_reward", scores)
-        sums.add("grad_norm", apply_update(state, lr, config.max_grad_norm))
+        apply_update(state, lr, config.max_grad_norm, sums)
         state.step += 1
         state.num_tokens += sum(len(prompts[i]) + len(y) for i in batch for y in completions[i])
 

@@ -98,9 +98,9 @@ def train_sft(
                 logp = token_logprobs(model, tokens, mask=mask)  # (b, T)
                 loss = -aggregate(logp, mask, "token_mean", total=total)
                 check_finite(loss, state.step + 1, rows, pairs)
-                loss.backward()
+                state.backward(loss, rows, pairs)
                 sums.add("loss", -logp, mask)
-        sums.add("grad_norm", apply_update(state, lr, config.max_grad_norm))
+        apply_update(state, lr, config.max_grad_norm, sums)
         state.step += 1
         state.num_tokens += int(lengths.sum())
 

@@ -4,18 +4,21 @@ update that follows every backward pass."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minirl.lm import world
+from minirl.lm.precision import LossScaler, compute_dtype
 from minirl.train.adamw import AdamW
-from minirl.train.metrics import NonFiniteError
+from minirl.train.metrics import NonFiniteError, Sums, check_gradients
 
 LARGEST = torch.finfo(torch.float32).max ** 0.5            # the square of more is infinite
+SMALLEST_SCALE = 1.0       # of the loss: in less, float16 loses more small gradients than float32
+                           # has. DeepSpeed's min_loss_scale is 1, too
 
 
 @dataclass
@@ -29,6 +32,26 @@ class TrainState:
     numbers: dict[str, float] = field(default_factory=dict)   # an adaptive KL coefficient, ...
     step: int = 0
     num_tokens: int = 0
+    scaler: LossScaler | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        device = next(self.model.parameters()).device
+        if compute_dtype(torch.float32, device) is torch.float16:
+            self.scaler = LossScaler()
+            self.parts = {**self.parts, "loss_scaler": self.scaler}
+
+    def backward(self, loss: Tensor, rows: Tensor | Sequence[int], texts: Sequence[object]) -> None:
+        """Add the gradient of a loss on these rows; in float16 that of the scaled loss.
+
+        Raises NonFiniteError, showing the first text, where it is not finite at the smallest scale.
+        """
+        if self.scaler is None:
+            loss.backward()
+            return
+        self.scaler.scale(loss).backward()
+        if self.scaler.value <= SMALLEST_SCALE:        # apply_update cannot go lower
+            parts = [part for part in self.parts.values() if isinstance(part, nn.Module)]
+            check_gradients([self.model, *parts], self.step + 1, rows, texts)
 
     def state_dict(self) -> dict:
         """Return tensors and numbers only, with the model's weights: a run can resume from this."""
@@ -85,28 +108,39 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, *, lr: float | Non
                  lr=config.lr if lr is None else lr, betas=(config.beta1, config.beta2))
 
 
-def apply_update(state: TrainState, lr: float, max_grad_norm: float,
-                 *others: tuple[nn.Module, AdamW, float]) -> float:
+def apply_update(state: TrainState, lr: float, max_grad_norm: float, sums: Sums,
+                 *others: tuple[nn.Module, AdamW, float]) -> None:
     """Add the processes' gradients, clip the sum, step and clear it, for the state's model and
-    `others` (model, optimizer, lr), such as a value function -> the norm of the model's gradient
-    before clipping.
+    `others` (model, optimizer, lr), such as a value function.
 
-    Raises NonFiniteError before any step if a gradient is NaN or infinite, and after it if a weight
-    is.
+    Adds grad_norm to the sums: of the model's gradient, before clipping. In float16 a gradient that
+    is NaN or infinite skips its step and lowers the scale of the loss, and the sums get the scale
+    that this step had, and the share of skipped steps. Otherwise NonFiniteError is raised before
+    any step if a gradient is NaN or infinite, and in either case after it if a weight is.
     """
-    step = state.step + 1
+    step, scaler = state.step + 1, state.scaler
     trained = [(state.model, state.optimizer, lr), *others]
     for model, _, _ in trained:
         world.add_gradients(model)
-    norms = [clip_gradient(model, max_grad_norm, step=step) for model, _, _ in trained]
+    finite = [scaler is None or scaler.unscale(optimizer) for _, optimizer, _ in trained]
+    norms = [clip_gradient(model, max_grad_norm, step=step)
+             for (model, _, _), good in zip(trained, finite, strict=True) if good]
+    if finite[0]:
+        sums.add("grad_norm", norms[0])
     for _, optimizer, rate in trained:
         for group in optimizer.param_groups:
             group["lr"] = rate
-        optimizer.step()
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
         optimizer.zero_grad()
     for model, _, _ in trained:
         check_weights(model, step)
-    return norms[0]
+    if scaler is not None:
+        sums.add("loss_scale", scaler.value)
+        sums.add("frac_skipped_steps", float(not all(finite)))
+        scaler.update()
 
 
 def clip_gradient(model: nn.Module, max_norm: float, *, step: int) -> float:

@@ -27,7 +27,7 @@ def test_an_unknown_device_raises(name):
         pick_device(name)
 
 
-@pytest.mark.parametrize("name", ["float16", "bf16", "", "float64"])
+@pytest.mark.parametrize("name", ["half", "bf16", "", "float64"])
 def test_an_unknown_dtype_raises(name):
     with pytest.raises(ValueError, match=f"dtype is '{name}': one of float32, bfloat16"):
         compute_in(name, CPU)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from minirl.train.metrics import NonFiniteError
+from minirl.train.metrics import NonFiniteError, Sums
 from minirl.train.sft import SFTConfig
 from minirl.train.state import (
     TrainState,
@@ -63,9 +63,10 @@ def test_an_update_moves_every_model_with_its_own_rate():
     """Adam's first step is -lr * sign(gradient), whatever the gradient's size."""
     policy, policy_optimizer = linear(1.0, 3.0)
     value, value_optimizer = linear(1.0, -4.0)
-    norm = apply_update(TrainState(policy, policy_optimizer), 0.5, 1.0,
-                        (value, value_optimizer, 0.25))
-    assert norm == 3.0, "the policy's, before clipping"
+    sums = Sums()
+    apply_update(TrainState(policy, policy_optimizer), 0.5, 1.0, sums,
+                 (value, value_optimizer, 0.25))
+    assert sums.means() == {"grad_norm": 3.0}, "the policy's, before clipping"
     assert policy.weight.item() == pytest.approx(0.5)
     assert value.weight.item() == pytest.approx(1.25)
     assert policy.weight.grad is None and value.weight.grad is None
@@ -76,7 +77,7 @@ def test_an_update_with_one_broken_gradient_moves_no_weight():
     policy, policy_optimizer = linear(1.0, 3.0)
     value, value_optimizer = linear(1.0, float("nan"))
     with pytest.raises(NonFiniteError, match="step 1: the gradient norm is nan"):
-        apply_update(TrainState(policy, policy_optimizer), 0.5, 1.0,
+        apply_update(TrainState(policy, policy_optimizer), 0.5, 1.0, Sums(),
                      (value, value_optimizer, 0.25))
     assert policy.weight.item() == 1.0
 
