@@ -71,6 +71,10 @@ def grouped(scale: str, ddof: int) -> Advantages:
     return partial(group_advantages, scale=scale, ddof=ddof)
 
 
+def best_of_k(pass_k: int) -> Advantages:
+    return partial(pass_at_k_advantages, k=pass_k)
+
+
 def jensen_shannon(jsd_beta: float) -> Divergence:
     return partial(generalised_jsd, beta=jsd_beta)
 
@@ -147,9 +151,9 @@ GRPO_PRESETS = {
     # arXiv:2602.02710
     "maxrl": grpo(dict(aggregate="sequence_sum", kl_coef=0.0),
                   advantages=lambda: maxrl_advantages, objective=score_function),
-    # arXiv:2503.19595: only the best of the group counts, by as much as it is better than the next
-    "passk": grpo(dict(aggregate="sequence_sum", kl_coef=0.0),
-                  advantages=lambda: pass_at_k_advantages, objective=score_function),
+    # arXiv:2503.19595, 2508.10751: a completion counts where no other of its k is as good
+    "passk": grpo(dict(aggregate="sequence_sum", kl_coef=0.0), advantages=best_of_k,
+                  objective=score_function),
     # arXiv:2601.05242: each reward is compared in its group before they are added up
     "gdpo": Preset(dict(kl_coef=0.0), objective=clipped, credit=lambda: decoupled_credit),
     # Lite PPO, arXiv:2508.08221: the group's mean, the batch's std, mean over tokens, no KL
@@ -273,17 +277,20 @@ def check_flags(command: str, preset: str, flag_names: Collection[str],
     if "kl_control" in presets[preset].functions and config.kl_coef == 0:
         raise ValueError("kl_coef is 0 and would stay 0, as this preset's controller multiplies"
                          " it: give a positive one, or choose a preset without a controller")
+    functions = presets[preset].arguments(config)
+    if "advantages" in functions:                    # of no verdict: is the group large enough?
+        functions["advantages"](torch.full((1, config.group_size), torch.nan))
     if getattr(config, "overlong_cache", 0):
-        check_penalty(preset, presets[preset].arguments(config))
+        check_penalty(preset, functions, config.group_size)
 
 
-def check_penalty(preset: str, functions: dict[str, Any]) -> None:
+def check_penalty(preset: str, functions: dict[str, Any], group: int) -> None:
     """Raise ValueError if a preset's functions cannot learn from rewards below 0."""
     if "advantages" not in functions:
         raise ValueError(f"{flag('overlong_cache')} is not read by preset {preset}, which compares "
                          "each reward by itself, and the penalty is none of them: leave it out")
     try:
-        functions["advantages"](torch.tensor([[0.0, -1.0]]))
+        functions["advantages"](-torch.arange(float(group))[None])
     except ValueError as error:
         raise ValueError(f"{flag('overlong_cache')} gives rewards below 0, which preset "
                          f"{preset} cannot take: leave it out ({error})") from error

@@ -77,4 +77,4 @@ def test_every_option_of_ours_is_in_the_text():
     """An option that TRL has, or has not: either way a reader should find it."""
     missing = [field.name for field in dataclasses.fields(GRPOOptions)
                if f"--{field.name.replace('_', '-')}" not in TEXT]
-    assert missing == ["dppo_delta"]                      # of preset dppo alone
+    assert missing == ["pass_k", "dppo_delta"]            # of a preset alone that TRL has not

@@ -26,6 +26,7 @@ PAPERS = {
                     minibatches=16),
     "lite-ppo": dict(scale="batch", aggregate="token_mean", kl_coef=0.0),
     "gmpo": dict(clip_high=0.4), "luspo": dict(aggregate="sequence_sum"),
+    "passk": dict(pass_k=4, aggregate="sequence_sum"),
     "vespo": dict(vespo_k_pos=2.0, vespo_lambda_pos=3.0, vespo_k_neg=3.0, vespo_lambda_neg=2.0),
     "dppo": dict(dppo_delta=0.2, old_logp="sampler", aggregate="token_mean"),
     "icepop": dict(importance="token_mask", importance_min=0.5, importance_max=5.0),
@@ -76,7 +77,8 @@ def test_the_sequence_ratio_of_gspo_is_clipped_where_a_token_ratio_is_not():
 # which fields a preset reads
 
 NEW_VALUES = {"clip_low": 0.05, "clip_high": 0.07, "scale": "batch", "ddof": 0,   # no preset's
-              "dual_clip": 6.0, "dppo_delta": 0.01, "sapo_temp_pos": 2.0, "sapo_temp_neg": 2.0,
+              "dual_clip": 6.0, "pass_k": 2, "dppo_delta": 0.01,
+              "sapo_temp_pos": 2.0, "sapo_temp_neg": 2.0,
               "vespo_k_pos": 1.5, "vespo_lambda_pos": 1.5, "vespo_k_neg": 1.5,
               "vespo_lambda_neg": 1.5}
 
@@ -90,7 +92,7 @@ def test_a_preset_reads_what_it_says_and_nothing_else(preset, name):
     config = GRPOConfig(**GRPO_PRESETS[preset].numbers | {"scale": "group"})
     logp = torch.linspace(-3.3, 1.0, 20).view(4, 5)
     adv, mask = torch.tensor([[1.0], [-1.0], [2.0], [-2.0]]).expand(4, 5), torch.ones(4, 5)
-    rewards = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [3.0, 1.0, 0.0]])
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [3.0, 1.0, 0.0, 2.0]])
 
     def results(config):
         variant = GRPO_PRESETS[preset].arguments(config)

@@ -115,6 +115,15 @@ def test_a_controller_has_something_to_multiply(preset):
     check_flags("ppo", "ppo", ["kl_coef"], PPOConfig(kl_coef=0.0))
 
 
+def test_k_samples_are_of_one_group():
+    """--preset passk --group-size 2 would have sampled first."""
+    with pytest.raises(ValueError, match="k is 4 and the group has 2 samples"):
+        check_flags("grpo", "passk", ["group_size"], GRPOConfig(group_size=2))
+    check_flags("grpo", "passk", ["group_size", "pass_k"], GRPOConfig(group_size=2, pass_k=2))
+    with pytest.raises(ValueError, match="--pass-k is not read by preset grpo"):
+        check_flags("grpo", "grpo", ["pass_k"], GRPOConfig())
+
+
 def test_a_penalty_is_an_error_where_rewards_are_probabilities():
     """--preset maxrl --overlong-cache 16 trained until the first completion that was too long."""
     config = GRPOConfig(overlong_cache=16)
