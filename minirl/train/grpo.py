@@ -13,6 +13,7 @@ Different          rewards come from rules, as in DeepSeek-R1, arXiv:2501.12948,
                    their presets, keep it constant).
 Why                a rule cannot be over-optimised as a reward model can; one bad batch must not
                    undo a hundred good ones.
+Options            what the field added since, all off: train/options.py, tutorials/TRL.md.
 
 Log-probs of every sampled token: behavior_logp, the sampler's (a metric compares it); old_logp, the
 policy's before the update; ref_logp, the reference's; logp, the policy's now, with a gradient.
