@@ -1,5 +1,6 @@
 """What the training pages have in common."""
 
+import ast
 import difflib
 import inspect
 from pathlib import Path
@@ -42,3 +43,17 @@ def test_the_pages_share_their_stages_and_their_loop():
                   "loss = -aggregate(", "check_finite(loss", "state.backward(loss,",
                   "log(state.step, {**describe(answers)"):
         assert piece in text, piece
+
+
+def test_options_do_not_make_the_page_of_grpo_longer():
+    """Each option of TRL's would be a branch here. They are equations behind a few calls instead:
+    200 lines, and 25 names of ours in the loop and before it, as before there were options."""
+    tree = ast.parse("\n".join(PAGES["grpo"]))
+    ours = {alias.name for node in tree.body
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("minirl.")
+            for alias in node.names}
+    function, = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+    body = {node.id for statement in function.body for node in ast.walk(statement)
+            if isinstance(node, ast.Name)}
+    assert len(PAGES["grpo"]) <= 200
+    assert len(body & ours) <= 25, sorted(body & ours)
