@@ -222,9 +222,13 @@ class LossScaler:
         if any(grad.dtype is torch.float16 for grad in grads):
             raise ValueError("a gradient is in float16: expected float32 weights, which compute in "
                              "float16 under compute_in, as float16 loses small steps")
+        inverse = single(1 / self.value) if self.value else float("inf")
+        if inverse == float("inf"):
+            raise ValueError(f"the scale has fallen to {self.value:g}: expected gradients that are "
+                             "finite at some scale; look for a NaN in the weights or the loss")
         finite = all(bool(grad.isfinite().all()) for grad in grads)
         for grad in grads:
-            grad.mul_(single(1 / self.value))
+            grad.mul_(inverse)
         self._finite[id(optimizer)] = finite
         return finite
 
