@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -17,17 +18,18 @@ class Choice(NamedTuple):
     temperature: float
     top_k: int
     top_p: float
+    min_p: float = 0.0
 
 
 def choose(hidden: Tensor, weight: Tensor, uniform: Tensor, choice: Choice
            ) -> tuple[Tensor, Tensor]:
     """Hidden states (n, d), output matrix (V, d), uniform (n,) -> ids (n,), logp (n,)."""
     logits = F.linear(hidden.to(weight.dtype), weight).float()  # (n, V)
-    return draw(logits, uniform, choice.temperature, choice.top_k, choice.top_p)
+    return draw(logits, uniform, *choice)
 
 
-def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float
-         ) -> tuple[Tensor, Tensor]:
+def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float,
+         min_p: float = 0.0) -> tuple[Tensor, Tensor]:
     """Draw one id per row by inverting the cumulative distribution at one uniform number.
 
     Shapes     logits (B, V), uniform (B,) -> ids (B,), logp (B,)
@@ -37,7 +39,7 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p:
         ids = logits.argmax(-1)
     else:
         logp = (logits / temperature).log_softmax(-1)
-        logp = keep_likeliest(logp, top_k, top_p)  # (B, V), normalised
+        logp = keep_likeliest(logp, top_k, top_p, min_p)  # (B, V), normalised
         cumulative = logp.exp().cumsum(-1)  # ends at 1, but for rounding
         # u < total, so the first id whose cumulative sum exceeds u has a probability above 0.
         total = cumulative[:, -1]
@@ -47,8 +49,11 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p:
     return ids, logp.gather(1, ids[:, None]).squeeze(1)
 
 
-def keep_likeliest(logp: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Keep the top_k likeliest ids, and of these the fewest that reach top_p. (B, V) -> (B, V).
+def keep_likeliest(logp: Tensor, top_k: int, top_p: float, min_p: float = 0.0) -> Tensor:
+    """Keep the top_k likeliest ids, of these the fewest that reach top_p, and of these the ones
+    that have at least min_p times the probability of the likeliest. (B, V) -> (B, V).
+
+    Paper      top_p: Holtzman et al., arXiv:1904.09751. min_p: Nguyen et al., arXiv:2407.01082.
 
     The others become -inf, and the rest is renormalised. A sum that falls short of top_p by
     rounding alone reaches it: in float32 0.5 + 0.3 may be 0.79999995.
@@ -64,6 +69,9 @@ def keep_likeliest(logp: Tensor, top_k: int, top_p: float) -> Tensor:
         enough = top_p * (1 - ROUNDING)
         drop = torch.zeros_like(logp, dtype=torch.bool).scatter(1, order, likelier >= enough)
         logp = logp.masked_fill(drop, float("-inf")).log_softmax(-1)
+    if min_p > 0.0:
+        least = logp.amax(-1, keepdim=True) + math.log(min_p * (1 - ROUNDING))  # (B, 1)
+        logp = logp.masked_fill(logp < least, float("-inf")).log_softmax(-1)
     return logp
 
 

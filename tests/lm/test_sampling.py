@@ -312,6 +312,24 @@ def test_top_k_keeps_k_of_equally_likely_ids():
     assert log_p.exp()[0].tolist() == pytest.approx([0.5, 0.5, 0, 0, 0, 0])
 
 
+@pytest.mark.parametrize("top_p, min_p, expected", [
+    (1.0, 0.0, [0.1, 0.2, 0.3, 0.4]),
+    (1.0, 0.5, [0, 2 / 9, 3 / 9, 4 / 9]),   # at least 0.2: a tie with the bound stays
+    (1.0, 0.51, [0, 0, 3 / 7, 4 / 7]),
+    (1.0, 1.0, [0.0, 0.0, 0.0, 1.0]),
+    (0.9, 0.6, [0, 0, 3 / 7, 4 / 7]),       # of the three that reach 0.9 those with 0.24
+])
+def test_min_p_is_a_share_of_the_likeliest(top_p, min_p, expected):
+    logp = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
+    assert keep_likeliest(logp, 0, top_p, min_p).exp()[0].tolist() == pytest.approx(expected)
+    r = sample(Markov([logp[0].tolist()] * 4), [[0]], group=500, max_new_tokens=2, top_p=top_p,
+               min_p=min_p, eos_id=None, pad_id=0, generator=generator())
+    ids = r.tokens[:, 1:]
+    assert set(ids.flatten().tolist()) == {i for i, p in enumerate(expected) if p > 0}
+    torch.testing.assert_close(r.behavior_logp[:, 1:].exp(), torch.tensor(expected)[ids],
+                               atol=1e-6, rtol=1e-5)
+
+
 def test_each_row_is_cut_by_itself():
     log_p = torch.tensor([[0.1, 0.2, 0.7], [0.7, 0.1, 0.2]]).log()
     assert keep_likeliest(log_p, 1, 1.0).exp().tolist() == [[0, 0, 1], [1, 0, 0]]
@@ -443,6 +461,9 @@ GOOD = {"prompts": [[1, 2], [3]], "group": 1, "max_new_tokens": 4, "temperature"
     ({"top_p": 0}, "top_p is 0"),
     ({"top_p": 1.1}, "top_p is 1.1"),
     ({"top_p": math.nan}, "top_p is nan"),
+    ({"min_p": -0.1}, "min_p is -0.1"),
+    ({"min_p": 1.1}, "min_p is 1.1"),
+    ({"min_p": math.nan}, "min_p is nan"),
     ({"eos_id": 23}, "eos_id holds the id 23"),
     ({"eos_id": [0, -1]}, "eos_id holds the id -1"),
     ({"pad_id": 99}, "pad_id holds the id 99"),
