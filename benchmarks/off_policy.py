@@ -11,7 +11,8 @@ are one, which tests/test_off_policy.py asserts of their gradients; so one of th
 Exactly: in a world whose 63 completions can be listed (minirl/testing/oracle.py), a policy π takes
 gradient steps on E[r] away from the sampler μ. The expected gradient of each objective under μ is a
 sum in float64, and so is the gradient that is wanted, that of E[r] under π. Their cosine, their
-lengths and the noise of a single sample are no estimates.
+lengths and the noise of a single sample are no estimates. Where π learns by these gradients alone,
+from policies of K steps ago, there is no noise, and no weight that two completions share.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ LOOK_EVERY = 6                     # steps
 WORLDS, WORLD = 16, (3, 5, 2)      # vocabulary, length, EOS
 MOVES = (*range(8), *range(8, 41, 4))      # gradient steps away from the sampler
 MOVE = 0.125                       # the length of one, in logits
+UPDATES, RATE = 80, 0.5            # where it learns by each method's own gradient, K = AGES[-1]
 DRIFTS = (0.05, 0.1, 0.4)          # |log π - log μ| of a sampled token, for the table
 
 
@@ -104,8 +106,8 @@ def exact_row(method: Method, oracle: Oracle, policy: Any, behavior_logp: Tensor
     of a single completion, in lengths of the right one."""
     logp, p = oracle.logp(policy), oracle.prob(behavior_logp)  # (N, T), (N,) under the sampler
     right = oracle.gradient(policy, oracle.mean(logp, rewards))
-    adv = (rewards - (p * rewards).sum())[:, None].expand_as(logp)  # a group of infinite size
-    value = torch.where(oracle.mask, surrogate(method, logp, behavior_logp, adv, oracle.mask), 0)
+    adv = rewards - (p * rewards).sum()  # a group of infinite size
+    value = values(method, oracle, logp, behavior_logp, adv)
     mean = oracle.gradient(policy, (p[:, None] * value).sum())
     slope, = torch.autograd.grad(value.sum(), logp, allow_unused=True)  # (N, T): of log π_t
     probs = oracle.logits(policy).detach().softmax(-1)  # (N, T, V)
@@ -116,14 +118,20 @@ def exact_row(method: Method, oracle: Oracle, policy: Any, behavior_logp: Tensor
             "length": float(mean.norm() / right.norm()), "noise": float(noise / right.norm())}
 
 
+def values(method: Method, oracle: Oracle, logp: Tensor, behavior_logp: Tensor,
+           adv: Tensor) -> Tensor:
+    """Return a method's objective for every token of every completion; adv is (N,)."""
+    spread = adv[:, None].expand_as(logp)  # (N, T)
+    return torch.where(oracle.mask,
+                       surrogate(method, logp, behavior_logp, spread, oracle.mask), 0)
+
+
 def worlds() -> list[dict[str, Any]]:
     """Return a line for each world, step and method."""
     lines = []
     for seed in range(WORLDS):
-        oracle = Oracle(*WORLD)
-        policy, behavior_logp = oracle.table(seed=seed), oracle.logp(oracle.table(seed=seed))
-        behavior_logp = behavior_logp.detach()
-        rewards = (oracle.random(seed=100 + seed) > 0.8).double()  # one in five is right
+        oracle, policy, rewards = world(seed)
+        behavior_logp = oracle.logp(policy).detach()
         for step in range(MOVES[-1] + 1):
             logp = oracle.logp(policy)
             for method in METHODS if step in MOVES else ():
@@ -132,6 +140,30 @@ def worlds() -> list[dict[str, Any]]:
                               **exact_row(method, oracle, policy, behavior_logp, rewards)})
             move(policy, oracle.gradient(policy, oracle.mean(logp, rewards)))
     return lines
+
+
+def world(seed: int) -> tuple[Oracle, Any, Tensor]:
+    """Return a world, a policy of random logits, and rewards: one completion in five is right."""
+    oracle = Oracle(*WORLD)
+    return oracle, oracle.table(seed=seed), (oracle.random(seed=100 + seed) > 0.8).double()
+
+
+def learn_exactly(method: Method, seed: int, age: int) -> list[float]:
+    """Return E[r] before each of UPDATES steps of a policy that learns by the expected gradient of
+    a method under the policy of `age` steps ago, and after them. Advantages are GRPO's."""
+    oracle, policy, rewards = world(seed)
+    past, curve = [oracle.logp(policy).detach()] * age, []
+    for _ in range(UPDATES):
+        logp = oracle.logp(policy)
+        past.append(logp.detach())
+        behavior_logp = past.pop(0)
+        p, mean = oracle.prob(behavior_logp), oracle.mean(behavior_logp, rewards)
+        adv = (rewards - mean) / (mean * (1 - mean)).sqrt()  # r is 0 or 1
+        value = values(method, oracle, logp, behavior_logp, adv)
+        gradient = oracle.gradient(policy, (p[:, None] * value).sum())
+        curve.append(oracle.mean(logp, rewards).item())
+        policy.lm_head.weight.data += RATE * gradient.view_as(policy.lm_head.weight)
+    return [*curve, oracle.mean(oracle.logp(policy), rewards).item()]
 
 
 def drift(oracle: Oracle, logp: Tensor, behavior_logp: Tensor) -> float:
@@ -165,8 +197,11 @@ def main() -> None:
         for seed in range(args.seeds):
             one_seed(seed, args.out)
     runs, exact = read(args.out), worlds()
+    learnt = {method.name: [learn_exactly(method, seed, AGES[-1]) for seed in range(WORLDS)]
+              for method in METHODS}
     report.table(runs, METHODS, AGES)
     report.exact_table(exact, METHODS, DRIFTS)
+    report.learning_table(learnt, AGES[-1])
     report.draw(runs, exact, METHODS, AGES, args.figure)
 
 

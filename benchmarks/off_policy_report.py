@@ -8,7 +8,7 @@ from the sampler in one world: world, step, method, drift, cosine, length, noise
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,6 +87,20 @@ def exact_table(exact: Sequence[Record], methods: Sequence[Method],
     for method in methods:
         print(row(method.name, *(f"{value:.2f}" for name in names
                                  for value in medians(exact, method, name, drifts))))
+    print()
+
+
+def learning_table(learnt: Mapping[str, Sequence[Sequence[float]]], age: int) -> None:
+    """Print E[r] on the way of policies that learn without noise: means over worlds."""
+    first = next(iter(learnt.values()))
+    updates = len(first[0]) - 1
+    steps = [updates // 4, updates // 2, updates]
+    print(f"E[r] by exact gradients under the policy of {age} steps ago, means over {len(first)} "
+          f"worlds; {statistics.mean(curve[0] for curve in first):.2f} before\n")
+    print(table_head("method", *(f"after {step} steps" for step in steps), "the worst world"))
+    for name, curves in learnt.items():
+        print(row(name, *(f"{statistics.mean(curve[step] for curve in curves):.2f}"
+                          for step in steps), f"{min(curve[-1] for curve in curves):.2f}"))
     print()
 
 

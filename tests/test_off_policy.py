@@ -101,7 +101,7 @@ def test_noise_is_the_variance_of_the_gradients_of_single_completions(study, ind
     found = study.exact_row(method, oracle, policy, behavior_logp, rewards)
     logp, p = oracle.logp(policy), oracle.prob(behavior_logp)
     right = oracle.gradient(policy, oracle.mean(logp, rewards))
-    adv = (rewards - (p * rewards).sum())[:, None].expand_as(logp)
+    adv = (rewards - (p * rewards).sum())[:, None] * oracle.mask
     value = study.surrogate(method, logp, behavior_logp, adv, oracle.mask) * oracle.mask
     each = torch.stack([oracle.gradient(policy, row.sum()) for row in value])  # (N, parameters)
     mean = (p[:, None] * each).sum(0)
@@ -109,6 +109,20 @@ def test_noise_is_the_variance_of_the_gradients_of_single_completions(study, ind
     assert found["noise"] == pytest.approx(noise.item(), rel=1e-9)
     assert found["length"] == pytest.approx((mean.norm() / right.norm()).item(), rel=1e-9)
     assert found["cosine"] == pytest.approx((mean @ right / mean.norm() / right.norm()).item())
+
+
+def test_a_policy_that_learns_exactly(study, monkeypatch):
+    """From its own completions every method takes the same way. From old ones the exact weight is
+    no worse for it after a while, and GSPO's narrow region holds it back."""
+    monkeypatch.setattr(study, "UPDATES", 24)
+    plain, clip, gspo, exact = (study.METHODS[i] for i in (0, 1, 4, -1))
+    own = study.learn_exactly(plain, 1, 0)
+    assert own[-1] > own[0] + 0.5
+    for method in (clip, gspo, exact):
+        assert study.learn_exactly(method, 1, 0) == pytest.approx(own, abs=1e-9)
+    old, narrow = study.learn_exactly(exact, 1, 4), study.learn_exactly(gspo, 1, 4)
+    assert old[:2] == pytest.approx(own[:2]) and old[-1] > own[-1] - 0.1
+    assert narrow[-1] - narrow[0] < (own[-1] - own[0]) / 3
 
 
 def test_drift_by_hand(study):
