@@ -83,44 +83,41 @@ def draw_lengths(digits: Sequence[int], tokens: Mapping[str, Table], accuracy: M
     tidy(left, "How long they think", x="digits of the numbers to add", y="tokens of thinking")
     tidy(right, "How often they are right", x="digits of the numbers to add",
          y="accuracy on held-out sums")
-    titles = {"one length": "SFT on chains of two columns", "one length, RL": "... and RL",
-              "any length": "SFT on chains of 1 to 4 columns, at random",
-              "any length, RL at no cost": "... and RL", "any length, RL":
-              "... and RL where right answers pay for their tokens"}
+    titles = {"one length": "chains of 2 columns: SFT", "one length, RL": "... then RL on them",
+              "any length": "chains of 1 to 4 columns: SFT",
+              "any length, RL at no cost": "... then RL on them, tokens are free",
+              "any length, RL": "... then RL on them, right answers pay for tokens"}
     legend_below(figure, [
         *(entry(titles[arm], linewidth=2, marker="o", markersize=5, **look)
           for arm, look in ARM_LOOKS.items()),
-        entry("a column for each digit", color="black", linewidth=1.4)])
+        entry("one column for each digit", color="black", linewidth=1.4)])
     save(figure, out)
 
 
 def draw_sequential(votes: Mapping[str, tuple[Sequence[float], Table]],
-                    cuts: Mapping[str, tuple[Sequence[float], Table]], out: Path) -> None:
-    """Draw accuracy against tokens per question, spent on votes or on one longer chain."""
-    figure, (axis,) = new_figure(1, 1, (7.4, 4.6))
-    looks = dict(zip(votes, (dict(color=COLOURS[4], linestyle=DASHES), dict(color=COLOURS[4]),
-                             dict(color=COLOURS[0], linestyle=DASHES), dict(color=COLOURS[0])),
-                     strict=True))
-    for name, (xs, table) in votes.items():
-        style = dict(looks[name])
-        line(axis, xs, table, style.pop("color"), marker="o", markersize=4.5, **style)
-    for (xs, table), style in zip(cuts.values(), (DASHES, "-"), strict=True):
-        line(axis, xs, table, COLOURS[1], marker="s", markersize=4.5, linestyle=style)
+                    cut: tuple[Sequence[float], Table], out: Path) -> None:
+    """Draw accuracy against tokens per question, spent on votes or on one chain."""
+    figure, (axis,) = new_figure(1, 1, (7.4, 4.3))
+    titles = ("no thinking: SFT", "no thinking: RL", "chains of random length: SFT",
+              "chains of random length: RL")
+    looks = [dict(color=COLOURS[4], linestyle=DASHES), dict(color=COLOURS[4]),
+             dict(color=COLOURS[0], linestyle=DASHES), dict(color=COLOURS[0])]
+    for (xs, table), look in zip(votes.values(), looks, strict=True):
+        line(axis, xs, table, look["color"], marker="o", markersize=4.5,
+             linestyle=look.get("linestyle", "-"))
+    line(axis, *cut, COLOURS[1], marker="s", markersize=4.5)
     axis.set_xscale("log")
     axis.set_ylim(0, 1.03)
     ticks = (10, 20, 50, 100, 200, 500, 1000, 2000)
     axis.set_xticks(ticks, list(map(str, ticks)))
     axis.minorticks_off()
-    tidy(axis, "The same tokens, in one chain or in many votes", x="tokens per question",
+    tidy(axis, "One long thought, or a vote of 1, 2, 4, ..., 64 answers", x="tokens per question",
          y="accuracy on held-out 3-digit sums")
-    titles = ("votes, answers without thinking", "... after RL", "votes, chains of random length",
-              "... after RL")
     legend_below(figure, [
-        *(entry(title, linewidth=2, marker="o", markersize=4.5, **look)
-          for title, look in zip(titles, looks.values(), strict=True)),
-        entry("one chain, cut after 1 to 43 tokens", color=COLOURS[1], linewidth=2, marker="s",
-              markersize=4.5, linestyle=DASHES),
-        entry("... after RL", color=COLOURS[1], linewidth=2, marker="s", markersize=4.5)])
+        *(entry(f"votes, {title}", linewidth=2, marker="o", markersize=4.5, **look)
+          for title, look in zip(titles, looks, strict=True)),
+        entry("one chain, after RL, cut after 1 to 43 tokens", color=COLOURS[1], linewidth=2,
+              marker="s", markersize=4.5)])
     save(figure, out)
 
 

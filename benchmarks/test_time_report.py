@@ -32,6 +32,7 @@ ARMS = ("one length", "one length, RL", "any length", "any length, RL at no cost
 VOTERS = ("none", "none, RL", "any length", "any length, RL")
 CUT = ("cut, before RL", "cut, after RL")
 DIGITS = ("1", "2", "3")
+SIZES = ("1 digit", "2 digits", "3 digits")
 WHOLE = (9, 19, 30)                # tokens of a column for each digit, with their commas
 FORMS = ("open", "yes or no")
 GROUP = 8                          # completions of a problem, in training
@@ -214,8 +215,8 @@ def exchange(runs: Sequence[dict[str, Any]]) -> None:
 def thinking(folders: Sequence[Path], out: Path) -> None:
     arms = {arm: read(folders, f"thinking-{slug(arm)}") for arm in ARMS}
     print(f"thinking, {len(folders)} seeds\n")
-    print(table_head("", *(f"tokens of thinking, {d} digits" for d in DIGITS),
-                     *(f"accuracy, {d} digits" for d in DIGITS)))
+    print(table_head("", *(f"tokens of thinking, {digits}" for digits in SIZES),
+                     *(f"accuracy, {digits}" for digits in SIZES)))
     for arm, runs in arms.items():
         print(row(arm, *(over_seeds([mean_of(run[d], "thought") for run in runs], 1)
                          for d in DIGITS),
@@ -243,8 +244,8 @@ def thinking(folders: Sequence[Path], out: Path) -> None:
     figures.draw_sequential(
         {arm: ([n * mean(mean_of(run, "tokens") for run in runs) for n in NS],
                [[majority_at(run, n) for run in runs] for n in NS]) for arm, runs in votes.items()},
-        {cut: ([mean(points) for points in columns(budgets, cut, "tokens")],
-               columns(budgets, cut, "right")) for cut in CUT}, out / "sequential.png")
+        (list(map(mean, columns(budgets, CUT[1], "tokens"))), columns(budgets, CUT[1], "right")),
+        out / "sequential.png")
 
 
 def columns(runs: Sequence[dict[str, Any]], cut: str, name: str) -> list[list[float]]:

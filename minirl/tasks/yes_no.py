@@ -6,8 +6,9 @@ hardly any, is arithmetic.py's; both are worked out in the same way.
     47+85=172?   <think>7+5+0=12,4+8+1=132</think><answer>no</answer>
     47+85=172?   <think>7+5+0=02,4+8+0=122</think><answer>no</answer>      right by luck
 
-Half of the sums that are claimed are true. In a false one a digit is another. The first digit of
-all, 0 or 1, is never changed: a sum of two-digit numbers that begins with 7 is false at a glance.
+Half of the sums that are claimed are true. In a false one the digit behind the first is another.
+So whether a claim is true is settled by comparing two digits, which a tiny model can learn, but by
+no others: the first digit, 0 or 1, does not give it away, and a carry can.
 """
 
 from __future__ import annotations
@@ -63,17 +64,16 @@ class YesNo:
 
 
 def claim(question: Problem, rng: random.Random, *, true: bool) -> YesNoProblem:
-    """Return a sum as a claim: the true one, or one with another digit.
+    """Return a sum as a claim: the true one, or one with another second digit.
 
     >>> question = Arithmetic("addition", 2).problem(47, 85)
     >>> claim(question, random.Random(0), true=False).prompt
-    '47+85=137?'
+    '47+85=172?'
     """
     written = question.written
     if not true:
-        place = rng.randrange(1, len(written))
-        other = rng.choice([digit for digit in "0123456789" if digit != written[place]])
-        written = written[:place] + other + written[place + 1:]
+        other = rng.choice([digit for digit in "0123456789" if digit != written[1]])
+        written = written[0] + other + written[2:]
     return YesNoProblem(f"{question.prompt}{written}?", "yes" if true else "no",
                         worked=question.worked, question=question)
 
