@@ -8,7 +8,7 @@
                distillation": more still from the large one's log-probs of its own samples.
 
 The toy is that of `minirl r1`: sums and word problems, in English and Korean. Per seed a teacher
-(96 features) reads and learns by GRPO. A small model (32 features) reads the same, and then learns
+(96 features) reads and learns by GRPO. A small model (48 features) reads the same, and then learns
 in several ways, each in STEPS batches of ROWS completions: a row of METHODS. The x axis is what the
 student has read and learnt from: tokens of prompts and completions. In a quarter of what the models
 read, the prompt is worked out in front of it: so a model given that is a teacher of itself.
@@ -46,11 +46,11 @@ from minirl.train.state import Log
 
 TASK = Bilingual((2,))
 READ: dict[str, Any] = dict(worked_share=0.5, brief_share=0.25, mixed_share=0.5, slip_share=0.5)
-EXAMPLES, HELPED = 20_000, 0.25    # what a model reads, and the share with help in the prompt
-LARGE, SMALL = 96, 32              # features
+EXAMPLES, HELPED = 32_000, 0.25    # what a model reads, and the share with help in the prompt
+LARGE, SMALL = 96, 48              # features
 LENGTH = 48                        # tokens of a completion, at most
 STEPS, ROWS = 40, 128
-TEACHER = GRPOConfig(steps=40, prompts_per_step=16, group_size=8, max_new_tokens=LENGTH)
+TEACHER = GRPOConfig(steps=60, prompts_per_step=16, group_size=8, max_new_tokens=LENGTH)
 RL = replace(TEACHER, steps=STEPS, lr=1e-3)
 DISTILL = DistillConfig(steps=STEPS, prompts_per_step=ROWS, max_new_tokens=LENGTH)
 SFT = SFTConfig(batch_size=ROWS, lr=2e-3, warmup_steps=3, min_lr_ratio=0.1, beta2=0.999)
@@ -213,10 +213,10 @@ def print_table(runs: Sequence[dict[str, Any]]) -> None:
 
 def draw(runs: Sequence[dict[str, Any]], out: Path) -> None:
     """Draw held-out accuracy over what the student has read, a panel for each source."""
-    panels = {"the teacher samples": ("SFT", "supervised", "GKD"),
-              "the student samples": ("sampled", "exact", "self", "GRPO")}
+    panels = {"The teacher samples": ("SFT", "supervised", "GKD"),
+              "The student samples": ("sampled", "exact", "self", "GRPO")}
     figure, axes = new_figure(1, 2, (10.4, 3.8))
-    colours = dict(zip(METHODS, COLOURS, strict=False))
+    colours = dict(zip(METHODS, (*COLOURS, "#111827"), strict=True))
     teacher = statistics.mean(run["accuracy"] for run in of(runs, TAUGHT))
     for axis, (title, names) in zip(axes, panels.items(), strict=True):
         axis.axhline(teacher, color="#9ca3af", linestyle="--", linewidth=1)
@@ -228,7 +228,7 @@ def draw(runs: Sequence[dict[str, Any]], out: Path) -> None:
                 points = [tuple(map(statistics.mean, zip(*several, strict=True)))
                           for several in zip(*curves, strict=False)]
                 axis.plot(*zip(*points, strict=True), color=colours[name], linewidth=2.2)
-        axis.set_ylim(0, 1.03)
+        axis.set_ylim(0.35, 1.0)
         axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:.0f}k")
         tidy(axis, title, x="tokens that the student has learnt from", y="held-out accuracy")
     legend_below(figure, [entry(name, color=colours[name], linewidth=2.2) for name in METHODS]
