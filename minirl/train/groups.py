@@ -54,9 +54,8 @@ def score(answers: Collected, model: Transformer, tokenizer: Tokenizer, task: Ta
     """
     answers = fill_up(answers, model, tokenizer, task, config, seed_of)
     rewards = check_judged(answers.rewards).view(-1, config.group_size)  # (P', G)
-    flat = zero_spread(rewards).squeeze(1)  # (P',)
-    sums.add("frac_reward_zero_std", flat.float().mean())
-    kept = dynamic_sampling(rewards) if config.dynamic_sampling else torch.ones_like(flat)
+    sums.add("frac_reward_zero_std", zero_spread(rewards).float().mean())
+    kept = dynamic_sampling(rewards) if config.dynamic_sampling else torch.ones(len(rewards)).bool()
     if config.max_draws > 1:
         sums.add("dynamic_sampling/drawn", float(len(kept)))
         sums.add("dynamic_sampling/kept", float(kept.sum()))

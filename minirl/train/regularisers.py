@@ -50,7 +50,7 @@ class EntropyBonus:
             return 0.0
         total = world.total(normaliser(minibatch, "token_mean"))
         mean = aggregate(entropy, counted, "token_mean", total=total)
-        self.mean += float(mean.detach())
+        self.mean += mean.item()
         return coef * mean
 
     def adapt(self, sums: Sums) -> None:

@@ -123,6 +123,20 @@ def test_a_run_that_draws_again_is_the_same_after_a_resume():
     assert torch.equal(weights(model), weights(whole))
 
 
+def test_the_penalty_lowers_the_rewards_and_not_what_is_kept():
+    """Groups of equal rewards are dropped, whatever their lengths; a completion of 6 of 6 tokens
+    costs 1 with a cache of 6. Without draws there are no metrics of them."""
+    task, sums = Digits(rule_of(SPREAD, FLAT, SPREAD)), Sums()
+    answers = first_draw(task)
+    config = replace(CONFIG, max_draws=1, overlong_cache=6)
+    _, rewards, chosen = score(answers, tiny(), TOKENIZER, task, config, SEED_OF, sums)
+    penalty = -answers.rollouts.completion_lengths.view(3, 4) / 6
+    expected = torch.tensor([SPREAD, FLAT, SPREAD]) + penalty
+    torch.testing.assert_close(rewards, expected)
+    assert bool((penalty < 0).all()) and chosen.tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
+    assert set(sums.means()) == {"frac_reward_zero_std", "rewards/overlong_penalty/mean"}
+
+
 def test_no_verdict_in_the_first_draw_may_be_one_in_the_next():
     nan = [None] * 4
     answers = filled(nan, nan, nan, SPREAD, SPREAD, SPREAD)
@@ -137,10 +151,11 @@ def test_no_verdict_in_the_first_draw_may_be_one_in_the_next():
 def test_joined_groups_by_hand():
     """Rows of 3 and of 2 tokens: the shorter ones are filled up with the pad id."""
     task = Digits(length)
-    first, second = first_draw(task), first_draw(task, replace(CONFIG, max_new_tokens=3))
+    first, second = (first_draw(task, replace(CONFIG, max_new_tokens=n)) for n in (7, 3))
     both = joined(first, second, pad_id=5)
     wide, narrow = first.rollouts.tokens.shape[1], second.rollouts.tokens.shape[1]
     assert narrow < wide == both.rollouts.tokens.shape[1]
+    assert wide != len(first.rollouts), "a width that is a number of rows would not be noticed"
     assert torch.equal(both.rollouts.tokens[:12], first.rollouts.tokens)
     assert torch.equal(both.rollouts.tokens[12:, :narrow], second.rollouts.tokens)
     assert bool((both.rollouts.tokens[12:, narrow:] == 5).all())

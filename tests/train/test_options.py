@@ -29,6 +29,7 @@ from minirl.train.options import GRPOOptions
     (dict(vespo_k_neg=0.0), "vespo_k_neg is 0.0: a positive number"),
     (dict(prompts_per_step=2 ** 11, group_size=2 ** 10), "completions a step"),
     (dict(overlong_cache=81), "the longest completion"),
+    (dict(minibatches=129), "the completions of a step"),
 ])
 def test_what_cannot_be(changes, message):
     with pytest.raises(ValueError, match=message):
@@ -38,6 +39,7 @@ def test_what_cannot_be(changes, message):
 @pytest.mark.parametrize("changes", [
     dict(importance_max=0.0, importance_min=5.0),              # 0: no upper bound
     dict(geometric_min=0.9), dict(geometric_max=1.1), dict(dual_clip=1.3),
+    dict(minibatches=128), dict(entropy_target=0.5), dict(entropy_target=0.5, entropy_coef=1.0),
     dict(entropy_coef=2.0),                                    # constant: no bounds
     dict(entropy_coef_min=0.1), dict(top_entropy=0.0), dict(ref_mixup=1.0),
 ])

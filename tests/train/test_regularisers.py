@@ -70,3 +70,12 @@ def test_the_coefficient_adapts_by_hand():
         assert numbers == {"entropy_coef": pytest.approx(coef),
                            "entropy_bonus": pytest.approx(active)}
         assert sums.means() == {"entropy_coef": pytest.approx(coef)}
+
+
+def test_an_entropy_at_its_target_is_low_enough():
+    """As in TRL: the coefficient rises, and the next update has a bonus."""
+    numbers = {}
+    bonus = EntropyBonus(GRPOConfig(entropy_coef=0.25, entropy_target=0.5), numbers)
+    bonus.of(torch.full((2, 3), 0.5), MASK, MASK)
+    bonus.adapt(Sums())
+    assert numbers["entropy_bonus"] == numbers["entropy_coef"] > 0.25
