@@ -174,7 +174,7 @@ def add_r1(parser: Parser) -> None:
                         help="a smaller toy that takes a minute: --preset fast")
 
 
-def add_checkpoint(parser: Parser) -> None:
+def add_policy(parser: Parser) -> None:
     parser.add_argument("--init", default=None, metavar="CHECKPOINT",
                         help="folder or hub id (default: the newest runs/*/final)")
     parser.add_argument("--temperature", type=float, default=1.0,
@@ -182,6 +182,10 @@ def add_checkpoint(parser: Parser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=80, help="(default 80)")
     parser.add_argument("--seed", type=int, default=0, help="(default 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+
+
+def add_checkpoint(parser: Parser) -> None:
+    add_policy(parser)
     parser.add_argument("--dtype", default="float32",
                         help="float32, bfloat16 or float16 for matrix products (default float32)")
 
@@ -217,6 +221,18 @@ def add_eval(parser: Parser) -> None:
     parser.add_argument("--how", choices=["last", "min", "product"], default=None,
                         help="the score of a solution from those of its steps (default last)")
     add_checkpoint(parser)
+
+
+def add_precision(parser: Parser) -> None:
+    parser.add_argument("--problems", type=int, default=64, help="(default 64)")
+    parser.add_argument("--samples", type=int, default=8,
+                        help="completions per problem (default 8)")
+    parser.add_argument("--steps", type=int, default=150,
+                        help="of training in float16, for the scale of the loss (default 150)")
+    parser.add_argument("-o", "--out", type=Path, default=Path("precision.png"),
+                        help="(default precision.png)")
+    add_policy(parser)
+    parser.set_defaults(dtype="float32")
 
 
 def add_plot(parser: Parser) -> None:
@@ -323,6 +339,8 @@ COMMANDS = {
                      add_check, "minirl.app.check:command_check"),
     "mine": Command("DeepSeekMath's corpus: find the mathematical pages of a web, in rounds",
                     add_mine, "minirl.app.mine:command_mine"),
+    "precision": Command("what float16 and bfloat16 do to sampler, learner and updates",
+                         add_precision, "minirl.app.precision:command_precision"),
     "plot": Command("draw the curves of one run or several", add_plot,
                     "minirl.app.commands:command_plot"),
 }

@@ -297,6 +297,13 @@ def command_eval(args: argparse.Namespace) -> None:
         print(f"\n{chosen}")
 
 
+def check_out(out: Path) -> None:
+    """Raise ValueError where no picture can be written there."""
+    if not out.parent.is_dir() or out.is_dir():
+        what = f"{out} is a folder" if out.is_dir() else f"there is no folder {out.parent}"
+        raise ValueError(f"{what}, so that no picture can be written: name another file with --out")
+
+
 def command_plot(args: argparse.Namespace) -> None:
     paths = args.runs or [file.parent for file in sorted(RUNS.glob("*/metrics.jsonl"))
                           if RunDir(file.parent).metrics()]
@@ -306,8 +313,6 @@ def command_plot(args: argparse.Namespace) -> None:
     for path in paths:
         if not path.is_dir():
             raise ValueError(f"{path} is no run directory: name folders such as runs/grpo")
-    if not args.out.parent.is_dir():
-        raise ValueError(f"there is no folder {args.out.parent} for {args.out.name}: make it, or "
-                         "name another file with --out")
+    check_out(args.out)
     plot_runs([RunDir(path) for path in paths], args.out)
     print(f"{args.out}: {', '.join(str(path) for path in paths)}")
