@@ -28,19 +28,12 @@ from torch import Tensor, nn
 
 from minirl.lm.cache import KVCache, cache_dtype
 from minirl.lm.choice import Choice, check_finite
-from minirl.lm.decoding import (
-    ASK,
-    WORTH_LEAVING,
-    advance,
-    compiled_advance,
-    is_compiled,
-    whole,
-)
+from minirl.lm.decoding import ASK, WORTH_LEAVING, advance, compiled_advance, is_compiled
 from minirl.lm.model import Transformer, hidden_alone, with_head
 from minirl.lm.precision import compute_dtype
 from minirl.lm.replies import DRAWN
 
-ROOM = 32     # slots: a cache has a whole multiple, so that rows grow on in it token by token
+ROOM = 32     # slots: rows that grow token by token move to a larger cache once in so many steps
 
 
 class Branches:
@@ -104,7 +97,7 @@ class Branches:
             return []
         given = [row[cached + 1:] for row, cached in zip(self.tokens, self._unread(), strict=True)]
         steps = [len(ids) + limit for ids, limit in zip(given, limits, strict=True)]
-        self._align(max(steps))
+        self._align(max(steps), max(steps))
         with _asking(self.model):
             new, lengths = self._grow(given, steps, stops, choice, generator)
         drawn = [row[len(ids):length] for row, ids, length in zip(
@@ -120,7 +113,7 @@ class Branches:
                                                             strict=True)):
             raise ValueError("a row was given several tokens: grow reads them, next_logits does "
                              "not")
-        self._align(1)
+        self._align(1, ROOM)
         last = torch.tensor([row[-1] for row in self.tokens], device=self.model.device)  # (n,)
         starts = self._starts()
 
@@ -207,8 +200,9 @@ class Branches:
         """The slot of each row's first token, (n,); None where no row has padding."""
         return torch.tensor(self._start, device=self.model.device) if any(self._start) else None
 
-    def _align(self, more: int) -> None:
-        """Let all rows end in the same slot of the cache, with room for more behind it.
+    def _align(self, more: int, room: int) -> None:
+        """Let all rows end in the same slot of the cache, with room for `more` behind it, and for
+        `room` where another cache must be made.
 
         Keys are turned by their position in the row, which does not change: they can be moved.
         """
@@ -221,7 +215,7 @@ class Branches:
         device = self.model.device
         place, start, cached = (torch.tensor(column, device=device) for column in (
             self._place, self._start, self._cached))  # (n,)
-        new = self._cache = self._empty(n, whole(width + more, ROOM))
+        new = self._cache = self._empty(n, width + room)
         new.weights, new.head, old.length = old.weights, old.head, width
         if ends == {width}:
             new.take(old, place)
