@@ -144,13 +144,24 @@ def mismatch_of_logits(hidden: Tensor, weight: Tensor, ids: Tensor, length: int,
 
 
 def mismatch_table(mismatches: Sequence[Mismatch]) -> str:
-    """Return the table that `minirl precision` prints: a row for each pair."""
+    """Return the table that `minirl precision` prints: a row for each pair, with the mean and the
+    largest |Δ log p| of a token, the share of ratios outside [0.9, 1.1], the standard deviation of
+    Σ log π/μ over completions, and the share of completions that their weights leave."""
     rows: list[tuple[str, ...]] = [
-        ("sampler", "learner", "mean |Δ log p|", "largest", "far", "std of log ρ",
-         "ESS", "k1", "k3")]
+        ("sampler", "learner", "|Δ log p|", "largest", "far", "std Σ", "ESS", "k1", "k3")]
     for x in mismatches:
         differences = x.differences
-        rows.append((x.sampler, x.learner, f"{differences.mean():.2e}", f"{differences.max():.2e}",
-                     f"{x.share_far:.2%}", f"{x.sequence_log_ratios.std():.2e}",
-                     f"{x.sample_share:.2%}", f"{x.k1:+.1e}", f"{x.k3:.1e}"))
+        rows.append((x.sampler, x.learner, short(float(differences.mean())),
+                     short(float(differences.max())), f"{x.share_far:.1%}",
+                     short(float(x.sequence_log_ratios.std())), f"{x.sample_share:.1%}",
+                     short(x.k1), short(x.k3)))
     return table(rows)
+
+
+def short(x: float) -> str:
+    """Return a number in two digits.
+
+    >>> short(0.00152), short(-2.5e-12)
+    ('1.5e-3', '-2.5e-12')
+    """
+    return f"{x:.1e}".replace("e-0", "e-").replace("e+00", "")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from minirl.inference.mismatch import Mismatch
+from minirl.inference.mismatch import Mismatch, short
 from minirl.lm.figures import COLOURS, DASHES, entry, legend_below, new_figure, save, tidy
 from minirl.lm.precision import DTYPES
 from minirl.train.precision_lab import INTERVAL, SMALLEST, UPDATE, UPDATES, PrecisionLab
@@ -44,7 +44,7 @@ def draw_pairs(axis: Any, lab: PrecisionLab) -> None:
         place, shift = list(DTYPES).index(pair.learner), list(DTYPES).index(pair.sampler) - 1
         mean = max(FLOOR, float(pair.differences.mean()))
         axis.bar(place + 0.27 * shift, mean, 0.25, color=DTYPE_COLOURS[pair.sampler])
-        axis.text(place + 0.27 * shift, mean * 1.15, f"{mean:.1e}".replace("e-0", "e-"),
+        axis.text(place + 0.27 * shift, mean * 1.15, short(mean),
                   ha="center", fontsize=7)
     axis.set_yscale("log")
     axis.set_ylim(top=10 * max(FLOOR, *(float(pair.differences.mean())

@@ -15,6 +15,7 @@ from minirl.inference.mismatch import (
     mismatch_table,
 )
 from minirl.lm.precision import compute_in, sampling_in
+from minirl.lm.text import WIDTH
 from minirl.tasks.arithmetic import Arithmetic
 
 TASK = Arithmetic("addition", 2)
@@ -129,7 +130,8 @@ def test_the_papers_miniature():
 def test_the_table_has_a_row_for_each_pair():
     lines = mismatch_table([by_hand(), by_hand()]).splitlines()
     assert len(lines) == 3 and "bfloat16" in lines[1]
-    assert "4.78e-01" in lines[1] and "66.67%" in lines[1]
+    assert "4.8e-1" in lines[1] and "66.7%" in lines[1]
+    assert max(map(len, lines)) <= WIDTH
 
 
 @pytest.mark.parametrize("sampler, learners", [("half", ["float32"]), ("float32", ["float8"])])

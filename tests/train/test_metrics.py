@@ -1,13 +1,18 @@
 """minirl/train/metrics.py"""
 
+import copy
 import math
 
 import pytest
 import torch
 
 from minirl.inference.collect import Collected
+from minirl.lm.logprobs import token_logprobs
+from minirl.lm.precision import compute_in
 from minirl.lm.rollouts import Rollouts
 from minirl.tasks.problem import Problem
+from minirl.train import grpo
+from minirl.train.grpo import GRPOConfig
 from minirl.train.metrics import (
     NonFiniteError,
     Sums,
@@ -16,6 +21,7 @@ from minirl.train.metrics import (
     describe_variety,
     watch,
 )
+from tests.train.small import TOKENIZER, Digits, Log, length, record_calls, tiny
 
 
 def test_means_are_those_of_all_values_and_not_of_the_parts():
@@ -93,3 +99,23 @@ def test_variety_by_hand():
     answers = Collected(problems, None, texts, {}, torch.zeros(6))
     assert describe_variety(answers) == {"frac_unique_prompts": pytest.approx(2 / 3),
                                          "frac_unique_completions": pytest.approx(3 / 6)}
+
+
+def test_the_mismatch_that_a_run_reports_is_that_of_its_own_samples(monkeypatch):
+    """Sampler in bfloat16, learner in float32: mean and largest |log π - log μ| and the range of
+    π/μ over the sampled tokens, computed once more from the rollouts."""
+    model, log = tiny(), Log()
+    first, collected = copy.deepcopy(model), record_calls(monkeypatch, grpo, "collect")
+    config = GRPOConfig(steps=1, prompts_per_step=4, group_size=4, max_new_tokens=6)
+    with compute_in("float32", model.device, sampler="bfloat16"):
+        grpo.train_grpo(model, TOKENIZER, Digits(length), config, log=log)
+        rollouts = collected[0].result.rollouts
+        logp = token_logprobs(first, rollouts.tokens, mask=rollouts.mask).detach()
+    difference = (logp - rollouts.behavior_logp)[rollouts.mask]
+    assert difference.abs().mean() > 1e-4
+    expected = {"sampling_logp_difference/mean": difference.abs().mean(),
+                "sampling_logp_difference/max": difference.abs().max(),
+                "ratio/mean": difference.exp().mean(), "ratio/min": difference.exp().min(),
+                "ratio/max": difference.exp().max()}
+    for name, value in expected.items():
+        assert log[0][f"sampling/{name}"] == pytest.approx(float(value), rel=1e-3, abs=2e-6)
