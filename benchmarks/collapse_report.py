@@ -17,7 +17,19 @@ from minirl.lm.figures import COLOURS, DASHES, entry, legend_below, new_figure, 
 PLAIN = "plain GRPO"
 LAST_LOOKS, LAST_STEPS = 3, 24     # the end of a run: means over these
 Record = dict[str, Any]
-BLACK, GREY = "#111827", "#9ca3af"
+BLUE, RED, GREEN, PURPLE, GOLD, GREY = COLOURS
+# what helps is wide, and what is alike has one colour
+LOOKS: dict[str, dict[str, Any]] = {
+    PLAIN: dict(color="#111827", linewidth=3.2),
+    "clip-higher": dict(color=PURPLE, linewidth=1.3),
+    "entropy bonus": dict(color=RED, linewidth=1.3),
+    "large bonus": dict(color=RED, linewidth=1.6, linestyle=DASHES),
+    "adaptive bonus": dict(color=GOLD, linewidth=1.3),
+    "Clip-Cov": dict(color=GREY, linewidth=1.3),
+    "KL-Cov": dict(color=GREY, linewidth=1.6, linestyle=DASHES),
+    "KL to the base": dict(color=BLUE, linewidth=2.4),
+    "smaller steps": dict(color=GREEN, linewidth=2.4)}
+HIGHEST = 1.2                      # nats; what explodes leaves the panel
 
 
 class Arm(Protocol):
@@ -91,36 +103,35 @@ def mean_of(runs: Sequence[Record], arm: Arm, name: str, start: int, end: int | 
 def draw(runs: Sequence[Record], arms: Sequence[Arm], out: Path) -> None:
     """Draw four panels over steps: two of what happens to the policy, two of what it costs."""
     figure, axes = new_figure(2, 2, (10.4, 6.6))
-    looks = dict(zip(arms, styles(arms), strict=True))
     panels: tuple[tuple[str, str, Callable[[Record], list[tuple[float, float]]]], ...] = (
-        ("Entropy of a token falls, unless it is paid for", "nats", step_curve("entropy")),
-        ("Groups without spread teach nothing", "share of groups",
+        ("Entropy of a token: it falls, or it explodes", "nats", step_curve("entropy")),
+        ("Groups without spread, which teach nothing", "share of groups",
          step_curve("frac_reward_zero_std")),
-        ("Of 16 samples, fewer and fewer find the answer", "Pass@16, held-out sums",
+        ("Pass@16: fewer sums are solved by any of 16 samples", "Pass@16, held-out sums",
          look_curve("pass")),
-        ("Accuracy: smaller steps and a KL are ahead", "accuracy, held-out sums",
+        ("Accuracy: smaller steps win, then a KL to the base", "accuracy, held-out sums",
          look_curve("accuracy")))
     for axis, (title, label, curve) in zip(axes, panels, strict=True):
         for arm in sorted(arms, key=lambda arm: arm.name == PLAIN):  # plain on top
-            by_seed = [curve(run) for run in of(runs, arm)]
-            x = [step for step, _ in by_seed[0]]
-            y = [statistics.mean(value for _, value in points)
-                 for points in zip(*by_seed, strict=True)]
-            axis.plot(x, y, **looks[arm])
+            axis.plot(*mean_curve([curve(run) for run in of(runs, arm)]), **LOOKS[arm.name])
         axis.set_xlim(left=0)
         axis.set_ylim(bottom=0)
         tidy(axis, title, x="step", y=label)
-    seeds = len(of(runs, arms[0]))
-    legend_below(figure, [entry(f"{arm.name}: {arm.what}", **looks[arm]) for arm in arms],
-                 title=f"Means of {seeds} seeds; steps are smoothed over 7")
+    axes[0].set_ylim(0, HIGHEST)
+    axes[0].annotate("0.05 H: to 5.5 on two seeds of three", (0.36, 0.9), fontsize=8, color=RED,
+                     xycoords="axes fraction")
+    axes[1].set_ylim(0, 1)
+    legend_below(figure, [entry(f"{arm.name}: {arm.what}", **LOOKS[arm.name]) for arm in arms],
+                 title=f"Means of {len(of(runs, arms[0]))} seeds, the upper panels smoothed over 7 "
+                       "steps")
     save(figure, out)
 
 
-def styles(arms: Sequence[Arm]) -> list[dict[str, Any]]:
-    """Return a look for each arm: the first, plain one, in bold, the last, a control, in dashes."""
-    return [{"color": BLACK, "linewidth": 3},
-            *({"color": colour, "linewidth": 1.8} for colour in COLOURS[:len(arms) - 2]),
-            {"color": GREY, "linewidth": 2.4, "linestyle": DASHES}]
+def mean_curve(by_seed: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float], list[float]]:
+    """Return x, and the mean of y over seeds."""
+    return ([step for step, _ in by_seed[0]],
+            [statistics.mean(value for _, value in points)
+             for points in zip(*by_seed, strict=True)])
 
 
 def step_curve(name: str) -> Callable[[Record], list[tuple[float, float]]]:
