@@ -29,6 +29,7 @@ HELPERS = {
     "metrics_file",
     "objectives",
     "options",
+    "precision_lab",
     "presets",
     "pretraining",
     "profiling",
