@@ -1,16 +1,16 @@
-"""What a policy spends when it trains and when it answers, and what it is asked, on sums.
+"""Compute spent on training and on answering, who decides how long to think, and what guesses do
+to a reward: three studies on sums.
 
     python benchmarks/test_time.py --runs FOLDER [--study axes|thinking|guessing] [--seeds 3]
     python benchmarks/test_time_report.py FOLDER
 
 axes       One GRPO run. At several steps each held-out sum is answered many times: how accuracy
            grows with the compute of training, and with that of voting.
-thinking   Sums of 1 to 3 digits, and chains of thought of 1 to 4 columns. A base model that read
-           chains of one length, one that read chains of any length, and one that read answers
-           alone; GRPO on each, and GRPO where every token costs. How long does each think about an
-           easy sum, and about a hard one? What are long chains worth, and what are votes?
-guessing   The same sums as open questions and as yes-or-no questions (tasks/yes_no.py): one base
-           model that read both, and GRPO on either.
+thinking   Sums of 1 to 3 digits. Three base models read chains of thought of 2 columns, of 1 to 4
+           at random, or none at all; then GRPO on each, where a right answer pays for its tokens.
+           How long does each think about easy and hard sums? What are chains worth, what votes?
+guessing   The same sums as open and as yes-or-no questions (tasks/yes_no.py): one base model that
+           read both, and GRPO on either.
 
 All that is computed is kept under --runs and not computed again.
 """
@@ -164,8 +164,8 @@ def chains(rng: random.Random, least: int, most: int) -> Pairs:
 
 
 def thinking(folder: Path, seed: int) -> None:
-    """Train all arms -> by the sums' digits, how long each thinks and how often it is right; and
-    what votes and forced budgets are worth on the hardest sums."""
+    """Train all arms, and measure by the sums' digits how long each thinks and how often it is
+    right, and on the hardest sums what votes and forced budgets are worth."""
     def by_digits(model: Transformer, tokenizer: Tokenizer) -> Json:
         return {digits: ask(model, tokenizer, task, derive_seed(seed, "thinking"), 16, n=64)
                 for digits, task in SUMS.items()}

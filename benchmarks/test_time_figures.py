@@ -1,5 +1,5 @@
-"""The figures of benchmarks/test_time_report.py. Lines are means over seeds, bands reach from the
-lowest seed to the highest."""
+"""The figures of benchmarks/test_time_report.py. Thick lines are means over seeds, bands reach from
+the lowest seed to the highest, thin lines are one seed each."""
 
 from __future__ import annotations
 
@@ -83,14 +83,13 @@ def draw_lengths(digits: Sequence[int], tokens: Mapping[str, Table], accuracy: M
     tidy(left, "How long they think", x="digits of the numbers to add", y="tokens of thinking")
     tidy(right, "How often they are right", x="digits of the numbers to add",
          y="accuracy on held-out sums")
-    titles = {"one length": "chains of 2 columns: SFT", "one length, RL": "... then RL on them",
-              "any length": "chains of 1 to 4 columns: SFT",
-              "any length, RL at no cost": "... then RL on them, tokens are free",
-              "any length, RL": "... then RL on them, right answers pay for tokens"}
+    titles = {"one length": "2 columns: SFT", "one length, RL": "2 columns: RL, tokens cost",
+              "any length": "1 to 4 columns: SFT", "any length, RL at no cost":
+              "1 to 4 columns: RL", "any length, RL": "1 to 4 columns: RL, tokens cost"}
     legend_below(figure, [
         *(entry(titles[arm], linewidth=2, marker="o", markersize=5, **look)
           for arm, look in ARM_LOOKS.items()),
-        entry("one column for each digit", color="black", linewidth=1.4)])
+        entry("a column per digit", color="black", linewidth=1.4)])
     save(figure, out)
 
 
@@ -103,22 +102,27 @@ def draw_sequential(votes: Mapping[str, tuple[Sequence[float], Table]],
     looks = [dict(color=COLOURS[4], linestyle=DASHES), dict(color=COLOURS[4]),
              dict(color=COLOURS[0], linestyle=DASHES), dict(color=COLOURS[0])]
     for (xs, table), look in zip(votes.values(), looks, strict=True):
-        line(axis, xs, table, look["color"], marker="o", markersize=4.5,
-             linestyle=look.get("linestyle", "-"))
-    line(axis, *cut, COLOURS[1], marker="s", markersize=4.5)
+        by_seed(axis, xs, table, marker="o", **look)
+    by_seed(axis, *cut, marker="s", color=COLOURS[1])
     axis.set_xscale("log")
     axis.set_ylim(0, 1.03)
     ticks = (10, 20, 50, 100, 200, 500, 1000, 2000)
     axis.set_xticks(ticks, list(map(str, ticks)))
     axis.minorticks_off()
-    tidy(axis, "One long thought, or a vote of 1, 2, 4, ..., 64 answers", x="tokens per question",
-         y="accuracy on held-out 3-digit sums")
+    tidy(axis, "One chain of thought, or a vote of 1, 2, 4, ..., 64 answers",
+         x="tokens per question", y="accuracy on held-out 3-digit sums")
     legend_below(figure, [
         *(entry(f"votes, {title}", linewidth=2, marker="o", markersize=4.5, **look)
           for title, look in zip(titles, looks, strict=True)),
-        entry("one chain, after RL, cut after 1 to 43 tokens", color=COLOURS[1], linewidth=2,
+        entry("one chain after RL, cut after 1 to 4 columns", color=COLOURS[1], linewidth=2,
               marker="s", markersize=4.5)])
     save(figure, out)
+
+
+def by_seed(axis: Any, xs: Sequence[float], table: Table, marker: str, **look: Any) -> None:
+    """Draw the mean over seeds, and each seed, where a band would hide how they differ."""
+    axis.plot(xs, table, linewidth=0.8, alpha=0.4, **look)
+    axis.plot(xs, list(map(mean, table)), linewidth=2, marker=marker, markersize=4.5, **look)
 
 
 def draw_guessing(curves: Mapping[str, Sequence[Mapping[str, Sequence[float]]]], window: int,
@@ -126,7 +130,7 @@ def draw_guessing(curves: Mapping[str, Sequence[Mapping[str, Sequence[float]]]],
     """Draw, over training on either form, how often the work is right, how often a reward is luck,
     and how well the advantage tells right work from wrong."""
     figure, axes = new_figure(1, 3, (11.4, 3.7))
-    titles = {"work": "Right work", "luck": "Rewarded, and the work is wrong",
+    titles = {"work": "Right work", "luck": "Rewarded, although the work is wrong",
               "signal": "Signal / noise of the advantage"}
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
         for runs, colour in zip(curves.values(), COLOURS, strict=False):

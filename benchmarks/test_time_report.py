@@ -33,7 +33,7 @@ VOTERS = ("none", "none, RL", "any length", "any length, RL")
 CUT = ("cut, before RL", "cut, after RL")
 DIGITS = ("1", "2", "3")
 SIZES = ("1 digit", "2 digits", "3 digits")
-WHOLE = (9, 19, 30)                # tokens of a column for each digit, with their commas
+WHOLE = (9, 19, 30, 42)            # tokens of 1, 2, 3 and 4 columns, with their commas
 FORMS = ("open", "yes or no")
 GROUP = 8                          # completions of a problem, in training
 # FLOPs per parameter and token: 2 to sample; in training also 6 to learn, and 2 for the reference
@@ -240,18 +240,20 @@ def thinking(folders: Sequence[Path], out: Path) -> None:
                 for arm, runs in arms.items()}
 
     figures.draw_lengths(list(map(int, DIGITS)), by_digits(lambda asked: mean_of(asked, "thought")),
-                         by_digits(accuracy), WHOLE, out / "thinking_length.png")
+                         by_digits(accuracy), WHOLE[:len(DIGITS)], out / "thinking_length.png")
     figures.draw_sequential(
         {arm: ([n * mean(mean_of(run, "tokens") for run in runs) for n in NS],
                [[majority_at(run, n) for run in runs] for n in NS]) for arm, runs in votes.items()},
-        (list(map(mean, columns(budgets, CUT[1], "tokens"))), columns(budgets, CUT[1], "right")),
+        (list(map(mean, columns(budgets, "tokens"))), columns(budgets, "right")),
         out / "sequential.png")
 
 
-def columns(runs: Sequence[dict[str, Any]], cut: str, name: str) -> list[list[float]]:
-    """Return for each budget a number per seed."""
+def columns(runs: Sequence[dict[str, Any]], name: str) -> list[list[float]]:
+    """Return a number per seed for each cut, after RL, that leaves whole columns: with the tag that
+    opens the thinking they have one token more."""
     return [[point[name] for point in points]
-            for points in zip(*(run[cut] for run in runs), strict=True)]
+            for points in zip(*(run[CUT[1]] for run in runs), strict=True)
+            if points[0]["most"] - 1 in WHOLE]
 
 
 # guesses
@@ -260,6 +262,8 @@ def guessing(folders: Sequence[Path], out: Path) -> None:
     before = read(folders, "guessing-base")
     runs = {form: read(folders, f"guessing-{slug(form)}") for form in FORMS}
     print(f"guessing, {len(folders)} seeds\n")
+    print("base model, yes or no: right answers where the work is right, by seed: "
+          + " / ".join(f"{right_where_worked(run[FORMS[1]]):.2f}" for run in before) + "\n")
     print(table_head("", *(f"{what}, {form}" for form in FORMS for what in
                            ("right answers", "right work"))))
     print(row("base model", *held_out(before)))
@@ -281,6 +285,12 @@ def guessing(folders: Sequence[Path], out: Path) -> None:
 def held_out(runs: Sequence[dict[str, Problems]]) -> list[str]:
     return [over_seeds([measure(run[form]) for run in runs]) for form in FORMS
             for measure in (accuracy, lambda problems: mean_of(problems, "work"))]
+
+
+def right_where_worked(problems: Problems) -> float:
+    """Return how often the answer is right where the work is: whether a model can compare."""
+    return mean(answer == problem["right"] for problem in problems
+                for answer, work in zip(problem["answers"], problem["work"], strict=True) if work)
 
 
 def training_curves(steps: Sequence[dict[str, Any]]) -> dict[str, list[float]]:

@@ -73,6 +73,18 @@ def test_what_is_right_and_whether_any_is(report):
     assert report.mean_of([problem("1"), problem("1", "1", "1")], "tokens") == 10 / 4
 
 
+def test_right_answers_where_the_work_is_right(report):
+    asked = [{"right": "yes", "answers": ["yes", "no", "yes"], "work": [1.0, 1.0, 0.0]},
+             {"right": "no", "answers": ["no"], "work": [1.0]}]
+    assert report.right_where_worked(asked) == pytest.approx(2 / 3)
+
+
+def test_cuts_that_leave_whole_columns(report):
+    runs = [{report.CUT[1]: [{"most": most, "right": most / 100 + seed} for most in (6, 10, 31)]}
+            for seed in (0, 1)]
+    assert report.columns(runs, "right") == [[0.1, 1.1], [0.31, 1.31]]
+
+
 # ---- luck and the advantage
 
 def test_luck_is_a_share_of_what_is_rewarded(report):
