@@ -19,7 +19,7 @@ from torch import Tensor
 
 from minirl.equations.reduce import aggregate
 from minirl.inference.collect import Counter, collect
-from minirl.inference.mismatch import Mismatch, measure_mismatch, mismatch_of_logits
+from minirl.inference.mismatch import Mismatch, measure_mismatch, mismatch_of_logits, short
 from minirl.lm.logprobs import token_logprobs
 from minirl.lm.model import Transformer
 from minirl.lm.precision import DTYPES, FORMATS, LossScaler, compute_in, round_to
@@ -32,6 +32,7 @@ from minirl.train.adamw import AdamW
 SMALLEST = 2.0 ** -24          # of float16's numbers; half of it and less is rounded to 0
 UPDATES, UPDATE = 100, 1e-3    # so many steps of this size, from a weight of 1
 INTERVAL = 10                  # steps without an overflow until the scale doubles (pages: 2000)
+LENGTH = 256                   # tokens of a sequence of random products
 PROBLEMS = 32                  # of which the copy learns a completion each
 
 
@@ -93,10 +94,13 @@ def lab_report(lab: PrecisionLab) -> str:
     means = {pair.sampler: float(pair.differences.mean()) for pair in lab.mismatches
              if pair.sampler == pair.learner}
     times = means["bfloat16"] / max(means["float16"], 1e-12)
+    products = ", ".join(f"{x.sampler} {short(float(x.differences.mean()))} and "
+                         f"{short(float(x.sequence_log_ratios.std()))}" for x in lab.products)
     ends = ", ".join(f"{weights[-1]:.4g} in {dtype}" for dtype, weights in lab.weights.items())
     first, last = lab.steps[0].scale, lab.steps[-1].scale
     skipped = sum(step.skipped for step in lab.steps)
     return (f"The same dtype on both sides: bfloat16 is {times:.1f} times as far off as float16.\n"
+            f"One random product, a token and {LENGTH} of them: {products}.\n"
             f"{UPDATES} updates of -{UPDATE} leave of a weight of 1: {ends}.\n"
             f"Of the gradients, float16 makes {lab.lost():.2%} zero, and {lab.lost(first):.2%} "
             f"where the loss is scaled by {first:,.0f}.\n"
@@ -104,7 +108,7 @@ def lab_report(lab: PrecisionLab) -> str:
             "of them overflowed and were skipped.")
 
 
-def product_mismatches(seed: int, completions: int = 64, length: int = 256) -> list[Mismatch]:
+def product_mismatches(seed: int, completions: int = 64, length: int = LENGTH) -> list[Mismatch]:
     """Return what rounding does to the last product alone: width 64, vocabulary 512, logits of
     standard deviation 2, and no token that the model is sure of."""
     g = torch.Generator().manual_seed(seed)

@@ -17,7 +17,7 @@ def quick(monkeypatch):
                         lambda seed: product_mismatches(seed, 2, 8))
 
 
-def test_a_table_four_sentences_and_a_picture(base, inside, capsys, quick):
+def test_a_table_five_sentences_and_a_picture(base, inside, capsys, quick):
     flags = ["--problems", "3", "--samples", "2", "--steps", "3", "--max-new-tokens", "6"]
     assert main(["precision", "--init", str(base), *flags]) == 0
     printed = capsys.readouterr()
