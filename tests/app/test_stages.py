@@ -13,7 +13,7 @@ from minirl.app.commands import config_json, work
 from minirl.app.rundir import RunDir
 from minirl.app.runlog import RunLog
 from minirl.app.stages import Look, Stages
-from minirl.app.sums import BaseConfig, SumsSettings
+from minirl.app.sums import BaseConfig, GRPOSettings, SumsSettings
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.digests import seal
 from minirl.lm.progress import Progress
@@ -99,7 +99,7 @@ def test_killed_at_any_step_it_resumes_bit_for_bit(
 
 def test_a_kill_while_the_base_model_is_made(tmp_path, monkeypatch):
     """The base model is a stage, in base/: it goes on too, and is not made twice."""
-    settings = SumsSettings(digits=1, eval_problems=4, checkpoint_every=1, device="cpu")
+    settings = GRPOSettings(digits=1, eval_problems=4, checkpoint_every=1, device="cpu")
     base = BaseConfig(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, examples=128)
     grpo = GRPOConfig(steps=2, prompts_per_step=2, group_size=2, max_new_tokens=4)
     configs = {"settings": settings, "base": base, "sft": SFTConfig(batch_size=16), "grpo": grpo}
