@@ -27,7 +27,8 @@ def small():
     """Base models read 64 sums, and the teacher has two steps."""
     with pytest.MonkeyPatch.context() as patch:
         few = sums.demonstrations_of
-        patch.setattr(sums, "demonstrations_of", lambda task, n, rng, base: few(task, 64, rng, base))
+        patch.setattr(sums, "demonstrations_of",
+                      lambda task, n, rng, base: few(task, 64, rng, base))
         patch.setattr("minirl.app.stages.plot_runs", lambda runs, out: out.touch())
         patch.setattr(distill, "TEACHER", replace(distill.TEACHER, steps=2, prompts_per_step=2,
                                                   group_size=2, max_new_tokens=8))
