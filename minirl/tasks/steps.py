@@ -121,7 +121,9 @@ def load_solutions(path: str | Path) -> list[Solution]:
         prompt = text_field(entry.get("prompt"), "prompt", source)
         steps, labels, ids, ends = (_list(entry, name, source)
                                     for name in ("completions", "labels", "ids", "ends"))
-        texts = [text_field(step, "completions", source, at=f" at index {i}")
+        # a completion that ends at once is one step without text, and with the id of EOS
+        texts = ["" if step == "" and ids else
+                 text_field(step, "completions", source, at=f" at index {i}")
                  for i, step in enumerate(steps)]
         try:
             solutions.append(Solution(prompt, tuple(texts), tuple(map(as_number, labels)),
