@@ -141,7 +141,7 @@ def test_a_line_that_is_no_solution(tmp_path, line, message):
 
 
 def test_a_completion_that_ends_at_once_is_saved_and_loaded(tmp_path):
-    """One of a thousand samples was EOS alone: the run wrote it, and could not read its own file."""
+    """One of a thousand samples was EOS alone. The run wrote it, and could not read its file."""
     solution = Solution("12+34=", ("",), (0.0,), ids=(2,), ends=(1,))
     save_solutions([solution], tmp_path / "solutions.jsonl")
     loaded, = load_solutions(tmp_path / "solutions.jsonl")
