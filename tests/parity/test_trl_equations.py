@@ -145,7 +145,8 @@ def test_deviation_a_sampler_without_a_log_prob():
 def test_entropy_mask(share):
     """TRL's quantile is in float32: entropies that are float32 numbers anyway."""
     entropies = normal(8, 6, seed=5).abs().float()
-    accelerator = SimpleNamespace(**vars(ACCELERATOR), pad_across_processes=lambda x, **_: x)
+    accelerator = SimpleNamespace(**{**vars(ACCELERATOR),
+                                     "pad_across_processes": lambda x, **_: x})
     self = stand_in(accelerator=accelerator)
     theirs = trl.GRPOTrainer.get_high_entropy_mask(self, entropies, MASK, 1 - share)
     ours = entropy_mask(entropies, MASK, quantile=share)

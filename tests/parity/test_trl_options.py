@@ -124,7 +124,8 @@ def trl_loss(preset, config, logp, old, behavior, ref, adv, entropy, *, mask=SEE
         get_gamma_weights=trl.GRPOTrainer.get_gamma_weights,
         _get_per_token_logps_and_entropies=lambda *_, **__: (logp, entropy, None),
     ), **attributes})
-    self.accelerator.pad_across_processes = lambda x, dim, pad_index: x
+    self.accelerator = SimpleNamespace(**{    # a copy: the other tests have the same one
+        **vars(self.accelerator), "pad_across_processes": lambda x, dim, pad_index: x})
     self.get_high_entropy_mask = lambda *given: trl.GRPOTrainer.get_high_entropy_mask(self, *given)
     ids, mask = torch.zeros_like(MASK), mask.long()
     inputs = {
