@@ -15,9 +15,7 @@ too high. The last arm is a control: it does nothing about entropy but learns mo
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -30,13 +28,13 @@ from torch import Tensor
 
 import collapse_report as report
 from at_once import LENGTH, Sums, base_model, look
-from common import commit, heading
 from minirl.equations.entropy import clip_cov_mask, kl_cov_mask, token_covariance
 from minirl.equations.objectives import clipped_surrogate
 from minirl.lm.model import Transformer
 from minirl.lm.tokenizer import Tokenizer
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.objectives import Objective
+from study import FIGURES, add_record, records, study
 
 GRPO = GRPOConfig(steps=96, prompts_per_step=8, group_size=16, minibatches=4, lr=1e-3,
                   warmup_steps=0, min_lr_ratio=1.0, kl_coef=0.0, aggregate="token_mean",
@@ -100,32 +98,15 @@ ARMS = (
 # running them
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="a line of JSON per finished run")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--draw", action="store_true", help="train nothing")
-    parser.add_argument("--figure", type=Path,
-                        default=Path(__file__).parent / "figures" / "collapse.png")
-    args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    if not args.draw:
-        print(f"{heading()}, commit {commit()}\n", flush=True)
-        for seed in range(args.seeds):
-            one_seed(seed, args.out)
-    runs = read(args.out)
+    runs, figure = study(__doc__, one_seed, option="--figure", default=FIGURES / "collapse.png")
     report.outcomes(runs, ARMS)
     report.positions(runs, ARMS)
-    report.draw(runs, ARMS, args.figure)
-
-
-def read(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    report.draw(runs, ARMS, figure)
 
 
 def one_seed(seed: int, out: Path) -> None:
     """Train the arms that the file does not have, and add a line for each."""
-    finished = {run["arm"] for run in read(out) if run["seed"] == seed}
+    finished = {run["arm"] for run in records(out) if run["seed"] == seed}
     missing = [arm for arm in ARMS if arm.name not in finished]
     if not missing:
         return
@@ -140,8 +121,7 @@ def one_seed(seed: int, out: Path) -> None:
                    log=partial(watch, model, tokenizer, seed, steps, looks))
         line = {"seed": seed, "arm": arm.name, "looks": looks, "steps": steps,
                 "seconds": time.process_time() - began}
-        with open(out, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        add_record(out, line)
         print(f"seed {seed}, {arm.name}: entropy {steps['entropy'][-1]:.3f}, {looks[-1]}",
               flush=True)
 

@@ -16,9 +16,7 @@ read, the prompt is worked out in front of it: so a model given that is a teache
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import random
 import statistics
 import time
@@ -27,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common import commit, heading, row, table_head
+from common import row, table_head
 from minirl.equations.kl import exact_kl
 from minirl.inference.evaluate import evaluate
 from minirl.lm.figures import COLOURS, entry, legend_below, new_figure, save, tidy
@@ -43,6 +41,7 @@ from minirl.train.presets import DISTILL_PRESETS
 from minirl.train.r1 import R1Config, by_rules, rejection_sample
 from minirl.train.sft import SFTConfig, train_sft
 from minirl.train.state import Log
+from study import add_record, records, study
 
 TASK = Bilingual((2,))
 READ: dict[str, Any] = dict(worked_share=0.5, brief_share=0.25, mixed_share=0.5, slip_share=0.5)
@@ -116,30 +115,14 @@ METHODS: dict[str, tuple[str, str, Callable[[Run], None]]] = {
 # running them
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="a line of JSON per finished run")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--draw", action="store_true", help="train nothing")
-    parser.add_argument("--figures", type=Path, default=Path(__file__).parent / "figures")
-    args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    if not args.draw:
-        print(f"{heading()}, commit {commit()}\n", flush=True)
-        for seed in range(args.seeds):
-            one_seed(seed, args.out)
-    runs = read(args.out)
+    runs, figures = study(__doc__, one_seed)
     print_table(runs)
-    draw(runs, args.figures / "distill.png")
-
-
-def read(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    draw(runs, figures / "distill.png")
 
 
 def one_seed(seed: int, out: Path) -> None:
     """Train and measure what the file does not have, and add a line for each."""
-    finished = {run["method"] for run in read(out) if run["seed"] == seed}
+    finished = {run["method"] for run in records(out) if run["seed"] == seed}
     if finished >= {*METHODS, BASE, TAUGHT}:
         return
     teacher, tokenizer = reader(LARGE, seed)
@@ -152,8 +135,7 @@ def one_seed(seed: int, out: Path) -> None:
         line = {"seed": seed, "method": name, "curve": curve, "accuracy": result.accuracy,
                 "language": result.rewards["language_consistency"], "length": result.mean_length,
                 "weights": model.num_parameters(), "seconds": seconds}
-        with open(out, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        add_record(out, line)
         print(f"seed {seed}, {name}: {result.accuracy:.3f}, {seconds:.0f} s", flush=True)
 
     for name, model in ((BASE, student), (TAUGHT, teacher)):

@@ -17,9 +17,7 @@ from policies of K steps ago, there is no noise, and no weight that two completi
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import statistics
 import time
 from dataclasses import dataclass, field, replace
@@ -32,7 +30,6 @@ from torch import Tensor
 
 import off_policy_report as report
 from at_once import LENGTH, Sums, base_model, look
-from common import commit, heading
 from minirl.lm.model import Transformer
 from minirl.lm.tokenizer import Tokenizer
 from minirl.testing.oracle import Oracle
@@ -46,6 +43,7 @@ from minirl.train.objectives import (
     trust_region,
 )
 from minirl.train.weights import token_weights
+from study import FIGURES, add_record, records, study
 
 AGES = (0, 4, 16)                  # K
 GRPO = GRPOConfig(steps=60, prompts_per_step=8, group_size=16, lr=3e-4, warmup_steps=4,
@@ -183,35 +181,19 @@ def move(policy: Any, gradient: Tensor) -> None:
 # in training
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="a line of JSON per finished run")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--draw", action="store_true", help="train nothing")
-    parser.add_argument("--figure", type=Path,
-                        default=Path(__file__).parent / "figures" / "off_policy.png")
-    args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    if not args.draw:
-        print(f"{heading()}, commit {commit()}\n", flush=True)
-        for seed in range(args.seeds):
-            one_seed(seed, args.out)
-    runs, exact = read(args.out), worlds()
+    runs, figure = study(__doc__, one_seed, option="--figure", default=FIGURES / "off_policy.png")
+    exact = worlds()
     learnt = {method.name: [learn_exactly(method, seed, AGES[-1]) for seed in range(WORLDS)]
               for method in METHODS}
     report.table(runs, METHODS, AGES)
     report.exact_table(exact, METHODS, DRIFTS)
     report.learning_table(learnt, AGES[-1])
-    report.draw(runs, exact, METHODS, AGES, args.figure)
-
-
-def read(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    report.draw(runs, exact, METHODS, AGES, figure)
 
 
 def one_seed(seed: int, out: Path) -> None:
     """Train what the file does not have, and add a line for each run."""
-    finished = {(run["method"], run["age"]) for run in read(out) if run["seed"] == seed}
+    finished = {(run["method"], run["age"]) for run in records(out) if run["seed"] == seed}
     wanted = [(method, age) for age in AGES for method in (METHODS if age else METHODS[:1])]
     missing = [(method, age) for method, age in wanted if (method.name, age) not in finished]
     if not missing:
@@ -226,8 +208,7 @@ def one_seed(seed: int, out: Path) -> None:
                    log=partial(watch, model, tokenizer, seed, looks, drifts))
         line = {"seed": seed, "method": method.name, "age": age, "looks": looks,
                 "drift": drifts, "seconds": time.process_time() - began}
-        with open(out, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        add_record(out, line)
         accuracy = [round(entry["accuracy"], 3) for entry in looks]
         print(f"seed {seed}, K = {age}, {method.name}: {accuracy}, drift "
               f"{statistics.mean(drifts):.3f}, {line['seconds']:.1f} s", flush=True)

@@ -19,9 +19,7 @@ tests/test_unified.py shows that each page's loss has the coefficient of its row
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import random
 import statistics
 import time
@@ -35,7 +33,7 @@ import torch
 from torch import Tensor
 
 import unified_report as report
-from common import Listed, commit, heading
+from common import Listed
 from minirl.equations.inference_time import majority_vote
 from minirl.equations.objectives import policy_gradient
 from minirl.inference.collect import collect_in_parts
@@ -55,6 +53,7 @@ from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.ppo import PPOConfig, train_ppo
 from minirl.train.sft import SFTConfig, train_sft
 from minirl.train.state import Log
+from study import add_record, records, study
 
 TASK = Arithmetic("addition", 3)
 # what the base model reads: sums, half of them worked out, and there a share of wrong digits
@@ -190,34 +189,18 @@ def own_answers(run: Run) -> list[tuple[Problem, list[str], list[str]]]:
 # running them
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="a line of JSON per finished run")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--draw", action="store_true", help="train nothing")
-    parser.add_argument("--figures", type=Path, default=Path(__file__).parent / "figures")
-    args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    if not args.draw:
-        print(f"{heading()}, commit {commit()}\n", flush=True)
-        for seed in range(args.seeds):
-            one_seed(seed, args.out)
-    runs = read(args.out)
+    runs, figures = study(__doc__, one_seed)
     seeds = len(report.of(runs, report.BASE))
     methods = [method for method in METHODS if len(report.of(runs, method.name)) == seeds]
     report.methods(runs, methods)
     report.votes(runs, methods, KS)
-    report.draw_curves(runs, methods, args.figures / "unified.png")
-    report.draw_votes(runs, methods, KS, args.figures / "unified_maj_pass.png")
-
-
-def read(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    report.draw_curves(runs, methods, figures / "unified.png")
+    report.draw_votes(runs, methods, KS, figures / "unified_maj_pass.png")
 
 
 def one_seed(seed: int, out: Path) -> None:
     """Train and measure what the file does not have, and add a line for each."""
-    finished = {run["method"] for run in read(out) if run["seed"] == seed}
+    finished = {run["method"] for run in records(out) if run["seed"] == seed}
     missing = [method for method in METHODS if method.name not in finished]
     if not missing and report.BASE in finished:
         return
@@ -230,8 +213,7 @@ def one_seed(seed: int, out: Path) -> None:
         line: dict[str, Any] = {"seed": seed, "method": name, "curve": curve,
                                 "seconds": time.perf_counter() - began}
         line |= measured(model, tokenizer, seed)
-        with open(out, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        add_record(out, line)
         print(f"seed {seed}, {name}: {line['pass'][0]:.3f}", flush=True)
 
     if report.BASE not in finished:
