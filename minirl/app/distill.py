@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -120,8 +120,7 @@ def student_sizes(settings: DistillSettings, base: BaseConfig) -> TinySizes:
 def check_distill(configs: Mapping[str, Any], flags: Collection[str], start: Start) -> None:
     """Raise ValueError for what would stop `minirl distill` later."""
     settings = configs["settings"]
-    sampled = replace(TEACHER, max_new_tokens=configs["distill"].max_new_tokens)
-    check_sums({**configs, "grpo": sampled}, flags, start)
+    check_sums(configs, flags, start)
     if settings.init is not None:
         refuse(flags, ["small"], "--init names the student, which has its size")
     if settings.teacher is not None:

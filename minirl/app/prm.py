@@ -23,7 +23,7 @@ from minirl.app.preflight import Start, refuse
 from minirl.app.rundir import RunDir
 from minirl.app.stages import Look, Settings, Stages
 from minirl.app.tasks import make_task
-from minirl.equations.inference_time import best_of_n
+from minirl.equations.inference_time import SOLUTION_SCORES, best_of_n
 from minirl.equations.process import hard_estimate
 from minirl.inference.agreement import agreement
 from minirl.inference.collect import check_prompts
@@ -52,7 +52,6 @@ EXAMPLES = 15_000                        # sums, worked out, that the base model
 HELD_OUT = 200                           # problems whose solutions are labelled for comparison
 MAX_NEW_TOKENS = 80
 BASE_SFT = SFTConfig()
-HOW = ("last", "min", "product")         # solution scores
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,13 @@ class StepLook(Look):
         """Return the accuracy of one of n samples, chosen in several ways."""
         settings, tokenizer = self.stages.settings, self.stages.tokenizer
         task = make_task(settings.task_fields)
-        rewards = {**task.rewards, **{how: as_reward(model, tokenizer, how=how) for how in HOW}}
+        rewards = {**task.rewards, **{how: as_reward(model, tokenizer, how=how)
+                                      for how in SOLUTION_SCORES}}
         result = watched("choosing", self.policy, tokenizer, JudgedTask(task, rewards, {}),
                          n=settings.eval_problems, samples=settings.best_of,
                          max_new_tokens=MAX_NEW_TOKENS, seed=settings.seed)
         return {"accuracy_of_one": result.accuracy, "accuracy_of_majority": result.majority,
-                **{f"accuracy_of_{how}": chosen(result, how) for how in HOW},
+                **{f"accuracy_of_{how}": chosen(result, how) for how in SOLUTION_SCORES},
                 "any_right": result.pass_at(settings.best_of)}
 
 
@@ -179,7 +179,8 @@ def report(summary: Mapping[str, Any], settings: StepSettings) -> str:
     ways = [(f"one of {settings.best_of} samples", "accuracy"),
             ("the first", f"{summary['accuracy_of_one']:.3f}"),
             ("majority vote", f"{summary['accuracy_of_majority']:.3f}")]
-    ways += [(f"best by the model's {how}", f"{summary[f'accuracy_of_{how}']:.3f}") for how in HOW]
+    ways += [(f"best by the model's {how}", f"{summary[f'accuracy_of_{how}']:.3f}")
+             for how in SOLUTION_SCORES]
     ways += [("any of them right", f"{summary['any_right']:.3f}")]
     return (f"{summary['held_out_steps']} steps of held-out solutions\n{table(rows)}\n\n"
             f"{table(ways)}")

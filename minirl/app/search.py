@@ -27,9 +27,10 @@ import torch
 from minirl.app.preflight import Start, refuse
 from minirl.app.stages import Settings, Stages
 from minirl.app.tasks import make_task
+from minirl.equations.inference_time import SOLUTION_SCORES
 from minirl.inference.candidates import StepVerifier, Verifier, solution_verifier
 from minirl.inference.collect import check_prompts
-from minirl.inference.comparison import HOW, Comparison, compare, number_of_candidates
+from minirl.inference.comparison import Comparison, compare, number_of_candidates
 from minirl.inference.comparison_figure import plot_comparison
 from minirl.inference.comparison_tables import choice_table, comparison_report
 from minirl.inference.evaluate import Evaluation, distinct_problems
@@ -193,7 +194,7 @@ def open_reward(path: str, how: str | None = None, *, device: torch.device | str
     if how is not None and command in ("rm", "orm"):
         raise ValueError(f"--how is given, but {path} scores whole solutions, and no steps: leave "
                          "it out")
-    return Reward(path, model, tokenizer, how or (HOW[0] if command == "prm" else None))
+    return Reward(path, model, tokenizer, how or (SOLUTION_SCORES[0] if command == "prm" else None))
 
 
 def check_choosing(best_of: int | None, reward: str | None, how: str | None) -> None:

@@ -185,8 +185,9 @@ def grpo(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
 # before a run has a folder
 
 def check_sums(configs: Mapping[str, Any], flags: Collection[str], start: Start) -> None:
-    """Raise ValueError for what would stop `minirl sft` or `minirl grpo` later."""
-    settings, base, config = configs["settings"], configs["base"], configs.get("grpo")
+    """Raise ValueError for what would stop `minirl sft`, `grpo` or `distill` later."""
+    settings, base = configs["settings"], configs["base"]
+    config = configs.get("grpo", configs.get("distill"))               # of a page that samples
     if settings.task not in (*SYMBOLS, "products"):
         raise ValueError(f"task is {settings.task!r}: one of {', '.join(SYMBOLS)} or products is "
                          "expected")
@@ -205,7 +206,8 @@ def check_sums(configs: Mapping[str, Any], flags: Collection[str], start: Start)
         length = config.max_new_tokens
         check_prompts(start.tokenizer, task, max_new_tokens=length,
                       context=start.config.max_seq_len)
-        rows = max(config.prompts_per_step * config.group_size, min(settings.eval_problems, ROWS))
+        rows = max(config.prompts_per_step * getattr(config, "group_size", 1),
+                   min(settings.eval_problems, ROWS))
         check_room(sampling_bytes(start.config, rows, length), start.device,
                    f"sampling {rows:,} completions of {length:,} tokens in a step")
 

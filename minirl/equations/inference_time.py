@@ -11,6 +11,8 @@ from torch import Tensor
 
 from minirl.equations.checks import check_positive, check_same_shape
 
+SOLUTION_SCORES = ("last", "min", "product")   # how steps' scores become a solution's
+
 
 def pass_at_k(n: int, c: int, k: int) -> float:
     r"""Probability that at least one of k samples is right, estimated from n with c right.
@@ -248,8 +250,8 @@ def solution_score(step_scores: Tensor, how: str) -> Tensor:
     >>> [round(float(solution_score(steps, how)), 2) for how in ("last", "min", "product")]
     [0.8, 0.5, 0.36]
     """
-    if how not in ("last", "min", "product"):
-        raise ValueError(f"how is {how!r}: expected one of last, min, product")
+    if how not in SOLUTION_SCORES:
+        raise ValueError(f"how is {how!r}: expected one of {', '.join(SOLUTION_SCORES)}")
     missing = step_scores.isnan()
     _check_steps(step_scores, missing)
     if how == "last":

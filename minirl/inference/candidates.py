@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from minirl.equations.inference_time import best_of_n, solution_score
+from minirl.equations.inference_time import SOLUTION_SCORES, best_of_n, solution_score
 from minirl.inference.steps import padded_steps
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.rewards import answer_of
@@ -145,8 +145,8 @@ def solution_verifier(verifier: StepVerifier, how: str = "min") -> Verifier:
                 out[i] = score
         return out
 
-    if how not in ("last", "min", "product"):
-        raise ValueError(f"how is {how!r}: expected one of last, min, product")
+    if how not in SOLUTION_SCORES:
+        raise ValueError(f"how is {how!r}: expected one of {', '.join(SOLUTION_SCORES)}")
     return scores
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from minirl.equations.inference_time import SOLUTION_SCORES
 from minirl.inference.candidates import (
     Candidates,
     Ids,
@@ -44,9 +45,8 @@ from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.problem import Problem, Task
 
-HOW = ("last", "min", "product")            # a solution's score from its steps' scores
 OUTCOME = "ORM"
-STEPS = {f"PRM {how}": how for how in HOW}
+STEPS = {f"PRM {how}": how for how in SOLUTION_SCORES}
 VOTING = (OUTCOME, "PRM min")               # whose scores are weights: the latter as Math-Shepherd
 
 

@@ -18,16 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from minirl.lm.distinct import take
 from minirl.lm.logprobs import (
     check_mask,
     check_temperature,
     chunk_rows,
     fill_slots,
-    state_before,
-    states,
+    head_before,
+    widened,
 )
-from minirl.lm.model import Transformer, hidden_alone, with_head
+from minirl.lm.model import Transformer, hidden_alone
 
 Divergence = Callable[[Tensor, Tensor], Tensor]  # logits, teacher's logits (n, V) -> (n,)
 
@@ -56,25 +55,23 @@ def token_divergence(model: Transformer, teacher: Transformer, tokens: Tensor, m
     if not torch.equal(mask.sum(1), teacher_mask.sum(1)):
         raise ValueError("the teacher's mask does not have as many tokens in each row as the "
                          "model's: the same completions are wanted")
-    with torch.no_grad():
-        theirs = predicting_states(teacher, teacher_tokens, teacher_mask)  # (n, d')
-    their_weight = teacher.lm_head.weight.detach()
     check_mask(tokens, mask)
-    ids, options, place = states(model, tokens, mask)
-    before = place[state_before(mask)]  # (n,)
-    size = chunk_rows(max(1, len(before)), vocab, tokens.device.type)
+    check_mask(teacher_tokens, teacher_mask)
+    with torch.no_grad():
+        theirs = head_before(teacher, teacher_tokens, teacher_mask, hidden_alone)  # (n, d')
+    their_weight = teacher.lm_head.weight.detach()
+    size = chunk_rows(max(1, len(theirs)), vocab, tokens.device.type)
 
     def of_chunk(own: Tensor, weight: Tensor, theirs: Tensor) -> Tensor:
         z, teacher_z = F.linear(own, weight), F.linear(theirs, their_weight)  # (n, V)
-        return divergence(_wide(z) / temperature, _wide(teacher_z) / temperature)  # (n,)
+        return divergence(widened(z) / temperature, widened(teacher_z) / temperature)  # (n,)
 
-    def head(hidden: Tensor, weight: Tensor) -> Tensor:
-        own = take(hidden.flatten(0, -2), before)  # (n, d)
+    def head(own: Tensor, weight: Tensor) -> Tensor:
         return torch.cat([checkpoint(of_chunk, part, weight, other, use_reentrant=False,
                                      preserve_rng_state=False)
                           for part, other in zip(own.split(size), theirs.split(size), strict=True)])
 
-    return fill_slots(with_head(model, ids, head, **options), mask)
+    return fill_slots(head_before(model, tokens, mask, head), mask)
 
 
 def check_same_vocabulary(model: Transformer, teacher: Transformer) -> int:
@@ -84,18 +81,3 @@ def check_same_vocabulary(model: Transformer, teacher: Transformer) -> int:
         raise ValueError(f"the model has a vocabulary of {size:,} tokens and the teacher one of "
                          f"{other:,}: models with the same tokenizer are wanted")
     return size
-
-
-def predicting_states(model: Transformer, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Return the last hidden state before each token under the mask, row after row.
-
-    Shapes     tokens, mask (B, T) -> (n, d), n the number of tokens under the mask
-    """
-    check_mask(tokens, mask)
-    ids, options, place = states(model, tokens, mask)
-    hidden = with_head(model, ids, hidden_alone, **options)
-    return take(hidden.flatten(0, -2), place[state_before(mask)])
-
-
-def _wide(z: Tensor) -> Tensor:
-    return z.to(torch.promote_types(z.dtype, torch.float32))

@@ -48,7 +48,7 @@ from torch.autograd.function import once_differentiable
 
 from minirl.lm.compiled import compiled
 from minirl.lm.distinct import Distinct, take
-from minirl.lm.model import Transformer, with_head
+from minirl.lm.model import Head, Transformer, with_head
 from minirl.lm.rollouts import TOKEN_BUDGET, Rollouts, micro_batches
 
 # most logits in a chunk, which is at most an eighth of all rows
@@ -68,7 +68,7 @@ def _statistics(z: Tensor, temperature: float, with_entropy: bool) -> tuple[Tens
 
     Without with_entropy the second result is meaningless.
     """
-    z = _wide(z)
+    z = widened(z)
     z = z if temperature == 1.0 else z / temperature
     top = z.amax(-1, keepdim=True)
     below = z - top
@@ -86,7 +86,7 @@ def _gradient(z: Tensor, temperature: float, logsumexp: Tensor, entropy: Tensor,
 
     The part at the target is left out.
     """
-    log_p = _wide(z)
+    log_p = widened(z)
     log_p = (log_p if temperature == 1.0 else log_p.div_(temperature)).sub_(logsumexp[:, None])
     scale = grad_logp[:, None]
     if grad_entropy is not None:
@@ -94,7 +94,7 @@ def _gradient(z: Tensor, temperature: float, logsumexp: Tensor, entropy: Tensor,
     z.copy_(log_p.exp_().mul_(scale / -temperature))    # in float32, log_p is z: no copy
 
 
-def _wide(z: Tensor) -> Tensor:
+def widened(z: Tensor) -> Tensor:
     return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
@@ -113,7 +113,7 @@ class _LinearLogprobs(torch.autograd.Function):
         statistics = _compiled_statistics if worth_compiling else _statistics
         for rows, z in _chunks(hidden, weight):  # (n, V)
             logsumexp[rows], entropy[rows] = statistics(z, temperature, with_entropy)
-            at_target = _wide(z.gather(1, targets[rows, None]).squeeze(1))
+            at_target = widened(z.gather(1, targets[rows, None]).squeeze(1))
             logp[rows] = at_target / temperature - logsumexp[rows]
         ctx.set_materialize_grads(False)    # an entropy that is only reported costs no backward
         ctx.save_for_backward(hidden, weight, targets, logsumexp, entropy)
@@ -224,18 +224,21 @@ def token_logprobs(model: Transformer, tokens: Tensor, *, mask: Tensor | None = 
         slots = mask.bool()
         check_mask(tokens, slots)
     targets = tokens[slots]  # (n,)
-    ids, options, place = states(model, tokens, slots)
-    before = place[state_before(slots)]  # (n,)
-
-    def head(hidden: Tensor, weight: Tensor) -> Any:
-        return linear_logprobs(take(hidden.flatten(0, -2), before), weight, targets,
-                               temperature=temperature, return_entropy=return_entropy)
-
-    results = with_head(model, ids, head, **options)
+    results = head_before(model, tokens, slots, lambda hidden, weight: linear_logprobs(
+        hidden, weight, targets, temperature=temperature, return_entropy=return_entropy))
     if not return_entropy:
         return fill_slots(results, slots)
     logp, entropy = results
     return fill_slots(logp, slots), fill_slots(entropy, slots)
+
+
+def head_before(model: Transformer, tokens: Tensor, slots: Tensor, head: Head) -> Any:
+    """Return head(hidden, weight), computed inside the model's forward: `hidden` (n, d) are the
+    last hidden states before the tokens at the n slots that are true, row after row."""
+    ids, options, place = states(model, tokens, slots)
+    before = place[state_before(slots)]  # (n,)
+    return with_head(model, ids, lambda hidden, weight: head(
+        take(hidden.flatten(0, -2), before), weight), **options)
 
 
 def check_mask(tokens: Tensor, mask: Tensor) -> None:

@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from minirl.equations.distillation import distillation_advantages
 from minirl.equations.kl import k1
@@ -38,7 +37,7 @@ from minirl.equations.schedules import cosine_to_floor, update_ema
 from minirl.inference.collect import collect
 from minirl.lm import world
 from minirl.lm.divergence import Divergence, check_same_vocabulary, token_divergence
-from minirl.lm.logprobs import rollout_logprobs, token_logprobs
+from minirl.lm.logprobs import fill_slots, rollout_logprobs, token_logprobs
 from minirl.lm.model import Transformer
 from minirl.lm.rollouts import TOKEN_BUDGET, micro_batches, with_prompts
 from minirl.lm.seeds import derive_seed
@@ -123,9 +122,9 @@ def train_distill(
             tokenizer.pad_id)
 
         # 3. freeze what the update may not touch
-        teacher_logp = moved(rollout_logprobs(
-            teacher, teacher_rollouts, temperature=config.temperature,
-            token_budget=config.token_budget), teacher_rollouts.mask, rollouts.mask)  # (B, T)
+        by_teacher = rollout_logprobs(teacher, teacher_rollouts, temperature=config.temperature,
+                                      token_budget=config.token_budget)
+        teacher_logp = fill_slots(by_teacher[teacher_rollouts.mask], rollouts.mask)  # (B, T)
         if on_policy:
             sums.add("teacher_kl", k1(rollouts.behavior_logp, teacher_logp), rollouts.mask)
 
@@ -169,11 +168,6 @@ def train_distill(
         if save is not None:
             save(state)
     return model
-
-
-def moved(values: Tensor, mask: Tensor, slots: Tensor) -> Tensor:
-    """Move what stands at a mask's slots, (B, T'), to the slots of the same tokens, (B, T)."""
-    return values.new_zeros(slots.shape).masked_scatter(slots, values[mask])
 
 
 def check_distillation(model: Transformer, config: DistillConfig, teacher: Transformer | None,

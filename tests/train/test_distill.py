@@ -160,7 +160,7 @@ def test_self_distillation_learns_what_the_policy_does_with_help(divergence):
 def test_a_token_of_the_teacher_is_compared_with_the_same_token_of_the_student(monkeypatch):
     """The teacher's prompts are longer, so its log-probs stand in other slots."""
     calls = record_calls(monkeypatch, page, "collect")
-    moved = record_calls(monkeypatch, page, "moved")
+    moved = record_calls(monkeypatch, page, "fill_slots")
     model = other()
     distilled(model=model, teacher_prompt=lambda p: "8" + p.prompt, steps=1, lr=1e-9)
     rollouts, values = calls[0].result.rollouts, moved[0].result
