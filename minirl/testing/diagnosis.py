@@ -99,7 +99,8 @@ def in_general(differences: list[Difference]) -> str:
         if "empty row" in differences[0].probe.property:
             return "NaN: a row without tokens is 0 / 0, so take a count of at least 1"
         return "NaN: 0 * NaN is NaN, so take out what is masked by torch.where, not by a product"
-    first = next((d for d in differences if d.came is not None and d.wanted.abs().sum() > 0), None)
+    first = next((d for d in differences if d.came is not None and d.wanted.is_floating_point()
+                  and d.wanted.abs().sum() > 0), None)      # a mask has no factor
     if first is not None and first.came.shape == first.wanted.shape:
         factor = float((first.came * first.wanted).sum() / first.wanted.square().sum())
         if factor and abs(factor - 1) > 0.01 and ratio_is(factor):

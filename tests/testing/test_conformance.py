@@ -1,5 +1,7 @@
 """check accepts every equation, in every form, and names what is wrong with a wrong one."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -158,6 +160,19 @@ def test_options_that_are_built_in():
 def test_a_sign_or_a_factor(factor, words):
     report = check(lambda logp, ref_logp: factor * k3(logp, ref_logp), "k3")
     assert words in report.failures[0].diagnosis
+
+
+@pytest.mark.parametrize("name", ["entropy_mask", "clip_cov_mask", "kl_cov_mask", "geometric_mask",
+                                  "off_policy_mask", "dynamic_sampling"])
+def test_a_wrong_mask_is_a_failure_and_not_an_end(name):
+    """bool has no abs: the report of a wrong mask once ended in a NotImplementedError."""
+    right = targets()[name].function
+
+    @functools.wraps(right)
+    def wrong(*arguments, **options):
+        return ~right(*arguments, **options)
+
+    assert not check(wrong, name).ok
 
 
 def test_inputs_that_are_changed_are_named():
