@@ -8,8 +8,8 @@ completion, made by a factory without arguments:
     every other public method          is a tool
     get_reward() -> float              optional: one more reward, of weight 1
 
-Tools and these methods may be async. A tool has a time limit for one call; its answer is an error
-where it takes longer, as where it raises.
+Tools and these methods may be async: the async calls of one reply run side by side. A tool has a
+time limit for one call; its answer is an error where it takes longer, as where it raises.
 
 >>> from minirl.tasks.calls import BARE, Tools
 >>> from minirl.tasks.tools import calculate
@@ -26,13 +26,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from minirl.tasks.calls import BARE, CallError, Spelling, Tool, Tools
 from minirl.tasks.problem import JudgedTask, Problem, RewardFunction, Task, weights_of
-from minirl.tasks.waiting import resolved, start, within
+from minirl.tasks.waiting import Pending, resolved, start, within
 
 EnvironmentFactory = Callable[[], Any]
+T = TypeVar("T")
 
 MAX_CALLS = 8            # of one completion, unless a task says otherwise
 SECONDS = 60.0           # for one call, unless a task says otherwise
@@ -76,18 +77,29 @@ class Session:
         if not calls:
             self.stop = "completed"
         self.calls += len(calls)
-        return [self.answer(name, arguments) for name, arguments in calls]
+        return self.answers(calls)
 
-    def answer(self, name: str, arguments: Mapping[str, Any]) -> str:
-        """Call a tool, and return its answer as text: the text of what it raises is one, too."""
-        def call() -> str:
-            return str(resolved(self.tools.call(name, arguments), self.seconds))
+    def answers(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+        """Call tools in their order, each by its name and arguments -> their answers as text. What
+        an async tool works on goes on while the next ones are called."""
+        begun = [self._tried(self._begin, *call) for call in calls]
+        return [self._tried(self._end, x) for x in begun]
 
+    def _begin(self, name: str, arguments: Mapping[str, Any]) -> str | Pending:
+        returned = self.tools.call(name, arguments)
+        return start(returned, self.seconds) if inspect.isawaitable(returned) else str(returned)
+
+    def _end(self, begun: str | Pending) -> str:
+        return (str(begun.result()) if isinstance(begun, Pending) else begun)[:LONGEST_ANSWER]
+
+    def _tried(self, step: Callable[..., T], *arguments: Any) -> T | str:
+        """What a step returns within the time limit; the text of what it raises is an answer, too.
+        """
         try:
-            return within(self.seconds, call)[:LONGEST_ANSWER]
+            return within(self.seconds, lambda: step(*arguments))
         except (Exception, SystemExit) as error:    # whatever it is, the policy should know
             self.failures += 1
-            return f"error: {error}"[:LONGEST_ANSWER]
+            return f"error: {error}"
 
 
 @dataclass(frozen=True)

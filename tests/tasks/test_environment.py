@@ -269,6 +269,44 @@ def test_async_tools_are_awaited():
     assert (talk.calls, talk.failures) == (2, 1)
 
 
+def test_async_calls_of_one_reply_run_side_by_side():
+    """They were awaited one after the other: two that need each other waited for ever, as did the
+    first of three for a second that is not async."""
+    rooms = [asyncio.Event(), asyncio.Event()]
+    rung = threading.Event()
+
+    async def meet(room: int) -> str:
+        """Go to a room, and wait for the other.
+
+        Args:
+            room: Which.
+        """
+        rooms[room].set()
+        await rooms[1 - room].wait()
+        while not rung.is_set():
+            await asyncio.sleep(0.01)
+        return f"in room {room}"
+
+    def ring() -> str:
+        """Ring the bell."""
+        rung.set()
+        return "rung"
+
+    talk = session(meet, ring, seconds=5.0)
+    assert talk.reply("<tool>meet 0</tool><tool>meet 1</tool><tool>ring</tool>") == [
+        "in room 0", "in room 1", "rung"]
+    assert (talk.calls, talk.failures) == (3, 0)
+
+
+def test_each_of_several_async_calls_has_the_time_limit_and_an_answer_of_its_own():
+    """Two of half a second at most: together they take no longer than one."""
+    talk, began = session(ask_far_away, look_up, seconds=0.5), time.monotonic()
+    assert talk.reply("<tool>ask_far_away a</tool><tool>look_up b</tool>"
+                      "<tool>ask_far_away c</tool><tool>look_up nothing</tool>") == [
+        "error: no result within 0.5 s", "B", "error: no result within 0.5 s", "error: 'nothing'"]
+    assert talk.failures == 3 and time.monotonic() - began < 0.95
+
+
 @pytest.mark.parametrize("tool", [ask_far_away, think_for_ever])
 def test_a_tool_that_hangs_is_answered_by_an_error(tool):
     talk, began = session(tool, seconds=0.15), time.monotonic()
