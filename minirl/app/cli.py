@@ -197,6 +197,7 @@ def add_sample(parser: Parser) -> None:
     parser.add_argument("--top-k", type=int, default=0, help="0 is off (default)")
     parser.add_argument("--top-p", type=float, default=1.0, help="1 is off (default)")
     parser.add_argument("--min-p", type=float, default=0.0, help="0 is off (default)")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="1 is off (default)")
     parser.add_argument("--logprobs", action="store_true",
                         help="the log-prob of every token, in numbers")
     add_checkpoint(parser)

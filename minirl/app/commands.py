@@ -235,7 +235,8 @@ def check_looking(args: argparse.Namespace, **counts: int) -> None:
     Settings(seed=args.seed, device=args.device, dtype=args.dtype)
     check_choices(group=1, max_new_tokens=args.max_new_tokens, temperature=args.temperature,
                   top_k=getattr(args, "top_k", 0), top_p=getattr(args, "top_p", 1.0),
-                  min_p=getattr(args, "min_p", 0.0))
+                  min_p=getattr(args, "min_p", 0.0),
+                  repetition_penalty=getattr(args, "repetition_penalty", 1.0))
     for name, count in counts.items():
         if not 1 <= count <= MOST:
             raise ValueError(f"{name} is {count}: 1 to {MOST:,} is wanted")
@@ -252,6 +253,7 @@ def command_sample(args: argparse.Namespace) -> None:
                                                         unit="completion") as progress:
         text = show_samples(model, tokenizer, prompts, n=args.n, temperature=args.temperature,
                             top_k=args.top_k, top_p=args.top_p, min_p=args.min_p,
+                            repetition_penalty=args.repetition_penalty,
                             max_new_tokens=args.max_new_tokens, seed=args.seed,
                             numbers=args.logprobs, colour=terminal_has_colours(),
                             task=tool_task(task))

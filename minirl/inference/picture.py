@@ -25,7 +25,8 @@ STYLES, PLAIN = {"~": "\x1b[33m", "^": "\x1b[4;31m"}, "\x1b[0m"      # yellow; r
 
 def show_samples(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], *, n: int,
                  max_new_tokens: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
-                 min_p: float = 0.0, seed: int = 0, numbers: bool = False, colour: bool = False,
+                 min_p: float = 0.0, repetition_penalty: float = 1.0, seed: int = 0,
+                 numbers: bool = False, colour: bool = False,
                  task: ToolTask | None = None) -> str:
     """Sample n completions of each prompt -> their picture: see show_rollouts. Their calls are
     answered by the tools of `task`."""
@@ -36,7 +37,8 @@ def show_samples(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str
     ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
     generator = torch.Generator(model.device).manual_seed(seed)
     rollouts = sample(model, ids, group=n, max_new_tokens=max_new_tokens, temperature=temperature,
-                      top_k=top_k, top_p=top_p, min_p=min_p, eos_id=stops,
+                      top_k=top_k, top_p=top_p, min_p=min_p,
+                      repetition_penalty=repetition_penalty, eos_id=stops,
                       pad_id=tokenizer.pad_id, generator=generator, reply=reply)
     return show_rollouts(tokenizer, prompts, rollouts, numbers=numbers, colour=colour)
 

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minirl.lm.cache import KVCache, cache_dtype
-from minirl.lm.choice import Choice, check_finite
+from minirl.lm.choice import Choice, check_finite, ids_of
 from minirl.lm.decoding import ASK, WORTH_LEAVING, advance, compiled_advance, is_compiled
 from minirl.lm.model import Transformer, hidden_alone, with_head
 from minirl.lm.precision import compute_dtype
@@ -142,17 +142,19 @@ class Branches:
         new, logp_sum = torch.zeros_like(forced), torch.zeros((), device=device)
         # row[i] stands at place i of the cache; those that grow stand at the first m places
         row, ended, m = torch.arange(n, device=device), torch.zeros_like(ids, dtype=torch.bool), n
-        starts = self._starts()
+        starts, seen = self._starts(), self._seen() if choice.repetition_penalty != 1 else None
         if starts is None and self._compiled:       # compiled steps have one form
             starts = torch.zeros_like(row)
         for t in range(total):
             here = row[:m]
             drawn, logp = self._step(ids[:m], None if starts is None else starts[here],
-                                     uniform[t, here], choice)
+                                     uniform[t, here], choice, None if seen is None else seen[here])
             stopped = torch.isin(drawn, stop_ids)  # (m,)
             if t < longest:
                 draws = forced[here, t] == DRAWN  # (m,)
                 drawn, stopped = torch.where(draws, drawn, forced[here, t]), stopped & draws
+            if seen is not None:
+                seen[here, drawn] = True
             ids[:m] = new[here, t] = drawn
             logp_sum += logp.sum()
             ended[:m] |= stopped | (limits[here] == t + 1)
@@ -164,8 +166,8 @@ class Branches:
         check_finite(logp_sum)
         return new, _lengths(torch.isin(new, stop_ids) & (forced == DRAWN), limits)
 
-    def _step(self, ids: Tensor, starts: Tensor | None, uniform: Tensor, choice: Choice
-              ) -> tuple[Tensor, Tensor]:
+    def _step(self, ids: Tensor, starts: Tensor | None, uniform: Tensor, choice: Choice,
+              seen: Tensor | None) -> tuple[Tensor, Tensor]:
         """Read the last token of the first m rows of the cache, and draw: ids and logp, (m,)."""
         cache, m = self._cache, len(ids)
         cache.length, self.computed = cache.length + 1, self.computed + m
@@ -174,7 +176,7 @@ class Branches:
         # One row would be compiled anew, and so would the joining of the weights.
         run = compiled_advance if self._compiled and m > 1 and cache.head is not None else advance
         return run(self.model, ids, starts, uniform, keys, values, None,
-                   (cache.weights, cache.head), choice)
+                   (cache.weights, cache.head), choice, seen)
 
     def _leave(self, m: int, row: Tensor, ids: Tensor, ended: Tensor, all_leave: bool) -> int:
         """Let those of the first m rows that have ended leave, where they are enough or `all_leave`
@@ -199,6 +201,14 @@ class Branches:
     def _starts(self) -> Tensor | None:
         """The slot of each row's first token, (n,); None where no row has padding."""
         return torch.tensor(self._start, device=self.model.device) if any(self._start) else None
+
+    def _seen(self) -> Tensor:
+        """Which ids each row holds, those that it was given and has not read yet too, (n, V)."""
+        width = max(map(len, self.tokens))
+        padding = torch.tensor([width - len(row) for row in self.tokens], device=self.model.device)
+        padded = [[0] * (width - len(row)) + row for row in self.tokens]
+        return ids_of(torch.tensor(padded, device=self.model.device), padding,
+                      self.model.config.vocab_size)
 
     def _align(self, more: int, room: int) -> None:
         """Let all rows end in the same slot of the cache, with room for `more` behind it, and for

@@ -19,26 +19,32 @@ class Choice(NamedTuple):
     top_k: int
     top_p: float
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
-def choose(hidden: Tensor, weight: Tensor, uniform: Tensor, choice: Choice
+def choose(hidden: Tensor, weight: Tensor, uniform: Tensor, choice: Choice, seen: Tensor | None
            ) -> tuple[Tensor, Tensor]:
-    """Hidden states (n, d), output matrix (V, d), uniform (n,) -> ids (n,), logp (n,)."""
+    """Hidden states (n, d), output matrix (V, d), uniform (n,), seen (n, V) -> ids (n,), logp (n,).
+
+    `seen` says which ids a row holds already; None without a penalty on them.
+    """
     logits = F.linear(hidden.to(weight.dtype), weight).float()  # (n, V)
-    return draw(logits, uniform, *choice)
+    return draw(logits, uniform, *choice, seen=seen)
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float,
-         min_p: float = 0.0) -> tuple[Tensor, Tensor]:
+         min_p: float = 0.0, repetition_penalty: float = 1.0, *, seen: Tensor | None = None
+         ) -> tuple[Tensor, Tensor]:
     """Draw one id per row by inverting the cumulative distribution at one uniform number.
 
-    Shapes     logits (B, V), uniform (B,) -> ids (B,), logp (B,)
+    Shapes     logits (B, V), uniform (B,), seen (B, V) bool -> ids (B,), logp (B,)
     """
+    scores = logits if seen is None else penalise(logits, seen, repetition_penalty)  # (B, V)
     if temperature == 0:
         logp = logits.log_softmax(-1)
-        ids = logits.argmax(-1)
+        ids = scores.argmax(-1)
     else:
-        logp = (logits / temperature).log_softmax(-1)
+        logp = (scores / temperature).log_softmax(-1)
         logp = keep_likeliest(logp, top_k, top_p, min_p)  # (B, V), normalised
         cumulative = logp.exp().cumsum(-1)  # ends at 1, but for rounding
         # u < total, so the first id whose cumulative sum exceeds u has a probability above 0.
@@ -47,6 +53,35 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p:
         ids = torch.searchsorted(cumulative, u[:, None], right=True).squeeze(1)
         ids = ids.clamp(max=logits.shape[-1] - 1)    # for NaN, which sample reports
     return ids, logp.gather(1, ids[:, None]).squeeze(1)
+
+
+def ids_of(tokens: Tensor, padding: Tensor | None, vocab_size: int) -> Tensor:
+    """Return which ids each row holds behind its padding on the left.
+
+    Shapes     tokens (n, T), padding (n,) -> (n, vocab_size) bool
+    """
+    if padding is not None:
+        slots = torch.arange(tokens.shape[1], device=tokens.device)
+        tokens = tokens.masked_fill(slots < padding[:, None], vocab_size)  # (n, T)
+    ids = torch.zeros(len(tokens), vocab_size + 1, dtype=torch.bool, device=tokens.device)
+    return ids.scatter_(1, tokens, True)[:, :vocab_size]
+
+
+def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Lower the logits of ids that a row holds already, its prompt included; a penalty below 1
+    raises them.
+
+    Equation   x_j <- x_j / θ where x_j > 0, x_j θ otherwise, for the ids j that were seen
+    Paper      CTRL, arXiv:1909.05858, section 4.1: θ = 1.2
+    Erratum    the paper divides negative logits, too, which raises them; transformers multiplies
+    Shapes     logits (B, V), seen (B, V) bool -> (B, V)
+
+    >>> seen = torch.tensor([[True, True, False]])
+    >>> penalise(torch.tensor([[3.0, -1.0, 2.0]]), seen, 2.0)
+    tensor([[ 1.5000, -2.0000,  2.0000]])
+    """
+    lowered = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(seen, lowered, logits)
 
 
 def keep_likeliest(logp: Tensor, top_k: int, top_p: float, min_p: float = 0.0) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from minirl.lm.cache import KVCache, Weights, cache_dtype
-from minirl.lm.choice import Choice, choose
+from minirl.lm.choice import Choice, choose, ids_of
 from minirl.lm.compiled import compiled
 from minirl.lm.model import Transformer, with_head
 from minirl.lm.precision import compute_dtype
@@ -60,6 +60,9 @@ class Decoder:
         self.ended = zeros(rows, dtype=torch.bool)
         # Compiled steps have one form for rows with and without padding.
         self.starts = zeros(rows) if padded or self.compiled else None
+        # the ids that each row holds, its prompt's among them
+        self.seen = (zeros(rows, model.config.vocab_size, dtype=torch.bool)
+                     if choice.repetition_penalty != 1 else None)
         self.t = zeros(1)                               # how many tokens each row has drawn
         self.slot = zeros(1) if recording else None     # where the last token goes: width + t - 1
         self.stops = torch.tensor(stops, dtype=torch.long, device=device)
@@ -82,7 +85,7 @@ class Decoder:
         if self.own is not None:
             self.own.load_state_dict(model.state_dict())    # into the memory that is there
             model = self.own
-        self._begin(padding, group, uniform)
+        self._begin(prompts, padding, group, uniform)
         n, steps = self.rows, ASK.get(self.row.device.type, ASK["cuda"])
         if reply is not None:
             steps = 1    # a row that called something draws no further before it has the reply
@@ -102,7 +105,7 @@ class Decoder:
         if self.replies is not None and reply is not None:
             self.replies.ask(reply, self.row[:n], self.ended[:n], self.new_tokens, t)
 
-    def _begin(self, padding: Tensor | None, group: int, uniform: Tensor) -> None:
+    def _begin(self, prompts: Tensor, padding: Tensor | None, group: int, uniform: Tensor) -> None:
         """Put all buffers into their first state."""
         torch.arange(self.rows, out=self.row)
         for x in (self.ended, self.t, self.new_tokens, self.new_logp):
@@ -112,6 +115,8 @@ class Decoder:
             self.replies.begin()
         if self.starts is not None and padding is not None:
             self.starts.copy_(padding.repeat_interleave(group))
+        if self.seen is not None:
+            self.seen.copy_(ids_of(prompts, padding, self.seen.shape[1])[self.row // group])
         if self.slot is not None:
             self.slot.fill_(self.width)
             for store in self.cache.keys + self.cache.values:
@@ -126,7 +131,7 @@ class Decoder:
 
         def head(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
             last = hidden[:, -1].repeat_interleave(group, dim=0)  # (B, d)
-            return choose(last, weight, self.uniform[0], self.choice)
+            return choose(last, weight, self.uniform[0], self.choice, self.seen)
 
         first = with_head(model, prompts, head, cache=cache, starts=padding)
         self.cache.take(cache, self.row // group)
@@ -146,11 +151,12 @@ class Decoder:
             keys = [x[:n, :, :end] for x in self.cache.keys]
             values = [x[:n, :, :end] for x in self.cache.values]
             starts = None if self.starts is None else self.starts[:n]
+            seen = None if self.seen is None else self.seen[:n]
             uniform = self.uniform[self.t].squeeze(0)[self.row[:n]]  # (n,)
             run = compiled_advance if self.compiled else advance
             weights = self.cache.weights, self.cache.head
             ids, logp = run(model, self.ids[:n], starts, uniform, keys, values, self.slot, weights,
-                            self.choice)
+                            self.choice, seen)
             self.note(ids, logp, n)
             if self.slot is not None:
                 self.slot.add_(1)
@@ -174,6 +180,8 @@ class Decoder:
         if self.replies is not None:
             ids, logp, drawn = self.replies.put(row, self.t, ids, logp)
             stopped = stopped & drawn
+        if self.seen is not None:
+            self.seen[:n].scatter_(1, ids[:, None], True)
         self.ids[:n] = ids
         self.new_tokens[row, self.t] = ids
         self.new_logp[row, self.t] = logp
@@ -201,7 +209,7 @@ class Decoder:
         places = self.ended[:stay].nonzero().squeeze(1)[:len(rows)]
         self.cache.length = slots
         self.cache.move(rows, places)
-        for x in (self.ids, self.row, self.ended, self.starts):
+        for x in (self.ids, self.row, self.ended, self.starts, self.seen):
             if x is not None:
                 x[places] = x[rows]
         return stay
@@ -257,12 +265,12 @@ def kept_decoder(model: Transformer, *sizes: Any, padded: bool, recording: bool,
 
 def advance(model: Transformer, ids: Tensor, starts: Tensor | None, uniform: Tensor,
             keys: list[Tensor], values: list[Tensor], slot: Tensor | None,
-            weights: tuple[list[Weights | None], Tensor | None], choice: Choice
-            ) -> tuple[Tensor, Tensor]:
+            weights: tuple[list[Weights | None], Tensor | None], choice: Choice,
+            seen: Tensor | None) -> tuple[Tensor, Tensor]:
     """Read the last token of n rows, and draw the next one.
 
-    Shapes     ids, starts, uniform (n,), keys and values (n, K, S, D) per layer -> ids (n,),
-               logp (n,)
+    Shapes     ids, starts, uniform (n,), keys and values (n, K, S, D) per layer, seen (n, V) ->
+               ids (n,), logp (n,)
 
     The token's own keys and values go into the last slot. Where `slot` is given, they go there,
     and all S slots are read, whatever they hold.
@@ -272,7 +280,7 @@ def advance(model: Transformer, ids: Tensor, starts: Tensor | None, uniform: Ten
     cache = KVCache(keys, values, length=length, slot=slot, weights=blocks, head=output)
 
     def head(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        return choose(hidden[:, -1], weight, uniform, choice)
+        return choose(hidden[:, -1], weight, uniform, choice, seen)
 
     return with_head(model, ids[:, None], head, cache=cache, starts=starts)
 

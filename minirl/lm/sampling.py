@@ -52,13 +52,15 @@ Prompt = Sequence[int] | Tensor
 @torch.no_grad()
 def sample(model: Transformer, prompts: Sequence[Prompt], *, group: int = 1, max_new_tokens: int,
            temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
-           eos_id: int | Iterable[int] | None, pad_id: int,
+           repetition_penalty: float = 1.0, eos_id: int | Iterable[int] | None, pad_id: int,
            generator: torch.Generator | None = None, reply: Reply | None = None) -> Rollouts:
     r"""Draw `group` completions of each prompt.
 
     Equation   tokens[t] ~ softmax(logits / temperature), cut to the top_k likeliest ids, then to
                the smallest set of probability top_p, then to those with min_p times the
-               probability of the likeliest, and renormalised; temperature 0 takes the likeliest id
+               probability of the likeliest, and renormalised; temperature 0 takes the likeliest
+               id. A repetition_penalty lowers the logits of ids that a row holds already, before
+               all of this: see choice.penalise
     Shapes     P prompts, as lists of ids of any lengths -> Rollouts of B = P * group rows
     Raises     ValueError for an empty prompt, an id outside the vocabulary, a prompt that leaves no
                room for max_new_tokens in the context, and numbers out of range.
@@ -80,8 +82,9 @@ def sample(model: Transformer, prompts: Sequence[Prompt], *, group: int = 1, max
     ids = [_ids(prompt) for prompt in prompts]
     check_sampling(model.config, ids, group=group, max_new_tokens=max_new_tokens,
                    temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+                   repetition_penalty=repetition_penalty,
                    ids={"eos_id": stops, "pad_id": [pad_id]}, device=model.device)
-    choice = Choice(temperature, top_k, top_p, min_p)
+    choice = Choice(temperature, top_k, top_p, min_p, repetition_penalty)
     was_training = model.training
     model.eval()
     try:
@@ -157,11 +160,11 @@ def _ids(prompt: Prompt) -> list[int]:
 
 def check_sampling(config: ModelConfig, prompts: Sequence[Sequence[int]], *, group: int,
                    max_new_tokens: int, temperature: float, top_k: int, top_p: float,
-                   ids: dict[str, list[int]], min_p: float = 0.0,
+                   ids: dict[str, list[int]], min_p: float = 0.0, repetition_penalty: float = 1.0,
                    device: torch.device | str = "cpu") -> None:
     """Raise ValueError for what cannot be sampled, before anything is computed."""
     check_choices(group=group, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
-                  top_p=top_p, min_p=min_p)
+                  top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty)
     if not prompts:
         raise ValueError("prompts is empty: expected at least one prompt")
     for i, prompt in enumerate(prompts):
@@ -181,7 +184,7 @@ def check_sampling(config: ModelConfig, prompts: Sequence[Sequence[int]], *, gro
 
 
 def check_choices(*, group: int, max_new_tokens: int, temperature: float, top_k: int = 0,
-                  top_p: float = 1.0, min_p: float = 0.0) -> None:
+                  top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0) -> None:
     """Raise ValueError for numbers that no model could sample with."""
     if group < 1:
         raise ValueError(f"group is {group}: expected at least 1 completion per prompt")
@@ -195,6 +198,9 @@ def check_choices(*, group: int, max_new_tokens: int, temperature: float, top_k:
         raise ValueError(f"top_p is {top_p}: expected a number in (0, 1], where 1 is off")
     if not 0 <= min_p <= 1:
         raise ValueError(f"min_p is {min_p}: expected a number in [0, 1], where 0 is off")
+    if not 0 < repetition_penalty < float("inf"):
+        raise ValueError(f"repetition_penalty is {repetition_penalty}: expected a positive number, "
+                         "where 1 is off")
 
 
 def check_context(what: str, tokens: int, max_new_tokens: int, context: int) -> None:

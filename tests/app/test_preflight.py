@@ -114,6 +114,7 @@ WRONG = {
         "--init {base} -n 1000000000000", "--init {base} --temperature -1",
         "--init {base} --temperature nan", "--init {base} --top-k -1", "--init {base} --top-p 0",
         "--init {base} --min-p 2", "--init {base} --min-p nan",
+        "--init {base} --repetition-penalty 0", "--init {base} --repetition-penalty inf",
         "--init {base} --max-new-tokens 0", "--init {base} --max-new-tokens 500",
         "--init {base} " + "1" * 200, "--init {base} --seed -1",
         "--init {base} --seed 99999999999999999999", "--init {base} --dtype int8",

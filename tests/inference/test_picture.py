@@ -126,3 +126,13 @@ def test_picture_is_the_text_where_all_is_sure():
 def test_the_same_seed_shows_the_same(base):
     first, second = (show_samples(*base, ["3+4="], **SAMPLING) for _ in range(2))
     assert first == second
+
+
+def test_a_repetition_penalty_reaches_the_sampler(base):
+    """This policy repeats one byte for ever, where it takes the likeliest."""
+    model, tokenizer = base
+    options = {"temperature": 0, **SAMPLING, "n": 1}
+    plain, penalised = (
+        re.search(r"1\. (.*)", show_samples(model, tokenizer, ["3+4="], repetition_penalty=penalty,
+                                            **options))[1] for penalty in (1.0, 100.0))
+    assert len(set(plain)) == 1 and len(set(penalised)) > 10
