@@ -151,7 +151,7 @@ def started_run(args: argparse.Namespace) -> tuple[RunDir, dict[str, Any]]:
     check_flags(command, preset, list(flags), configs[command])
     training, settings = TRAINING[command], configs["settings"]
     base = configs.get("base", BaseConfig())
-    training.check(configs, list(flags), starting_point(settings, base))
+    training.check(configs, list(flags), starting_point(settings, base, preset))
     config = config_json(command, configs, preset)
     run = (new_run(RUNS, command, config) if args.run_dir is None
            else RunDir.create(args.run_dir, config))

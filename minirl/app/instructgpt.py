@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from minirl.app.looks import Agreement, Comparison, KeepEpochs, pretraining, rank
-from minirl.app.preflight import Start, refuse
+from minirl.app.preflight import Start, check_copies, refuse
 from minirl.app.rundir import RunDir
 from minirl.app.stages import Settings, Stages
 from minirl.inference.collect import check_prompts
@@ -33,6 +33,7 @@ from minirl.lm.checkpoint import load_reward_model
 from minirl.lm.compiled import worth_compiling
 from minirl.lm.files import read_json
 from minirl.lm.heads import ScalarModel
+from minirl.lm.memory import ADAMW
 from minirl.lm.model import Transformer
 from minirl.lm.seeds import derive_seed
 from minirl.tasks.instructions import WORDS, Instructions, answers, base_texts
@@ -272,6 +273,10 @@ def check_instructions(configs: Mapping[str, Any], flags: Collection[str], start
         if settings.reward_model is not None:
             raise ValueError("--reward-model is given to minirl rm, which trains one: leave it out,"
                              " or use minirl ppo or minirl dpo")
+    if "ppo" in configs:
+        check_copies(start, {"of the value function": ADAMW, "as the reference and the average": 2,
+                             "as the reward model": 1, "trained by DPO": 1},
+                     "name a smaller --init")
     longest = max(MAX_NEW_TOKENS, getattr(configs.get("ppo"), "max_new_tokens", 0))
     check_prompts(start.tokenizer, Instructions(), max_new_tokens=longest,
                   context=start.config.max_seq_len)

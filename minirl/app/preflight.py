@@ -3,7 +3,7 @@ check that fails raises ValueError."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,17 +17,21 @@ from minirl.lm.text import flag
 from minirl.lm.tiny import TinySizes, tiny_config
 from minirl.lm.tokenizer import TAGS, Tokenizer, build_tokenizer
 
+TRAINING = ADAMW + 1     # copies of the weights: and the model that training starts from
+
 
 @dataclass(frozen=True)
 class Start:
-    """The first model's config, tokenizer and device, known before any weights load."""
+    """The preset, and the first model's config, tokenizer and device, known before any weights
+    load."""
 
     config: ModelConfig
     tokenizer: Tokenizer
     device: torch.device
+    preset: str
 
 
-def starting_point(settings: Settings, sizes: TinySizes) -> Start:
+def starting_point(settings: Settings, sizes: TinySizes, preset: str) -> Start:
     """Return what the run will start from. Raises ValueError where that, or memory, is missing."""
     device = pick_device(settings.device)
     if settings.init is not None:
@@ -36,9 +40,21 @@ def starting_point(settings: Settings, sizes: TinySizes) -> Start:
         tokenizer = build_tokenizer(special_tokens=(*TAGS, *settings.words))
         config = tiny_config(sizes, tokenizer.vocab_size)
     weights = parameters_of(config)
-    copies = ADAMW + 1                                 # and the model that training starts from
-    check_room(4 * copies * weights, device, f"training {weights:,} weights")
-    return Start(config, tokenizer, device)
+    check_room(4 * TRAINING * weights, device, f"training {weights:,} weights")
+    return Start(config, tokenizer, device, preset)
+
+
+def check_copies(start: Start, held: Mapping[str, int], advice: str) -> None:
+    """Raise ValueError where a page that samples holds more copies of the weights than the memory.
+
+    `held` are those beside what any training holds. On CUDA two samplers have copies of their own
+    (lm/decoding.py): of the policy, and of the model that it started from and that was measured.
+    """
+    own = {"to train": TRAINING, **held, "in samplers": 2 if start.device.type == "cuda" else 0}
+    copies, weights = sum(own.values()), parameters_of(start.config)
+    parts = ", ".join(f"{count} {what}" for what, count in own.items() if count)
+    check_room(4 * copies * weights, start.device,
+               f"{copies} copies of {weights:,} weights ({parts})", advice)
 
 
 def refuse(flags: Collection[str], fields: Collection[str], why: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minirl.app.looks import BeforeAndAfter, watched
-from minirl.app.preflight import Start, refuse
+from minirl.app.preflight import Start, check_copies, refuse
 from minirl.app.rundir import RunDir
 from minirl.app.stages import INTERVALS, Look, Settings, Stages
 from minirl.app.tasks import make_task
@@ -215,8 +215,21 @@ def check_sums(configs: Mapping[str, Any], flags: Collection[str], start: Start)
 def check_grpo(configs: Mapping[str, Any], flags: Collection[str], start: Start) -> None:
     """Raise ValueError for what would stop `minirl grpo` later, a user's rewards among it."""
     check_sums(configs, flags, start)
-    settings = configs["settings"]
-    if settings.reward:
-        check_rewards(start.tokenizer, settings.judged(make_task(settings.task_fields)))
-    else:
+    settings, config = configs["settings"], configs["grpo"]
+    check_copies(start, {"as the reference": int(config.kl_coef > 0),
+                         "of old policies": config.off_policy},
+                 "give a smaller --off-policy" if config.off_policy else
+                 "--kl-coef 0 needs no reference" if config.kl_coef else "name a smaller --init")
+    if not settings.reward:
         refuse(flags, ("reward_timeout",), "there is no --reward of yours")
+        return
+    rewards = check_rewards(start.tokenizer, settings.judged(make_task(settings.task_fields)))
+    variant = PRESETS["grpo"][start.preset].arguments(config)
+    try:
+        if "advantages" in variant:                    # of a group that has these rewards alone
+            variant["advantages"](rewards.repeat(config.group_size)[None, :config.group_size])
+    except ValueError as error:
+        came = " and ".join(f"{reward:g}" for reward in rewards.tolist())
+        raise ValueError(f"--reward and --reward-weights give {came} for a right answer and one "
+                         f"that is cut off, and preset {start.preset} cannot learn from that: "
+                         f"choose another, or other rewards ({error})") from error

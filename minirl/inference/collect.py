@@ -115,9 +115,10 @@ def check_prompts(tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, cont
     check_context(f"the prompt {longest!r}", lengths[longest], max_new_tokens, context)
 
 
-def check_rewards(tokenizer: Tokenizer, task: Task) -> None:
+def check_rewards(tokenizer: Tokenizer, task: Task) -> Tensor:
     """Raise ValueError where a task's rewards cannot judge: before the first step. They are asked
-    about two problems, one solved, the other with a completion that is cut off halfway."""
+    about two problems, one solved, the other with a completion that is cut off halfway; what they
+    say of them is returned, as Collected.rewards. (2,)"""
     problems = list(task.sample(2, random.Random(0)))
     texts = [f"<think>{problem.worked}</think><answer>{problem.answer}</answer>"
              for problem in problems]
@@ -127,7 +128,9 @@ def check_rewards(tokenizer: Tokenizer, task: Task) -> None:
     if (calling := tool_task(task)) is not None:
         sessions, prompts = begin_sessions(calling, tokenizer, problems, 1)
         by_name["environments"] = [session.environment for session in sessions]
-    judge(task.rewards, weights_of(task), prompts, texts, **by_name)
+    weights = weights_of(task)
+    verdicts = judge(task.rewards, weights, prompts, texts, **by_name)
+    return verdict_tensor(weighted_sum(list(verdicts.values()), list(weights.values())))
 
 
 def verdict_tensor(verdicts: Sequence[float | None]) -> Tensor:

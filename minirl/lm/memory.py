@@ -15,15 +15,20 @@ GIB = 2 ** 30
 ADAMW = 4                # copies of the weights in training: themselves, gradient, two moments
 
 
-def check_room(need: float, device: torch.device, what: str) -> None:
+def check_room(need: float, device: torch.device, what: str,
+               advice: str = "take fewer or smaller ones") -> None:
     """Raise ValueError where `need` bytes are more than the whole memory of the device."""
-    if device.type == "cuda":
-        room = torch.cuda.mem_get_info(device)[1]
-    else:
-        room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    room = memory_of(device)
     if need > room:
         raise ValueError(f"{what} would take {need / GIB:,.0f} GiB, and the machine has "
-                         f"{room / GIB:,.0f}: take fewer or smaller ones")
+                         f"{room / GIB:,.0f}: {advice}")
+
+
+def memory_of(device: torch.device) -> int:
+    """Return the whole memory of the device, in bytes, whoever uses it."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def parameters_of(config: ModelConfig) -> int:

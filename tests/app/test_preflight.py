@@ -11,10 +11,14 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 
+from minirl.app import preflight
 from minirl.app.cli import COMMANDS, main
-from minirl.lm.checkpoint import save_pretrained
+from minirl.lm import memory
+from minirl.lm.checkpoint import inspect_pretrained, save_pretrained
 from minirl.lm.heads import ScalarModel
+from minirl.lm.memory import parameters_of
 from minirl.lm.tiny import TinySizes, make_base
 
 TINY = TinySizes(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32)
@@ -74,6 +78,7 @@ WRONG = {
         "--reward minirl.tasks.rewards:language_consistency", "--reward builtins:exit",
         "--reward accuracy --reward-weights 1 2", "--reward accuracy --reward-weights nan",
         "--reward accuracy --reward-weights 0", "--reward accuracy --reward-timeout -1",
+        "--preset maxrl --reward accuracy --reward-weights -1",
         "--reward-timeout 5", "--resume --reward accuracy --run-dir {finished}"],
     "rm": ["--best-of 4", "--reward-model x", "--rankings nowhere.jsonl",
         "--rankings {folder}/pairs.jsonl", "--rankings {folder}/same.jsonl",
@@ -241,3 +246,45 @@ def test_what_a_terminal_would_obey_is_escaped(inside, capsys):
     """The name of a folder may hold what moves the cursor or sets a window's title."""
     assert main(["sample", "--init", "a\x1b]0;owned\x07b"]) == 2
     assert "a\\x1b]0;owned\\x07b" in capsys.readouterr().err
+TINY_STEP = "--prompts-per-step 1 --group-size 2 --max-new-tokens 1 --eval-problems 1"
+COPIES = [        # of the weights, that a run holds at once
+    ("grpo", TINY_STEP, "6 copies of {} weights (5 to train, 1 as the reference)",
+     "--kl-coef 0 needs no reference"),
+    ("grpo", TINY_STEP + " --off-policy 8",
+     "14 copies of {} weights (5 to train, 1 as the reference, 8 of old policies)",
+     "give a smaller --off-policy"),
+    ("grpo", TINY_STEP + " --off-policy 64 --kl-coef 0",
+     "69 copies of {} weights (5 to train, 64 of old policies)", "give a smaller --off-policy"),
+    ("ppo", "", "13 copies of {} weights (5 to train, 4 of the value function, 2 as the reference "
+     "and the average, 1 as the reward model, 1 trained by DPO)", "name a smaller --init")]
+
+
+@pytest.mark.parametrize("command, line, copies, advice", COPIES)
+def test_all_copies_of_the_weights_fit(command, line, copies, advice, base, finished, capsys,
+                                       monkeypatch):
+    """A machine that is one byte too small, and one that is not. Once only the five to train were
+    counted, and a reference or 64 old policies ended the process without a word."""
+    weights = parameters_of(inspect_pretrained(base)[0])
+    need = 4 * weights * int(copies.split()[0])
+    line = f"--init {base} --run-dir {finished} --device cpu {line}"
+    errors = []
+    for room in (need - 1, need):
+        monkeypatch.setattr(memory, "memory_of", lambda device, room=room: room)
+        assert main([command, *line.split()]) == 2
+        errors.append(capsys.readouterr().err)
+    assert errors[0].startswith(f"minirl {command}: {copies.format(f'{weights:,}')} would take ")
+    assert errors[0].endswith(f": {advice}\n") and errors[0].count("\n") == 1
+    assert "already" in errors[1], "it fits; what is wrong is the folder"
+
+
+def test_on_cuda_samplers_have_copies_of_their_own(base, monkeypatch):
+    """Of the policy and of the model it started from: 5 to train, a reference and 2 are 8."""
+    config, tokenizer = inspect_pretrained(base)
+    start = preflight.Start(config, tokenizer, torch.device("cuda"), "grpo")
+    need = 4 * parameters_of(config) * 8
+    monkeypatch.setattr(memory, "memory_of", lambda device: need)
+    preflight.check_copies(start, {"as the reference": 1}, "")
+    with pytest.raises(ValueError, match=r"^9 copies .*, 2 as the reference, 2 in samplers\)"):
+        preflight.check_copies(start, {"as the reference": 2}, "")
+
+

@@ -173,6 +173,9 @@ def test_a_run_whose_rewards_are_gone_says_so(folder, base, tiny_grpo, capsys):
     ("--reward mine:short --reward-weights inf", "reward_weights is inf"),
     ("--reward mine:short --reward-weights much", "invalid float value: 'much'"),
     ("--reward mine:short accuracy --reward-weights 0 0", "weight of every reward is 0"),
+    ("--preset maxrl --reward mine:short", "give -0.42 and -0.2 for a right answer and one "
+                                           "that is cut off, and preset maxrl cannot learn"),
+    ("--preset maxrl --reward accuracy --reward-weights -1", "give -1 and 0 .* preset maxrl"),
     ("--reward mine:short --reward-timeout -1", "reward_timeout is -1"),
     ("--reward mine:short --reward-timeout nan", "reward_timeout is nan"),
     ("--reward-timeout 5", "--reward-timeout is given, but there is no --reward"),

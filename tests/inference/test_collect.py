@@ -256,3 +256,11 @@ def test_rewards_that_cannot_judge_are_refused_before_the_first_step(base, rewar
     with pytest.raises(ValueError, match="the reward 'r'"):
         check_rewards(base[1], task)
     check_rewards(base[1], JudgedTask(task, {"r": reward}, {}))        # nobody asks it
+
+
+def test_what_rewards_say_of_the_two_problems_is_returned(base):
+    """The second has half a completion, so that no verdict of accuracy is 1."""
+    task = Arithmetic(digits=1)
+    weighted = JudgedTask(task, {**task.rewards, "mine": lambda **_: [0.5, None]},
+                          {"accuracy": 2.0, "mine": -1.0})
+    assert check_rewards(base[1], weighted).tolist() == [1.5, 0.0]

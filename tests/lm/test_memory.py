@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from minirl.lm import memory
 from minirl.lm.memory import check_room, parameters_of, sampling_bytes
 from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.sampling import sample
@@ -30,6 +31,14 @@ def test_more_than_the_machine_has_is_refused():
     message = r"training 9 weights would take 9,095 GiB, and the machine has \d+: take fewer"
     with pytest.raises(ValueError, match=message):
         check_room(9095 * 2 ** 30, CPU, "training 9 weights")
+
+
+def test_the_whole_memory_is_enough(monkeypatch):
+    monkeypatch.setattr(memory, "memory_of", lambda device: 2 ** 31)
+    check_room(2 ** 31, CPU, "a model")
+    message = "a model would take 2 GiB, and the machine has 2: give a smaller one"
+    with pytest.raises(ValueError, match=message):
+        check_room(2 ** 31 + 1, CPU, "a model", "give a smaller one")
 
 
 def test_a_million_million_completions_are_not_begun():
