@@ -36,6 +36,7 @@ HELPERS = {
     "regularisers",
     "stage",
     "state",
+    "step_trace",
     "weights",
     "verifiers",
     "worth",

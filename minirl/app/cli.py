@@ -236,6 +236,34 @@ def add_precision(parser: Parser) -> None:
     parser.set_defaults(dtype="float32")
 
 
+def add_trace(parser: Parser) -> None:
+    parser.add_argument("checkpoint", nargs="?", default=None, metavar="CHECKPOINT",
+                        help="folder or hub id (default: the newest runs/*/final)")
+    parser.add_argument("--prompt", default=None, help="(default: a problem of the run's task)")
+    parser.add_argument("--answer", default=None, help="what is right (default: a sum's result)")
+    parser.add_argument("--page", choices=["grpo", "ppo"], default=None,
+                        help="what trains (default: as the checkpoint's run, or grpo)")
+    parser.add_argument("--preset", default=None, metavar="NAME",
+                        help="as of minirl grpo or ppo (default: that of the checkpoint's run)")
+    parser.add_argument("--group-size", type=int, default=4, help="completions (default 4)")
+    parser.add_argument("--updates", type=int, default=2,
+                        help="on the same completions: at the first all ratios are 1 (default 2)")
+    parser.add_argument("--steps", type=int, default=1, help="the last is shown (default 1)")
+    parser.add_argument("--lr", type=float, default=None, help="(default: the run's)")
+    parser.add_argument("--reward-model", default=None, metavar="FOLDER",
+                        help="judges, and is PPO's first value function, such as runs/rm/final")
+    parser.add_argument("--row", type=int, default=None,
+                        help="the completion that is printed (default: of most of the gradient)")
+    parser.add_argument("-o", "--out", type=Path, default=Path("trace.html"),
+                        help="(default trace.html)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="(default 1)")
+    parser.add_argument("--max-new-tokens", type=int, default=80, help="(default 80)")
+    parser.add_argument("--seed", type=int, default=0, help="(default 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    parser.add_argument("--dtype", default="float32",
+                        help="float32, bfloat16 or float16 for matrix products (default float32)")
+
+
 def add_plot(parser: Parser) -> None:
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN",
                         help="run directories (default: every run under runs/)")
@@ -342,6 +370,8 @@ COMMANDS = {
                     add_mine, "minirl.app.mine:command_mine"),
     "precision": Command("what float16 and bfloat16 do to sampler, learner and updates",
                          add_precision, "minirl.app.precision:command_precision"),
+    "trace": Command("one GRPO or PPO step, token by token, as an HTML page and in the terminal",
+                     add_trace, "minirl.app.trace:command_trace"),
     "plot": Command("draw the curves of one run or several", add_plot,
                     "minirl.app.commands:command_plot"),
 }

@@ -161,6 +161,14 @@ WRONG = {
         "--init {base} --max-new-tokens 0", "--init {base} --max-new-tokens 500",
         "--init {base} --seed -1", "--init {base} --device abacus", "--init {base} --dtype float16",
         "--init {base} --out nowhere/x.png", "--init {base} --out {folder}"],
+    "trace": ["nowhere", "{run}", "{reward_model}", "{torn}", "{base} --group-size 1",
+        "{base} --group-size x", "{base} --updates 0", "{base} --steps 0", "{base} --lr 0",
+        "{base} --lr nan", "{base} --temperature 0", "{base} --max-new-tokens 0",
+        "{base} --max-new-tokens 500", "{base} --seed -1", "{base} --device abacus",
+        "{base} --dtype float99", "{base} --out nowhere/x.html", "{base} --out {folder}",
+        "{base} --answer 5", "{base} --prompt hello", "{base} --page dpo", "{base} --preset best",
+        "{base} --page ppo --preset dapo", "{base} --reward-model {base}", "{base} --row 0",
+        "{base} --row 9", "{base} --init {base}"],
     "plot": ["", "nowhere", "{folder}", "{finished} --out nowhere/x.png",
         "{finished} --out {folder}"],
 }
@@ -242,10 +250,6 @@ def test_every_command_is_tried():
     assert set(WRONG) - {""} == set(COMMANDS) and len(LINES) >= 100
 
 
-def test_what_a_terminal_would_obey_is_escaped(inside, capsys):
-    """The name of a folder may hold what moves the cursor or sets a window's title."""
-    assert main(["sample", "--init", "a\x1b]0;owned\x07b"]) == 2
-    assert "a\\x1b]0;owned\\x07b" in capsys.readouterr().err
 TINY_STEP = "--prompts-per-step 1 --group-size 2 --max-new-tokens 1 --eval-problems 1"
 COPIES = [        # of the weights, that a run holds at once
     ("grpo", TINY_STEP, "6 copies of {} weights (5 to train, 1 as the reference)",
@@ -288,3 +292,7 @@ def test_on_cuda_samplers_have_copies_of_their_own(base, monkeypatch):
         preflight.check_copies(start, {"as the reference": 2}, "")
 
 
+def test_what_a_terminal_would_obey_is_escaped(inside, capsys):
+    """The name of a folder may hold what moves the cursor or sets a window's title."""
+    assert main(["sample", "--init", "a\x1b]0;owned\x07b"]) == 2
+    assert "a\\x1b]0;owned\\x07b" in capsys.readouterr().err

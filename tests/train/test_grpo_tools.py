@@ -15,6 +15,7 @@ from minirl.train import ppo as ppo_page
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.ppo import PPOConfig, train_ppo
 from minirl.train.sft import SFTConfig, train_sft
+from minirl.train.step_trace import traced
 
 TASK = Products(1)
 CONFIG = GRPOConfig(steps=2, prompts_per_step=4, group_size=4, max_new_tokens=40)
@@ -49,6 +50,20 @@ def test_grpo_learns_what_was_sampled_and_not_what_a_tool_said(caller):
     assert 0.5 < log[0]["tools/call_frequency"] <= 8
     assert sum(log[0][f"stops/{stop}"] for stop in STOPS) == pytest.approx(1.0)
     assert log[0]["sampling/sampling_logp_difference/mean"] < 1e-5, "a reply is attended to"
+
+
+def test_a_trace_has_no_numbers_for_what_a_tool_said(caller):
+    with traced(train_grpo) as tracer:
+        train_grpo(copy.deepcopy(caller[0]), caller[1], TASK, CONFIG, tools=[calculate])
+    trace = tracer.trace
+    given = 0
+    for row, numbers in trace.updates[0].rows.items():
+        start, end = (int(x[row]) for x in (trace.answers.rollouts.prompt_lengths,
+                                            trace.answers.rollouts.lengths))
+        mask = trace.answers.rollouts.mask[row, start:end].tolist()
+        assert [x is not None for x in numbers["gradient_share"]] == mask
+        given += mask.count(False)
+    assert given > 20
 
 
 def test_without_tools_there_is_no_metric_of_them(caller):
