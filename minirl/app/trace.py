@@ -146,8 +146,8 @@ def with_one_problem(task: Task, prompt: str | None, answer: str | None, seed: i
                                        weights=weights_of(tools.task)))
 
 
-def run(page: str, model: Transformer, tokenizer: Tokenizer, task: Task, config: Config, preset: str,
-        reward_model: ScalarModel | None, seed: int) -> StepTrace:
+def run(page: str, model: Transformer, tokenizer: Tokenizer, task: Task, config: Config,
+        preset: str, reward_model: ScalarModel | None, seed: int) -> StepTrace:
     """Train for config.steps steps and return the trace of the last."""
     arguments: dict[str, Any] = PRESETS[page][preset].arguments(config)
     if page == "ppo":
