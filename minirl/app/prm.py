@@ -46,12 +46,10 @@ from minirl.tasks.steps import (
 )
 from minirl.train.presets import PRESETS
 from minirl.train.process_reward import as_reward, solution_chances, train_process_reward
-from minirl.train.sft import SFTConfig, train_sft
+from minirl.train.search import read_slips
 
-EXAMPLES = 15_000                        # sums, worked out, that the base model reads
 HELD_OUT = 200                           # problems whose solutions are labelled for comparison
 MAX_NEW_TOKENS = 80
-BASE_SFT = SFTConfig()
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,10 @@ def prm(stages: Stages[StepSettings], model: Transformer, configs: Mapping[str, 
     settings, config, tokenizer = stages.settings, configs["prm"], stages.tokenizer
     tokens = MAX_NEW_TOKENS * settings.labelled_problems * (config.epochs + settings.step_samples)
     model.compiled = worth_compiling(settings.compile, model, tokens)
-    policy = model if settings.init is not None else read_slips(stages, model)
+    policy = model if settings.init is not None else read_slips(
+        stages, model, tokenizer, [make_task(settings.task_fields)],
+        random.Random(derive_seed(settings.seed, "prm", "demonstrations")),
+        slip_share=settings.slip_share, seed=settings.seed)
     solutions = labelled(stages, "solutions.jsonl", policy, settings.labelled_problems, "train")
     held_out = labelled(stages, "held-out.jsonl", policy, HELD_OUT, "test")
     problems = {p.prompt: p for p in drawn(settings, HELD_OUT, "test")}
@@ -133,16 +134,6 @@ def prm(stages: Stages[StepSettings], model: Transformer, configs: Mapping[str, 
             f"{stages.seconds:.0f} s. {run.path}/ holds curves.png, summary.json, metrics.jsonl, "
             "solutions.jsonl and final/.\nNext: minirl prm --preset hard --init "
             f"{shlex.quote(str(settings.init or run.path / 'base' / 'final'))}")
-
-
-def read_slips(stages: Stages[StepSettings], model: Transformer) -> Transformer:
-    """Train a base model on sums that are worked out, with slips."""
-    settings = stages.settings
-    rng = random.Random(derive_seed(settings.seed, "prm", "demonstrations"))
-    pairs = demonstrations(make_task(settings.task_fields), EXAMPLES, rng, worked_share=1.0,
-                           slip_share=settings.slip_share)
-    return stages("base", BASE_SFT, model, lambda m, **hooks: train_sft(
-        m, stages.tokenizer, pairs, BASE_SFT, seed=settings.seed, **hooks))
 
 
 def drawn(settings: StepSettings, n: int, split: str) -> Sequence[Problem]:

@@ -17,7 +17,7 @@ import json
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, cast
@@ -40,6 +40,7 @@ from minirl.lm.compiled import worth_compiling
 from minirl.lm.files import read_json
 from minirl.lm.heads import ScalarModel
 from minirl.lm.model import Transformer
+from minirl.lm.precision import pick_device
 from minirl.lm.progress import Progress
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import Tokenizer
@@ -74,6 +75,12 @@ class SearchSettings(Settings):
         return [make_task({"name": self.task, "digits": self.digits + more})
                 for more in range(LENGTHS)]
 
+    @cached_property
+    def opened_reward(self) -> Reward:
+        """The reward model that --reward names, read once: when it is checked, or in a resumed run.
+        """
+        return open_reward(str(self.reward), device=pick_device(self.device))
+
 
 def search(stages: Stages[SearchSettings], model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl search` does -> what it prints at the end."""
@@ -81,10 +88,11 @@ def search(stages: Stages[SearchSettings], model: Transformer, configs: Mapping[
     tokens = LENGTHS * config.max_new_tokens * settings.labelled_problems * settings.step_samples
     model.compiled = worth_compiling(settings.compile, model, tokens)
     policy = model if settings.init is not None else read_slips(
-        stages, model, stages.tokenizer, settings.tasks, slip_share=settings.slip_share,
-        seed=settings.seed)
+        stages, model, stages.tokenizer, settings.tasks,
+        Random(derive_seed(settings.seed, "search", "demonstrations")),
+        slip_share=settings.slip_share, seed=settings.seed)
     verifiers = (learnt(stages, policy, config) if settings.reward is None else
-                 open_reward(settings.reward, device=stages.device).verifiers)
+                 settings.opened_reward.verifiers)
     comparisons = [stages.file(f"comparison-{i}.json",
                                partial(compared, stages, policy, task, verifiers, config),
                                load_comparison, save_comparison)
@@ -241,4 +249,4 @@ def check_search(configs: Mapping[str, Any], flags: Collection[str], start: Star
     if settings.reward is not None:
         refuse(flags, ["labelled_problems", "step_samples"],
                "--reward names a reward model, and none is trained")
-        open_reward(settings.reward).check(start.tokenizer, longest, limit)
+        settings.opened_reward.check(start.tokenizer, longest, limit)

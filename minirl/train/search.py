@@ -63,11 +63,10 @@ class SearchConfig:
         check_expansions(self.expansions)
 
 
-def read_slips(stage: Stage, model: Transformer, tokenizer: Tokenizer, tasks: Sequence[Task], *,
-               slip_share: float, seed: int) -> Transformer:
+def read_slips(stage: Stage, model: Transformer, tokenizer: Tokenizer, tasks: Sequence[Task],
+               rng: random.Random, *, slip_share: float, seed: int) -> Transformer:
     """Train a policy on sums of all tasks, worked out, in which a share of the carries is
     forgotten."""
-    rng = random.Random(derive_seed(seed, "search", "demonstrations"))
     pairs = [pair for task in tasks for pair in demonstrations(
         task, EXAMPLES // len(tasks), rng, worked_share=1.0, slip_share=slip_share)]
     return stage("base", POLICY_SFT, model, lambda m, **hooks: train_sft(

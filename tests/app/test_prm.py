@@ -27,9 +27,9 @@ class Killed(BaseException):
 def small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("minirl.app.stages.plot_runs", lambda runs, out: out.touch())
-        patch.setattr(prm, "EXAMPLES", 640)
+        patch.setattr("minirl.train.search.EXAMPLES", 640)
+        patch.setattr("minirl.train.search.POLICY_SFT", SFTConfig(lr=5e-3, warmup_steps=2))
         patch.setattr(prm, "HELD_OUT", 8)
-        patch.setattr(prm, "BASE_SFT", SFTConfig(lr=5e-3, warmup_steps=2))
         yield
 
 

@@ -121,14 +121,19 @@ def test_a_run_killed_between_two_tasks_keeps_the_first(run, tmp_path, monkeypat
     ("prm", ["majority vote", "best of n, PRM last", "best of n, PRM min", "best of n, PRM product",
              "weighted vote, PRM min", "any of n is right", "beam search", "DVTS"]),
     ("orm", ["majority vote", "best of n, ORM", "weighted vote, ORM", "any of n is right"])])
-def test_init_and_reward_skip_what_they_replace(run, tmp_path, reward, methods):
-    path = tmp_path / "search"
+def test_init_and_reward_skip_what_they_replace(run, tmp_path, monkeypatch, reward, methods):
+    """The reward model is read once, by the check before the run."""
+    path, opened = tmp_path / "search", []
+    read = search.open_reward
+    monkeypatch.setattr(search, "open_reward", lambda *names, **options: opened.append(names) or
+                        read(*names, **options))
     assert main(["search", "--init", str(run.path / "base" / "final"), "--reward",
                  str(run.path / reward / "final"), "--run-dir", str(path), "--eval-problems", "2",
                  "--largest", "2", "--digits", "1", "--device", "cpu"]) == 0
     assert not any((path / name).exists() for name in ("base", "prm", "orm", "solutions.jsonl"))
     assert [list(comparison.methods) for comparison in comparisons(path)] == [methods] * 3
     assert json.loads((path / "config.json").read_text())["search"]["largest"] == 2
+    assert opened == [(str(run.path / reward / "final"),)]
 
 
 def test_the_seed_decides_and_a_file_keeps_every_bit(run, tmp_path):

@@ -1,5 +1,7 @@
 """minirl/train/search.py"""
 
+from random import Random
+
 import pytest
 
 from minirl.inference.steps import COMPLETIONS
@@ -54,7 +56,8 @@ def test_the_policy_reads_all_tasks_with_slips(monkeypatch):
 
     monkeypatch.setattr(module, "train_sft", watch)
     before = weights(MODEL)
-    policies = [read_slips(in_memory(None), MODEL, TOKENIZER, TASKS, slip_share=share, seed=seed)
+    policies = [read_slips(in_memory(None), MODEL, TOKENIZER, TASKS, Random(0), slip_share=share,
+                           seed=seed)
                 for share, seed in ((0.5, 0), (0.5, 0), (0.5, 1))]
     assert weights(policies[0]).equal(weights(policies[1]))
     assert not weights(policies[0]).equal(weights(policies[2]))
