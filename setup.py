@@ -11,7 +11,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["minirl", "minirl.*"]),
-    package_data={"minirl.testing": ["golden.json"], "minirl.app": ["trace.html"]},
+    package_data={"minirl.testing": ["golden.json"], "minirl.app": ["*.html", "page.*s"]},
     # Lower bounds here; the versions that were tested together are in constraints.txt.
     install_requires=[
         "torch>=2.6",

@@ -271,6 +271,13 @@ def add_plot(parser: Parser) -> None:
                         help="(default curves.png)")
 
 
+def add_report(parser: Parser) -> None:
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN",
+                        help="run directories (default: the newest run under runs/)")
+    parser.add_argument("-o", "--out", type=Path, default=Path("report.html"),
+                        help="(default report.html)")
+
+
 def add_equations(parser: Parser) -> None:
     parser.add_argument("name", nargs="?", default=None, metavar="NAME",
                         help="one function, such as kl.k3: its docstring, source and example")
@@ -372,6 +379,8 @@ COMMANDS = {
                          add_precision, "minirl.app.precision:command_precision"),
     "trace": Command("one GRPO or PPO step, token by token, as an HTML page and in the terminal",
                      add_trace, "minirl.app.trace:command_trace"),
+    "report": Command("a run as an HTML page: curves, samples over time, configuration",
+                      add_report, "minirl.app.report:command_report"),
     "plot": Command("draw the curves of one run or several", add_plot,
                     "minirl.app.commands:command_plot"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import platform
 import random
 import sys
 from collections.abc import Callable, Collection, Mapping
@@ -192,7 +193,8 @@ def config_json(command: str, configs: Mapping[str, Any], preset: str) -> dict[s
     """Return what config.json says of a run."""
     return {"command": command, "preset": preset, "task": configs["settings"].task_fields,
             **{section: dataclasses.asdict(config) for section, config in configs.items()},
-            "torch": torch.__version__, "threads": torch.get_num_threads()}
+            "torch": torch.__version__, "threads": torch.get_num_threads(),
+            "python": platform.python_version(), "platform": platform.platform()}
 
 
 def say_what_it_costs(dtype: str, device: torch.device) -> None:

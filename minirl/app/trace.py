@@ -4,16 +4,15 @@ HTML file that loads nothing."""
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from minirl.app.commands import check_looking, check_out, open_checkpoint, trained_on
+from minirl.app.pages import write_page
 from minirl.lm.checkpoint import load_reward_model
 from minirl.lm.files import read_json
 from minirl.lm.heads import ScalarModel
@@ -30,7 +29,6 @@ from minirl.train.ppo import PPOConfig, train_ppo
 from minirl.train.presets import PRESETS
 from minirl.train.step_trace import StepTrace, traced
 
-PLACE = "/*TRACE*/null"        # where trace.html wants the numbers
 Config = GRPOConfig | PPOConfig
 
 # Each number of a token: its symbol, and what it is, with the token's own numbers for {names}.
@@ -94,7 +92,7 @@ def command_trace(args: argparse.Namespace) -> None:
     with compute_in(args.dtype, model.device):
         trace = run(page, model, tokenizer, task, config, preset, reward_model, args.seed)
     data = describe(page, preset, str(path), trace, tokenizer)
-    write_html(data, args.out)
+    write_page("trace.html", data, args.out)
     print(f"checkpoint: {path}", file=sys.stderr)
     print(report(data, args.row))
     if all(update["grad_norm"] == 0 for update in data["updates"]):
@@ -212,13 +210,6 @@ def explanations(page: str, preset: str, trace: StepTrace, names: Sequence[str]
             "; a metric, as PPO's KL is in its rewards" if page == "ppo" else
             f"; β = {config.kl_coef:g}")
     return texts
-
-
-def write_html(data: Mapping[str, Any], out: Path) -> None:
-    """Write the one file: trace.html with the numbers in it. Nothing in them can end the script."""
-    page = resources.files("minirl.app").joinpath("trace.html").read_text(encoding="utf-8")
-    numbers = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
-    out.write_text(page.replace(PLACE, numbers), encoding="utf-8")
 
 
 def report(data: Mapping[str, Any], row: int | None) -> str:

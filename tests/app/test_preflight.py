@@ -57,6 +57,8 @@ WRONG = {
         "--preset reinforce --scale none", "--preset maxrl --clip-high 0.1",
         "--preset cispo --clip-low 0.1", "--max-draws 0", "--max-draws 5", "--top-entropy 1.5",
         "--top-entropy nan", "--off-policy -1", "--off-policy 1000", "--old-logp reference",
+        "--top-k -1", "--top-p 0", "--top-p nan", "--min-p 2", "--repetition-penalty 0",
+        "--top-p 0.9 --old-logp sampler", "--preset icepop --top-k 5",
         "--importance token", "--importance-max 2", "--importance token_mask --importance-max -1",
         "--importance token_mask --importance-max 0.5 --importance-min 0.5",
         "--importance token_mask --old-logp sampler", "--geometric-min 2 --geometric-max 1",
@@ -169,6 +171,8 @@ WRONG = {
         "{base} --answer 5", "{base} --prompt hello", "{base} --page dpo", "{base} --preset best",
         "{base} --page ppo --preset dapo", "{base} --reward-model {base}", "{base} --row 0",
         "{base} --row 9", "{base} --init {base}"],
+    "report": ["", "nowhere", "{folder}", "{finished} --out nowhere/x.html",
+        "{finished} --out {folder}"],
     "plot": ["", "nowhere", "{folder}", "{finished} --out nowhere/x.png",
         "{finished} --out {folder}"],
 }

@@ -6,20 +6,15 @@ import re
 import pytest
 
 from minirl.app.cli import main
-from minirl.app.trace import EXPLAIN, PLACE, describe, explanations, report, write_html
+from minirl.app.trace import EXPLAIN, describe, explanations, report
 from minirl.tasks.problem import JudgedTask
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.presets import PRESETS
 from minirl.train.step_trace import traced
+from tests.app.reading import numbers_in
 from tests.train.small import TOKENIZER, Digits, length, tiny
 
 FLAGS = ["--max-new-tokens", "8", "--group-size", "3"]
-
-
-def numbers_in(html):
-    """Return the numbers in a page, as its script reads them."""
-    [text] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
-    return json.loads(text)
 
 
 @pytest.fixture
@@ -58,16 +53,6 @@ def test_ppo_and_the_run_of_the_checkpoint(base, finished, inside, capsys):
     data = numbers_in((inside / "trace.html").read_text())
     assert (data["preset"], data["lr"]) == ("dapo", 1e-3)
     assert "1.28" in data["explain"]["objective"][1], "DAPO's clip_high"
-
-
-def test_a_page_loads_nothing_and_no_text_ends_its_script(trace, tmp_path):
-    data = describe("grpo", "grpo", "here", trace, TOKENIZER)
-    data["prompt"] = "</script><script>alert(1)</script><!--"
-    write_html(data, tmp_path / "x.html")
-    html = (tmp_path / "x.html").read_text(encoding="utf-8")
-    assert numbers_in(html)["prompt"] == data["prompt"]
-    assert html.count("</script>") == 2 and "alert(1)</script>" not in html
-    assert PLACE not in html and not re.findall(r"https?://|src=|@import|url\(", html)
 
 
 def test_rewards_without_a_verdict(trace):
