@@ -24,12 +24,14 @@ from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.tokenizer import Tokenizer, load_tokenizer
 from minirl.lm.weight_files import (
     INDEX,
+    SHARD_NAMES,
     WEIGHTS,
     Entry,
     read_entries,
     read_tensors,
     weight_files,
     write_tensors,
+    write_weights,
 )
 
 SCORE = "score.safetensors"
@@ -41,8 +43,9 @@ def save_pretrained(model: Transformer | ScalarModel, tokenizer: Tokenizer, path
     """Write model and tokenizer into the folder `path`, which is made if need be.
 
     Files of another checkpoint in the folder are deleted, and SHA256SUMS lists those written.
-    files.replacing_folder makes the writing atomic. Raises CheckpointError, before anything is
-    written, for a weight that is not finite.
+    Weights of more than 5 GB are spread over several files. files.replacing_folder makes the
+    writing atomic. Raises CheckpointError, before anything is written, for a weight that is not
+    finite.
     """
     folder, head = Path(path), {}
     if isinstance(model, ScalarModel):
@@ -52,13 +55,13 @@ def save_pretrained(model: Transformer | ScalarModel, tokenizer: Tokenizer, path
         del tensors[HEAD]
     check_finite(tensors | head)
     folder.mkdir(parents=True, exist_ok=True)
-    shards = [file.name for file in folder.glob("model-*-of-*.safetensors")]
-    for stale in (SUMS, SCORE, INDEX, "generation_config.json", *shards):
+    shards = [file.name for file in folder.glob(SHARD_NAMES)]
+    for stale in (SUMS, SCORE, INDEX, WEIGHTS, "generation_config.json", *shards):
         (folder / stale).unlink(missing_ok=True)
     hf = to_hf_config(model, tokenizer)
     (folder / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
-    names = ["config.json", *tokenizer.save(folder, model_type=hf["model_type"]), WEIGHTS]
-    write_tensors(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    names = ["config.json", *tokenizer.save(folder, model_type=hf["model_type"]),
+             *write_weights(tensors, folder)]
     if head:
         write_tensors(head, folder / SCORE)
         names.append(SCORE)
@@ -80,6 +83,7 @@ def load_pretrained(path_or_hub_id: str | Path, *, dtype: torch.dtype | None = N
     """Read a folder, or download a hub id; return the model, in eval mode, and its tokenizer.
 
     `dtype` None keeps the dtype that config.json names, or where it names none that of the weights.
+    On the CPU, weights of that dtype are mapped from their file (weight_files.read_tensors).
 
     Raises CheckpointError for missing or broken weights, a model of another family, weights that do
     not fit config.json, and a reward model; TokenizerError for a tokenizer that cannot be read;
@@ -142,7 +146,7 @@ def _load(folder: Path, dtype: torch.dtype | None, device: torch.device | str
 
 def _inspect(folder: Path) -> tuple[ModelConfig, Tokenizer, dict[str, Entry], torch.dtype]:
     """Check a folder's files against each other: sizes, tokenizer, headers, and the dtype."""
-    verify(folder, "config.json")
+    verify(folder, "config.json", INDEX)
     fields = Fields(read_json(folder / "config.json"), folder / "config.json")
     config = from_hf_config(fields)
     dtype = named_dtype(fields)

@@ -5,6 +5,7 @@ What the files hold is known from their headers, before any weight takes memory.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,8 @@ from minirl.lm.files import read_json
 from minirl.lm.hf_config import CheckpointError, Fields
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_NAMES = "model-*-of-*.safetensors"
+SHARD = 5 * 10 ** 9    # bytes of weights in a file, at most
 CHUNK = 2 ** 26    # bytes
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -97,22 +100,26 @@ def _headers(file: Path) -> list[Entry]:
 
 def read_tensors(entries: dict[str, Entry], *, device: torch.device | str = "cpu",
                  dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Read weights into memory of their own.
+    """Return weights: mapped, where they stay on the CPU in the dtype of their file.
 
-    A file is closed after every CHUNK bytes, which frees the pages that were read. Otherwise the
-    weights would be in memory twice.
+    The first use of a mapped weight reads it. Writing to it copies it, page by page: the file never
+    changes. But whoever writes over the file in place changes the weights. save_pretrained does
+    not, as it makes a new file.
+
+    A file whose weights are copied is closed after every CHUNK bytes, which frees the pages that
+    were read. Otherwise the weights would be in memory twice.
     """
     tensors: dict[str, Tensor] = {}
     waiting = list(entries.items())[::-1]
     while waiting:
-        file, size = waiting[-1][1].file, 0
+        file, copied = waiting[-1][1].file, 0
         try:
             with safe_open(file, framework="pt") as f:
-                while waiting and waiting[-1][1].file == file and size < CHUNK:
+                while waiting and waiting[-1][1].file == file and copied < CHUNK:
                     name, entry = waiting.pop()
-                    tensors[name] = f.get_tensor(entry.name).to(
-                        device=device, dtype=dtype or entry.dtype, copy=True)
-                    size += tensors[name].nbytes
+                    mapped = f.get_tensor(entry.name)
+                    tensors[name] = mapped.to(device=device, dtype=dtype or entry.dtype)
+                    copied += 0 if tensors[name] is mapped else tensors[name].nbytes
         except (SafetensorError, OSError) as error:
             raise CheckpointError(_unreadable(file, error)) from error
     return tensors
@@ -122,9 +129,39 @@ def _unreadable(file: Path, error: Exception) -> str:
     return f"{file} cannot be read ({error}): it may be cut short; save or download it again"
 
 
+def write_weights(tensors: dict[str, Tensor], folder: Path) -> list[str]:
+    """Write model.safetensors -> the names of the files that were written.
+
+    Weights of more than SHARD bytes become several files, and an index that says which holds what.
+    """
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, x in tensors.items():
+        if shards[-1] and size + x.nbytes > SHARD:
+            shards.append({})
+            size = 0
+        shards[-1][name] = x
+        size += x.nbytes
+    n = len(shards)
+    files = [f"model-{i:05d}-of-{n:05d}.safetensors" for i in range(1, n + 1)]
+    if n == 1:
+        files = [WEIGHTS]
+    for file, shard in zip(files, shards, strict=True):
+        write_tensors(shard, folder / file, metadata={"format": "pt"})
+    if n == 1:
+        return files
+    index = {"metadata": {"total_size": sum(x.nbytes for x in tensors.values())},
+             "weight_map": {name: file for file, shard in zip(files, shards, strict=True)
+                            for name in shard}}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return [*files, INDEX]
+
+
 def write_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict | None = None) -> None:
     """Write weights to a file, with the permissions of config.json beside it."""
     tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    # a new file: whoever has mapped the old one keeps it
+    file.unlink(missing_ok=True)
     try:
         save_file(tensors, file, metadata=metadata)
     except SafetensorError as error:
