@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.nn.functional import logsigmoid
 
-from minirl.app.plots import plot_calibration, plot_epochs
+from minirl.app.pipeline_figures import plot_calibration, plot_epochs
 from minirl.app.rundir import RunDir
 from minirl.app.stages import Look, Stages
 from minirl.inference.evaluate import Evaluation, evaluate, text_loss

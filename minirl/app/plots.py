@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any, NamedTuple
 
 from minirl.app.rundir import RunDir
 from minirl.app.tasks import make_task
-from minirl.inference.intervals import wilson_interval
 from minirl.lm.figures import (
     COLOURS,
     REACH,
@@ -23,6 +23,7 @@ from minirl.lm.figures import (
     log_scale,
     new_figure,
     save,
+    smooth,
     tidy,
     whole_steps,
 )
@@ -84,6 +85,7 @@ METRICS = {
 HELD_OUT = {"rewards/accuracy/mean": "accuracy", "completions/mean_length": "mean_length",
             "rewards/true_reward/mean": "true_reward", "rewards/reward_model/mean": "score"}
 LONGEST_NAME = 36
+ENVIRONMENT = {"torch", "threads", "python", "platform"}     # of config.json: no part of a method
 
 
 def plot_runs(runs: Sequence[RunDir], out: Path) -> None:
@@ -105,11 +107,13 @@ def plot_runs(runs: Sequence[RunDir], out: Path) -> None:
     columns = 2 if len(curves) > 1 else 1
     rows = -(-len(curves) // columns)
     figure, axes = new_figure(rows, columns, (5.2 * columns, 2.9 * rows))
-    styles = line_styles(len(runs))
+    groups = by_seed(runs)
+    styles = line_styles(len(groups))
     for axis, (name, of_runs) in zip(axes, curves.items(), strict=False):
-        for run, of_run, style in zip(runs, of_runs, styles, strict=True):
-            draw(axis, of_run, style, exact=PANELS[name].exact)
-            draw_held_out(axis, name, run, style["color"])
+        for group, style in zip(groups, styles, strict=True):
+            draw_seeds(axis, [of_runs[i] for i in group], style, exact=PANELS[name].exact)
+            for i in group:
+                draw_held_out(axis, name, runs[i], style["color"])
         label_axes(axis, PANELS[name], [value for of_run in of_runs for _, value in of_run])
     for axis in axes[len(curves):]:
         axis.set_visible(False)
@@ -117,8 +121,39 @@ def plot_runs(runs: Sequence[RunDir], out: Path) -> None:
     figure.suptitle(drawable(shortened(heading(runs), fits)), fontsize=11, x=0.01, ha="left")
     smoothed = any(not PANELS[name].exact and len(of_runs[0]) > 1
                    for name, of_runs in curves.items())
-    legend_below(figure, legend_entries(runs, styles, smoothed=smoothed))
+    legend_below(figure, legend_entries(runs, groups, styles, smoothed=smoothed))
     save(figure, out)
+
+
+def by_seed(runs: Sequence[RunDir]) -> list[list[int]]:
+    """Return the numbers of the runs in groups: those that differ in their seed alone."""
+    groups: dict[str, dict[Any, int]] = {}           # what a run is, but for its seed -> by seed
+    for i, run in enumerate(runs):
+        config = {key: value for key, value in run.config.items() if key not in ENVIRONMENT}
+        settings = dict(config.pop("settings", {}))
+        seed = settings.pop("seed", None)
+        key = json.dumps([config, settings], sort_keys=True)
+        if seed is None or seed in groups.get(key, {}):      # no other seed, as far as is known
+            key = json.dumps(i)
+        groups.setdefault(key, {})[seed] = i
+    return [list(group.values()) for group in groups.values()]
+
+
+def draw_seeds(axis: Any, curves: Sequence[Points], style: Mapping[str, Any], *, exact: bool
+               ) -> None:
+    """Draw one run's curve; of several seeds their mean, and a band from the least to the largest,
+    at the steps that all have."""
+    if len(curves) == 1:
+        draw(axis, curves[0], style, exact=exact)
+        return
+    values = [dict(curve) for curve in curves if curve]
+    steps = sorted(set.intersection(*map(set, values))) if values else []
+    if steps:
+        columns = [[curve[step] for curve in values] for step in steps]
+        low, high = (smooth([end(column) for column in columns]) for end in (min, max))
+        axis.fill_between(steps, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        axis.plot(steps, smooth([sum(column) / len(column) for column in columns]), linewidth=2,
+                  **style)
 
 
 def metrics_of(run: RunDir) -> Sequence[str]:
@@ -145,12 +180,14 @@ def draw_held_out(axis: Any, name: str, run: RunDir, colour: Any) -> None:
                   **circle(colour))
 
 
-def legend_entries(runs: Sequence[RunDir], styles: Sequence[Mapping[str, Any]], *,
-                   smoothed: bool) -> list[Any]:
+def legend_entries(runs: Sequence[RunDir], groups: Sequence[Sequence[int]],
+                   styles: Sequence[Mapping[str, Any]], *, smoothed: bool) -> list[Any]:
     entries = []
     if len(runs) > 1:
-        entries = [entry(name, linewidth=2, **style)
-                   for name, style in zip(names(runs), styles, strict=True)]
+        labels = names(runs)
+        entries = [entry(labels[group[0]] + (f": mean and range of {len(group)} seeds"
+                                             if len(group) > 1 else ""), linewidth=2, **style)
+                   for group, style in zip(groups, styles, strict=True)]
     elif smoothed:
         entries = [entry("each step", linewidth=1, alpha=0.4, **styles[0]),
                    entry(f"mean of up to {2 * REACH + 1} steps", linewidth=2, **styles[0])]
@@ -180,97 +217,6 @@ def heading(runs: Sequence[RunDir]) -> str:
         command = f"{config['stage_of']}, {runs[0].path.name}"
     task = f": {make_task(config['task']).name}" if "task" in config else ""
     return f"minirl {command}{task}, seed {config.get('settings', {}).get('seed')}"
-
-
-# figures of pipelines
-
-def plot_calibration(margins: Sequence[float], out: Path, bins: int = 8) -> None:
-    """Of comparisons of which the reward model is p sure, draw how many were decided its way.
-
-    `margins`: r(better) - r(worse).
-    """
-    comparisons = [(1 / (1 + math.exp(-abs(m))), m > 0) for m in margins if not math.isnan(m)]
-    comparisons.sort(key=lambda pair: pair[0])         # equally sure ones keep their order
-    figure, (axis,) = new_figure(1, 1, (4.6, 4.2))
-    axis.plot([0.5, 1], [0.5, 1], color="#9ca3af", linewidth=1, linestyle="--",
-              label="as sure as it is right")
-    size = max(1, -(-len(comparisons) // bins))
-    label = f"{len(comparisons)} held-out comparisons, in parts of {size} (95 %)"
-    for start in range(0, len(comparisons), size):
-        part = comparisons[start:start + size]
-        p, right = (sum(column) / len(part) for column in zip(*part, strict=True))
-        low, high = wilson_interval(right, len(part))
-        axis.errorbar([p], [right], yerr=[[right - low], [high - right]], fmt="o",
-                      color=COLOURS[0], capsize=2, label=None if start else label)
-    axis.set(xlim=(0.49, 1.01), ylim=(-0.02, 1.02), xlabel="how sure the reward model is",
-             ylabel="share in which the labeller agrees")
-    tidy(axis, "Calibration of the reward model")
-    legend_below(figure, axis.get_legend_handles_labels()[0])
-    save(figure, out)
-
-
-def plot_epochs(epochs: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Draw SFT's checkpoints by epoch, with the one that was chosen."""
-    figure, axes = new_figure(1, 3, (10.4, 2.9))
-    best = next(epoch for epoch in epochs if epoch["chosen"])
-    titles = {"validation_loss": "Validation loss", "score": "Reward model's score",
-              "true_reward": "True reward"}
-    for axis, (key, title) in zip(axes, titles.items(), strict=True):
-        axis.plot([e["epoch"] for e in epochs], [e[key] for e in epochs], color=COLOURS[0],
-                  linewidth=2, marker="o", markersize=3)
-        axis.plot([best["epoch"]], [best[key]], "o", color=COLOURS[1], markersize=8,
-                  markerfacecolor="none", markeredgewidth=2, label="best score: chosen")
-        whole_steps(axis)
-        tidy(axis, title, x="epochs of demonstrations")
-    legend_below(figure, axes[0].get_legend_handles_labels()[0])
-    save(figure, out)
-
-
-def plot_stages(stages: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Draw what each stage of a pipeline is worth."""
-    figure, axes = new_figure(2, 2, (10.4, 6.2))
-    right, language, length, wins = axes
-    for key, label, colour in (("easy", "easy", COLOURS[2]), ("hard", "hard", COLOURS[0]),
-                               ("majority", "hard, majority of samples", COLOURS[1]),
-                               ("pass", "hard, any of the samples", COLOURS[5])):
-        right.plot(range(len(stages)), [s[key] for s in stages], "o-", color=colour, markersize=5,
-                   linewidth=1.4, label=label, clip_on=False)
-    for axis, key in ((language, "language"), (length, "length"), (wins, "win_rate")):
-        axis.bar(range(len(stages)), [s[key] for s in stages], color=COLOURS[0], alpha=0.6)
-    wins.axhline(0.5, color=COLOURS[5], linewidth=1, linestyle="--")
-    for axis, title, unit, top in (
-            (right, "Right answers", "share", 1.03),
-            (language, "Reasoning in the language asked for", "share of words", 1.03),
-            (length, "Response length", "tokens", None),
-            (wins, "General answers: wins against the sft stage", "share", 1.0)):
-        tidy(axis, title, y=unit)
-        axis.set_xticks(range(len(stages)), [drawable(s["stage"]) for s in stages], rotation=20,
-                        ha="right")
-        axis.set_ylim(0, top)
-    legend_below(figure, right.get_legend_handles_labels()[0], title="Right answers")
-    save(figure, out)
-
-
-def plot_hacking(too_long: RunDir, rounds: Sequence[RunDir], out: Path) -> None:
-    """Draw the reward model's score and the true reward of general answers: where the preference
-    reward goes on for too long, and where it stops in time, in rounds."""
-    figure, axes = new_figure(1, 2, (10.4, 3.4))
-    runs = [(0, too_long, COLOURS[1])]
-    for n, run in enumerate(rounds):
-        before = sum(len(earlier.metrics()) for earlier in rounds[:n])
-        runs.append((before, run, COLOURS[0]))
-    for axis, name in zip(axes, ("rewards/preference/mean", "rewards/general/true_reward/mean"),
-                          strict=True):
-        values = []
-        for before, run, colour in runs:
-            curve = [(before + step, value) for step, value in points(run.metrics(), name)]
-            draw(axis, curve, {"color": colour})
-            values += [value for _, value in curve]
-        label_axes(axis, PANELS[name], values)
-    legend_below(figure, [
-        entry("one reward model, for too long", linewidth=2, color=COLOURS[1]),
-        entry("the pipeline, a reward model for each round", linewidth=2, color=COLOURS[0])])
-    save(figure, out)
 
 
 # what all curves share

@@ -21,7 +21,7 @@ from typing import Any
 from torch import nn
 
 from minirl.app.looks import rank
-from minirl.app.plots import plot_hacking, plot_stages
+from minirl.app.pipeline_figures import plot_hacking, plot_stages
 from minirl.app.preflight import Start
 from minirl.app.rundir import RunDir
 from minirl.app.stages import KINDS, Settings, Stages

@@ -59,3 +59,18 @@ def inside(tmp_path):
     os.chdir(tmp_path)
     yield tmp_path
     os.chdir(before)
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn in a test, each with its layout done."""
+    from matplotlib.figure import Figure
+
+    drawn, savefig = [], Figure.savefig
+
+    def noting_savefig(self, *args, **kw):
+        drawn.append(self)
+        savefig(self, *args, **kw)
+
+    monkeypatch.setattr(Figure, "savefig", noting_savefig)
+    return drawn

@@ -4,21 +4,18 @@ import subprocess
 import sys
 
 import pytest
-from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
 from minirl.app.plots import (
+    by_seed,
     heading,
     metrics_of,
     names,
-    plot_calibration,
-    plot_epochs,
-    plot_hacking,
     plot_runs,
-    plot_stages,
     points,
 )
 from minirl.app.rundir import RunDir
+from tests.app.drawing import legend_texts, made
 
 
 def test_runs_without_metrics_are_named(tmp_path):
@@ -34,30 +31,6 @@ def test_runs_of_different_lengths_and_kinds_share_axes(tmp_path):
     runs[1].append_metrics(1, {"kl": 0.1, "rewards/accuracy/mean": 0.5})
     plot_runs(runs, tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
-
-
-@pytest.mark.parametrize("margins", [[2.0] * 48, [-1.0] * 7, [1.0, -1.0] * 50, [0.0],
-                                     [100.0, -100.0]])
-def test_calibration_is_drawn_of_any_margins(margins, tmp_path):
-    """A reward model that is always right, or always wrong, or of one mind, is a figure too: once
-    the whole run ended here."""
-    plot_calibration(margins, tmp_path / "c.png")
-    assert (tmp_path / "c.png").stat().st_size > 5_000
-
-
-def test_epochs_are_drawn(tmp_path):
-    epochs = [{"epoch": i, "validation_loss": 1.0 / i, "score": i / 3, "true_reward": i / 4,
-               "chosen": i == 2} for i in (1, 2, 3)]
-    plot_epochs(epochs, tmp_path / "e.png")
-    assert (tmp_path / "e.png").stat().st_size > 5_000
-
-
-def made(path, command, metrics, **config):
-    """A run with these metrics, from step 1 on."""
-    run = RunDir.create(path, {"command": command, "settings": {"seed": 0}, **config})
-    for step, values in enumerate(metrics, start=1):
-        run.append_metrics(step, values)
-    return run
 
 
 def test_every_command_draws_its_own_panels(tmp_path):
@@ -87,47 +60,6 @@ def test_a_run_that_names_no_task_has_a_heading_too(tmp_path):
     """Runs of before config.json named it, and folders that somebody put together."""
     assert heading([made(tmp_path / "grpo", "grpo", [])]) == "minirl grpo, seed 0"
     assert heading([RunDir.create(tmp_path / "x", {})]) == "minirl None, seed None"
-
-
-def test_hacking_joins_rounds_at_their_steps_and_keeps_their_scores_apart(tmp_path, monkeypatch):
-    """A step without a general prompt has no score: it leaves a gap, and shifts nothing. Scores of
-    two reward models are two lines."""
-    preference, true = "rewards/preference/mean", "rewards/general/true_reward/mean"
-    lines = [{preference: 1.0, true: 0.5}, {}, {preference: 2.0, true: 0.7}]
-    long, one, two = (made(tmp_path / name, "grpo", lines)
-                      for name in ("too-long", "prefer-1", "prefer-2"))
-    drawn, plot = [], Axes.plot
-
-    def noting_plot(self, x, y, **look):
-        drawn.append((tuple(x), tuple(y)))
-        return plot(self, x, y, **look)
-
-    monkeypatch.setattr(Axes, "plot", noting_plot)
-    plot_hacking(long, [one, two], tmp_path / "hacking.png")
-    raw = drawn[::2]                                               # the others are smoothed
-    scores = (1.0, 2.0)
-    assert raw[:3] == [((1, 3), scores), ((1, 3), scores), ((4, 6), scores)]
-    assert raw[3][1] == (0.5, 0.7)
-    assert (tmp_path / "hacking.png").stat().st_size > 10_000
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that are drawn in a test, each with its layout done."""
-    from matplotlib.figure import Figure
-
-    drawn, savefig = [], Figure.savefig
-
-    def noting_savefig(self, *args, **kw):
-        drawn.append(self)
-        savefig(self, *args, **kw)
-
-    monkeypatch.setattr(Figure, "savefig", noting_savefig)
-    return drawn
-
-
-def legend_texts(figure):
-    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
 def test_nothing_is_loaded_before_something_is_drawn():
@@ -242,20 +174,33 @@ def test_ticks_of_a_logarithmic_axis_are_plain_numbers(least, labels, tmp_path, 
     assert labels <= {text.get_text() for text in axis.get_yticklabels()}
 
 
-def test_calibration_shows_a_reward_model_that_is_always_wrong(tmp_path, figures):
-    """Shares below 0.3 were under the axis."""
-    plot_calibration([-1.0, float("nan"), -2.0], tmp_path / "c.png")
-    low, high = figures[0].axes[0].get_ylim()
-    assert low < 0 and high > 1
-    assert legend_texts(figures[0])[1].startswith("2 held-out comparisons")
+def seeds(tmp_path, values, **settings):
+    """GRPO runs of three steps that differ in their seed; those with settings are of another."""
+    return [RunDir.create(tmp_path / f"run-{seed}-{len(settings)}", {
+        "command": "grpo", "grpo": {"lr": 0.1}, "torch": str(seed),
+        "settings": {"seed": seed, **settings}}) for seed in values]
 
 
-def test_stages_are_drawn(tmp_path, figures):
-    shares = "easy", "hard", "majority", "pass", "language", "win_rate"
-    stages = [{"stage": f"stage-{i}", **dict.fromkeys(shares, i / 9), "length": 20 + i}
-              for i in range(9)]
-    plot_stages(stages, tmp_path / "s.png")
-    labels = [text.get_text() for text in figures[0].axes[0].get_xticklabels()]
-    assert labels == [entry["stage"] for entry in stages]
-    assert legend_texts(figures[0]) == ["easy", "hard", "hard, majority of samples",
-                                        "hard, any of the samples"]
+def test_runs_are_grouped_by_all_but_their_seed(tmp_path):
+    first, other = seeds(tmp_path, (0, 1, 2)), seeds(tmp_path, (0, 3), init="x")
+    assert by_seed([first[0], other[0], *first[1:], other[1]]) == [[0, 2, 3], [1, 4]]
+    again = RunDir.create(tmp_path / "again", first[0].config)
+    assert by_seed([first[0], again, first[1]]) == [[0, 2], [1]], "the same seed twice is no other"
+    bare = [RunDir.create(tmp_path / name, {}) for name in "ab"]
+    assert by_seed(bare) == [[0], [1]], "nothing says that these are of one kind"
+
+
+def test_several_seeds_are_a_mean_and_a_band(tmp_path, figures):
+    runs = seeds(tmp_path, (0, 1))
+    for run, values in zip(runs, ([1.0, 3.0, 5.0], [3.0, 5.0]), strict=True):
+        for step, value in enumerate(values, start=1):
+            run.append_metrics(step, {"kl": value})
+    plot_runs(runs, tmp_path / "x.png")
+    axis = figures[0].axes[0]
+    [line] = axis.get_lines()
+    assert line.get_xdata().tolist() == [1, 2], "the steps that both have"
+    assert line.get_ydata().tolist() == [3.0, 3.0], "the mean of 2 and 4, smoothed over both"
+    [band] = axis.collections
+    corners = band.get_paths()[0].vertices[:, 1]
+    assert (corners.min(), corners.max()) == (2.0, 4.0)
+    assert legend_texts(figures[0])[0] == "run-0-0: mean and range of 2 seeds"
