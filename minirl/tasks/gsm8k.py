@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minirl.tasks.preferences import entries, text_field
 from minirl.tasks.problem import Problem, RewardFunction, draw, split_of
+from minirl.tasks.records import read_records, text_field
 from minirl.tasks.rewards import (
     FULL_WIDTH,
     NUMBER,
@@ -93,7 +93,7 @@ def load_gsm8k(path: str | Path, *, template: str = "{question}") -> GSM8K:
                          "which the question replaces")
     problems = [_problem(source, entry, split, template)
                 for file, split in _files(Path(path))
-                for source, entry in entries(file, "question and answer")]
+                for source, entry in read_records(file, "question and answer")]
     return GSM8K(tuple(problems))
 
 

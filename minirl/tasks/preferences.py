@@ -6,23 +6,22 @@ from files.
     draw_ranking         rank completions as a labeller does whose judgement is noisy
     pairs                every comparison in some rankings, as (prompt, chosen, rejected)
     split_rankings       those to learn from, and those held out
-    load_rankings        from JSONL in TRL's preference format, or with all K completions in a line
-    load_demonstrations  from JSONL in TRL's prompt-completion format
+    load_rankings        from files in TRL's preference format, or with all K completions
+    load_demonstrations  from files in TRL's prompt-completion format
 """
 
 from __future__ import annotations
 
-import codecs
 import json
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from minirl.tasks.rewards import content_text
+from minirl.tasks.records import read_records, text_field
 from minirl.tasks.verdicts import as_number
 
 
@@ -113,16 +112,16 @@ def split_rankings(rankings: Sequence[Ranking]) -> tuple[list[Ranking], list[Ran
 # files
 
 def load_rankings(path: str | Path) -> list[Ranking]:
-    """Read rankings from JSONL, one per line.
+    """Read rankings from a file (records.py), one per record.
 
-    A line is TRL's preference format, {"prompt": ..., "chosen": ..., "rejected": ...}, or what
+    A record is TRL's preference format, {"prompt": ..., "chosen": ..., "rejected": ...}, or what
     save_rankings writes, {"prompt": ..., "completions": [best, ..., worst]}.
 
-    Raises ValueError, with file and line, for a line that is no such object, an empty or missing
-    text, or a pair of equal completions.
+    Raises ValueError, with file and line, for a record without these fields, an empty text, or a
+    pair of equal completions.
     """
     rankings = []
-    for source, entry in entries(path, "prompt, chosen and rejected"):
+    for source, entry in read_records(path, "prompt, chosen and rejected"):
         completions = entry.get("completions")
         if isinstance(completions, list):
             texts = [text_field(text, "completions", source, at=f" at index {i}")
@@ -136,11 +135,11 @@ def load_rankings(path: str | Path) -> list[Ranking]:
 
 
 def load_demonstrations(path: str | Path) -> list[Demonstration]:
-    """Read demonstrations from JSONL in TRL's prompt-completion format, one per line:
+    """Read demonstrations from a file in TRL's prompt-completion format, one per record:
     {"prompt": ..., "completion": ...}. Raises ValueError as load_rankings does."""
     return [Demonstration(text_field(entry.get("prompt"), "prompt", source),
                           text_field(entry.get("completion"), "completion", source), source)
-            for source, entry in entries(path, "prompt and completion")]
+            for source, entry in read_records(path, "prompt and completion")]
 
 
 def save_rankings(rankings: Sequence[Ranking], path: str | Path) -> None:
@@ -149,70 +148,3 @@ def save_rankings(rankings: Sequence[Ranking], path: str | Path) -> None:
                         ensure_ascii=False)
              for ranking in rankings)
     Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-
-
-def entries(path: str | Path, wanted: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where it stands, the object) for each line that is not blank."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}: a JSONL file, an object with {wanted} per "
-                         "line, is wanted")
-    empty = True
-    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if line.strip():
-            empty = False
-            yield f"{path}, line {number}", _entry(line, path, number, wanted)
-    if empty:
-        raise ValueError(f"{path} has no lines: an object with {wanted} per line is wanted")
-
-
-def _entry(line: bytes, path: Path, number: int, wanted: str) -> dict[str, Any]:
-    try:
-        entry = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 (line {number}: {error}): convert it first"
-                         ) from error
-    except (ValueError, RecursionError) as error:  # 5,000 digits, lists 100,000 deep
-        raise ValueError(f"{path}, line {number} is no JSON that can be read ({error}): an object "
-                         f"with {wanted} is wanted") from error
-    if not isinstance(entry, dict):
-        raise ValueError(f"{path}, line {number} is a {type(entry).__name__}: an object with "
-                         f"{wanted} is wanted")
-    return entry
-
-
-def text_field(value: Any, name: str, source: str, *, at: str = "") -> str:
-    """Return the text of the field `name`: a string, or the content of a single message, as TRL's
-    conversational format has it: text, or parts that are text. Only a prompt may be empty.
-
-    `at` says where in the field the value stands (" at index 2"), for messages.
-    """
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
-        value = _content(value[0].get("content"), name, source)
-    if isinstance(value, list):
-        raise ValueError(f"{source}: {name!r} is a conversation of {len(value)} messages{at}: "
-                         "text, or a single message, is wanted; apply the model's chat template "
-                         "first")
-    if not isinstance(value, str):
-        nothing = "null" if at else "missing"
-        what = nothing if value is None else f"a {type(value).__name__}"
-        raise ValueError(f"{source}: {name!r} is {what}{at}: text is wanted")
-    if not value and name != "prompt":
-        raise ValueError(f"{source}: {name!r} is empty{at}: leave "
-                         f"{'the completion' if at else 'the line'} out")
-    if not value.isprintable() and any("\ud800" <= c <= "\udfff" for c in value):
-        raise ValueError(f"{source}: {name!r} holds half of a surrogate pair{at}, which no text "
-                         "can hold: write the character itself")
-    return value
-
-
-def _content(content: Any, name: str, source: str) -> Any:
-    """A message's content; of a list of parts, their text. An image would be lost silently."""
-    if not isinstance(content, list):
-        return content
-    for part in content:
-        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise ValueError(f"{source}: {name!r} has a part of type {kind}: text alone is wanted")
-    return content_text(content)

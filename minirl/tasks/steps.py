@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minirl.tasks.preferences import entries, text_field
 from minirl.tasks.problem import Problem
+from minirl.tasks.records import read_records, text_field
 from minirl.tasks.rewards import accuracy
 from minirl.tasks.verdicts import as_number
 
@@ -117,7 +117,7 @@ def load_solutions(path: str | Path) -> list[Solution]:
     Raises ValueError, with file and line, for a line that is no such object.
     """
     solutions = []
-    for source, entry in entries(path, "prompt, completions and labels"):
+    for source, entry in read_records(path, "prompt, completions and labels"):
         prompt = text_field(entry.get("prompt"), "prompt", source)
         steps, labels, ids, ends = (_list(entry, name, source)
                                     for name in ("completions", "labels", "ids", "ends"))
