@@ -59,8 +59,8 @@ class Collected:
 
 def collect(model: Transformer, tokenizer: Tokenizer, task: Task, problems: Sequence[Problem], *,
             group: int = 1, max_new_tokens: int, temperature: float = 1.0, top_k: int = 0,
-            top_p: float = 1.0, generator: torch.Generator | None = None,
-            tools: Sequence[Tool] | None = None,
+            top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0,
+            generator: torch.Generator | None = None, tools: Sequence[Tool] | None = None,
             environment_factory: EnvironmentFactory | None = None) -> Collected:
     """Sample `group` completions of each problem, and judge them by the task's rewards.
 
@@ -88,8 +88,8 @@ def collect(model: Transformer, tokenizer: Tokenizer, task: Task, problems: Sequ
         prompts, copies = texts, 1
     rollouts = sample(model, [tokenizer.encode_prompt(prompt) for prompt in prompts], group=copies,
                       max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
-                      top_p=top_p, eos_id=stops, pad_id=tokenizer.pad_id, generator=generator,
-                      reply=reply)
+                      top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+                      eos_id=stops, pad_id=tokenizer.pad_id, generator=generator, reply=reply)
     ids = rollouts.completion_ids()  # B lists
     completions = [tokenizer.decode_completion(row) for row in ids]  # B texts
 

@@ -37,6 +37,7 @@ INTERVALS = {
     "value_coef": NOT_NEGATIVE, "entropy_coef": NOT_NEGATIVE, "ptx_coef": NOT_NEGATIVE,
     "weight_decay": NOT_NEGATIVE, "missing_eos_penalty": NOT_NEGATIVE,
     "language_weight": NOT_NEGATIVE,
+    "top_k": COUNT_OR_NONE, "top_p": "(0, 1]", "min_p": SHARE, "repetition_penalty": POSITIVE,
     "pass_k": f"[2, {ROWS}]", "max_draws": "[1, 1000]", "off_policy": "[0, 64]",
     "top_entropy": SHARE, "ref_mixup": "(0, 1]",
     "importance_max": NOT_NEGATIVE, "importance_min": NOT_NEGATIVE, "dppo_delta": "(0, 1]",

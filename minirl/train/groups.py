@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class GroupConfig(Protocol):
     def max_new_tokens(self) -> int: ...
     @property
     def temperature(self) -> float: ...
+    @property
+    def filters(self) -> dict[str, Any]: ...
     @property
     def dynamic_sampling(self) -> bool: ...
     @property
@@ -90,6 +92,7 @@ def fill_up(answers: Collected, model: Transformer, tokenizer: Tokenizer, task: 
         problems = task.sample(missing, random.Random(seed_of("problems", draw)))
         more = collect(model, tokenizer, task, problems, group=config.group_size,
                        max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+                       **config.filters,
                        generator=torch.Generator(model.device).manual_seed(seed_of("sample", draw)))
         answers = joined(answers, more, tokenizer.pad_id)
     return answers

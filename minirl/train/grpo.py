@@ -129,7 +129,7 @@ def train_grpo(
         # 1. sample G completions per prompt from π_old, and judge them
         problems = task.sample(P, random.Random(seed_of("problems")))
         answers = collect(
-            policies[0], tokenizer, task, problems, group=G,
+            policies[0], tokenizer, task, problems, group=G, **config.filters,
             max_new_tokens=config.max_new_tokens, temperature=config.temperature,
             generator=torch.Generator(model.device).manual_seed(seed_of("sample")))
 

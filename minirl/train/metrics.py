@@ -66,8 +66,9 @@ def watch(sums: Sums, surrogate: Tensor, logp: Tensor, old_logp: Tensor, batch: 
     """Add the per-token metrics of one micro-batch, in TRL's names. All tensors are (b, T).
 
     A token is clipped where the objective has no gradient although its advantage is not 0.
-    sampling/ratio is π_old/μ of a token, before any bound. entropy/quarter_1 is the entropy in the
-    first quarters of completions: where a policy settles first shows there.
+    sampling/ratio is π_old/μ of a token, before any bound; where top_k, top_p or min_p cut the
+    sampler's distribution, that is the probability of what they keep. entropy/quarter_1 is the
+    entropy in the first quarters of completions: where a policy settles first shows there.
     """
     slope, = torch.autograd.grad(surrogate.sum(), logp, retain_graph=True)
     difference = (old_logp - batch.behavior_logp).abs()

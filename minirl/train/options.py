@@ -11,6 +11,11 @@ from typing import Any
 
 from minirl.train.checks import ROWS, at_most
 
+# values that are "off" of what cuts the sampler's distribution, and of what compares π with μ
+CUTS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+COMPARISONS = {"old_logp": "learner", "importance": "none", "geometric_max": 0.0,
+               "geometric_min": 0.0, "off_policy_delta": 0.0}
+
 
 @dataclass(frozen=True)
 class GRPOOptions:
@@ -22,6 +27,12 @@ class GRPOOptions:
     overlong_cache: int = 0            # DAPO, eq. 13: L_cache: the last tokens cost up to 1; 0: off
     mask_truncated: bool = False       # completions that were cut off are not learnt from
     top_entropy: float = 1.0           # arXiv:2506.01939: 0.2: the share of tokens, by entropy
+
+    # another distribution than the policy's to sample from: see tutorials/TRL.md
+    top_k: int = 0                     # the likeliest ids alone; 0: off
+    top_p: float = 1.0                 # arXiv:1904.09751: the likeliest of this probability; 1: off
+    min_p: float = 0.0                 # arXiv:2407.01082: a share of the likeliest's; 0: off
+    repetition_penalty: float = 1.0    # CTRL, arXiv:1909.05858: 1.2; 1: off
 
     # rollouts that are not the policy's own
     off_policy: int = 0                # K: rollouts come from the policy of K steps ago
@@ -54,6 +65,11 @@ class GRPOOptions:
     entropy_coef_max: float = 1.0      # the most
     entropy_coef_delta: float = 0.005  # by how much it changes after an update
 
+    @property
+    def filters(self) -> dict[str, Any]:
+        """What makes the sampler's μ another policy than π at this temperature, for `collect`."""
+        return {name: getattr(self, name) for name in (*CUTS, "repetition_penalty")}
+
 
 def check_options(config: Any) -> None:
     """Raise ValueError for a GRPOConfig whose numbers are too large, or contradict each other."""
@@ -63,6 +79,13 @@ def check_options(config: Any) -> None:
     at_most(config, config.max_new_tokens, "overlong_cache", what="the longest completion")
     above(config, "importance_max", "importance_min")
     above(config, "geometric_max", "geometric_min")
+    cuts, comparisons = ([name for name, off in fields.items() if getattr(config, name) != off]
+                         for fields in (CUTS, COMPARISONS))
+    if cuts and comparisons:
+        raise ValueError(f"{cuts[0]} is {getattr(config, cuts[0])} and {comparisons[0]} "
+                         f"{getattr(config, comparisons[0])}: no ratio of the policy to the "
+                         "sampler makes up for tokens that the sampler cannot draw; leave one of "
+                         "the two out")
     if config.dual_clip and config.dual_clip <= 1 + config.clip_high:
         raise ValueError(f"dual_clip is {config.dual_clip} and clip_high {config.clip_high}: a "
                          "bound on the ratio above 1 + clip_high is wanted, or 0 for none")

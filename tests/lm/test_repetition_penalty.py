@@ -193,3 +193,13 @@ def test_greedy_tokens_are_those_of_generate(make_model, tmp_path, variant, pena
         config = transformers.GenerationConfig(do_sample=False, pad_token_id=0, **options)
         out = theirs.generate(torch.tensor([prompt]), generation_config=config)
         assert out[0, len(prompt):].tolist() == completion
+
+
+def test_deviation_transformers_penalises_the_padding_of_a_prompt():
+    """Of a prompt [3] that is padded with id 0 to [0, 0, 3], theirs lowers the ids 0 and 3: where
+    the padding is EOS, an answer that no one has ended yet. Ours lowers 3 alone."""
+    process = pytest.importorskip("transformers").RepetitionPenaltyLogitsProcessor
+    tokens, logits = torch.tensor([[0, 0, 3]]), torch.full((1, 5), 2.0)
+    assert process(2.0)(tokens, logits.clone()).tolist() == [[1.0, 2.0, 2.0, 1.0, 2.0]]
+    seen = ids_of(tokens, torch.tensor([2]), 5)
+    assert penalise(logits, seen, 2.0).tolist() == [[2.0, 2.0, 2.0, 1.0, 2.0]]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import minirl.train.groups as groups
 import minirl.train.grpo as page
 from minirl.lm.logprobs import rollout_logprobs, token_logprobs
 from minirl.lm.tokenizer import build_tokenizer
@@ -63,6 +64,40 @@ def states_of(**changes):
     states = [tiny().state_dict()]
     trained(save=lambda state: states.append(copy_of(state.model.state_dict())), **changes)
     return states
+
+
+# another distribution to sample from
+
+@pytest.mark.parametrize("filters", [{"top_k": 4}, {"top_p": 0.6}, {"min_p": 0.3},
+                                     {"repetition_penalty": 3.0}], ids=str)
+def test_rollouts_are_drawn_as_the_filters_say(filters, monkeypatch):
+    """The first draw of a step and those of dynamic sampling, and none by default."""
+    off = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+    for changes, expected in ((filters, off | filters), ({}, off)):
+        calls = record_calls(monkeypatch, page, "collect")
+        more = record_calls(monkeypatch, groups, "collect")
+        trained(mixed, steps=1, dynamic_sampling=True, max_draws=3, prompts_per_step=8,
+                group_size=2, **changes)
+        assert len(calls) == 1 and more
+        for call in calls + more:
+            assert {name: call.options[name] for name in off} == expected
+
+
+def test_with_a_filter_the_ratio_to_the_sampler_is_what_it_keeps(monkeypatch):
+    """sampling/ratio: the sum of the four largest probabilities, of each token that was drawn."""
+    calls, log = record_calls(monkeypatch, page, "watch"), Log()
+    trained(steps=1, log=log, top_k=4)
+    kept = []
+    for call in calls:
+        *_, old, batch, _, _ = call.args
+        p = tiny()(batch.tokens).softmax(-1).roll(1, dims=1)  # (b, T, V)
+        four = p.topk(4).values.sum(-1)[batch.mask]
+        torch.testing.assert_close((old - batch.behavior_logp).exp()[batch.mask], four)
+        assert (p.gather(-1, batch.tokens[..., None])[..., 0] >= p.topk(4).values[..., 3])[
+            batch.mask].all()
+        kept.append(four.detach())
+    assert log[0]["sampling/ratio/mean"] == pytest.approx(float(torch.cat(kept).mean()))
+    assert log[0]["sampling/ratio/max"] < 0.5
 
 
 # old rollouts

@@ -27,6 +27,15 @@ from minirl.train.options import GRPOOptions
     (dict(mask_truncated=1), "True or False is wanted"),
     (dict(off_policy_delta=float("nan")), "off_policy_delta is nan"),
     (dict(vespo_k_neg=0.0), "vespo_k_neg is 0.0: a positive number"),
+    (dict(top_k=-1), "top_k is -1: at least 0"),
+    (dict(top_p=0.0), "top_p is 0.0: a positive number"),
+    (dict(min_p=1.1), "min_p is 1.1: at most 1"),
+    (dict(repetition_penalty=0.0), "repetition_penalty is 0.0: a positive number"),
+    (dict(top_k=5, old_logp="sampler"), "top_k is 5 and old_logp sampler: no ratio of the policy"),
+    (dict(top_p=0.9, importance="token_mask"), "top_p is 0.9 and importance token_mask"),
+    (dict(min_p=0.1, geometric_max=1.1), "min_p is 0.1 and geometric_max 1.1"),
+    (dict(top_p=0.9, geometric_min=0.9), "top_p is 0.9 and geometric_min 0.9"),
+    (dict(min_p=0.1, off_policy_delta=0.1), "min_p is 0.1 and off_policy_delta 0.1"),
     (dict(prompts_per_step=2 ** 11, group_size=2 ** 10), "completions a step"),
     (dict(overlong_cache=81), "the longest completion"),
     (dict(minibatches=129), "the completions of a step"),
@@ -42,6 +51,8 @@ def test_what_cannot_be(changes, message):
     dict(minibatches=128), dict(entropy_target=0.5), dict(entropy_target=0.5, entropy_coef=1.0),
     dict(entropy_coef=2.0),                                    # constant: no bounds
     dict(entropy_coef_min=0.1), dict(top_entropy=0.0), dict(ref_mixup=1.0),
+    dict(top_p=0.9, off_policy=2),                             # nothing compares π with μ
+    dict(repetition_penalty=1.2, importance="token_mask"),     # μ leaves no token out
 ])
 def test_what_can_be(changes):
     GRPOConfig(**changes)
