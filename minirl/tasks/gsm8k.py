@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minirl.tasks.answers import claims
 from minirl.tasks.problem import Problem, RewardFunction, draw, split_of
 from minirl.tasks.records import read_records, text_field
 from minirl.tasks.rewards import (
@@ -32,7 +33,6 @@ from minirl.tasks.rewards import (
 
 SPLITS = ("train", "test")
 CALCULATION = re.compile(r"<<([^<>\n]*)=([^<>=\n]*)>>")
-LINE = re.compile(r"[^\n<]*")
 
 
 @dataclass(frozen=True)
@@ -128,34 +128,26 @@ def _problem(source: str, entry: dict[str, Any], split: str | None, template: st
 # what a text says
 
 def final_answer(completion: str) -> str | None:
-    """Return the number behind "####", or in <answer>…</answer>, in one spelling for all that are
-    equal; None where there is no such number.
+    r"""Return the number behind "####", in <answer>…</answer> or, where there is neither, in the
+    last \boxed{…}, in one spelling for all that are equal; None where there is no such number.
 
     Units, currency and percent signs around it do not count: "$18.00", "18 dollars" and "18" are
     equal, as are "5%" and "5" (GSM8K's questions say which is meant). There has to be one number,
     and if an answer stands in several places, it has to be the same: listing guesses does not pay.
 
-    >>> [final_answer(x) for x in ("… = 1234 eggs.\\n#### 1,234", "<answer>$1234.00</answer>")]
+    >>> [final_answer(x) for x in ("… 1234 eggs.\n#### 1,234", "<answer>$1234.00</answer>")]
     ['1234', '1234']
-    >>> print(final_answer("<answer>3 or 4</answer>"), final_answer("#### 3\\n#### 4"))
+    >>> print(final_answer("<answer>3 or 4</answer>"), final_answer("#### 3\n#### 4"))
     None None
     """
-    numbers = {_single_number(place) for place in _final_places(completion)}
+    numbers = {_single_number(place) for place in claims(completion)}
     return numbers.pop() if len(numbers) == 1 else None
-
-
-def _final_places(completion: str) -> Iterator[str]:
-    """All texts that claim to be the final answer. An <answer> that is not closed says nothing."""
-    for rest in completion.split("<answer>")[1:]:
-        content, closed, _ = rest.partition("</answer>")
-        yield content if closed else ""
-    for rest in completion.split("####")[1:]:
-        yield LINE.match(rest.lstrip())[0]    # type: ignore[index]
 
 
 def _single_number(content: str) -> str | None:
     """The one number in a text, as normalise_answer spells it; None for none, or several."""
     plain = content.translate(FULL_WIDTH).replace("\u2212", "-").replace("$", "")
+    plain = plain.replace("{,}", ",")                    # LaTeX's comma without a space behind it
     numbers = [match[0] for match in NUMBER.finditer(plain)]
     return normalise_answer(numbers[0]) if len(numbers) == 1 else None
 

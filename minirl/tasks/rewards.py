@@ -41,8 +41,8 @@ def accuracy(prompts: Sequence[Any], completions: Sequence[Completion], answer: 
     opening or closing tag, is wrong: listing guesses does not pay. None where `answer` is None, NaN
     or empty: nothing can be right there.
     """
-    _check_length(completions, answer=answer)
-    golds = [_gold(gold) for gold in answer]
+    check_lengths(completions, answer=answer)
+    golds = [normalise_answer(answer_text(gold) or "") or None for gold in answer]
     return [None if gold is None else float(answer_of(completion) == gold)
             for completion, gold in zip(completions, golds, strict=True)]
 
@@ -102,7 +102,7 @@ def language_consistency(prompts: Sequence[Any], completions: Sequence[Completio
 
     Reasoning that is missing or has no word gets 0: silence does not pay.
     """
-    _check_length(completions, language=language)
+    check_lengths(completions, language=language)
     unknown = {entry for entry in language if not _is_missing(entry)} - set(SCRIPTS)
     if unknown:
         raise ValueError(f"language is {sorted(map(str, unknown))[0]!r}: one of "
@@ -247,16 +247,17 @@ def _is_missing(entry: Any) -> bool:
     return entry is None or entry != entry
 
 
-def _gold(answer: Any) -> str | None:
-    """The right answer as normalise_answer spells it, None where there is none."""
+def answer_text(answer: Any) -> str | None:
+    """Return the right answer as text; None where there is none: None, NaN, or empty."""
     if _is_missing(answer):
         return None
     if isinstance(answer, (float, Decimal)) and math.isfinite(answer):
         answer = format(Decimal(str(answer)), "f")  # not 1e+16
-    return normalise_answer(str(answer)) or None
+    return str(answer).strip() or None
 
 
-def _check_length(completions: Sequence[Any], **columns: Sequence[Any]) -> None:
+def check_lengths(completions: Sequence[Any], **columns: Sequence[Any]) -> None:
+    """Raise ValueError unless each column has an entry for each completion."""
     for name, column in columns.items():
         if len(column) != len(completions):
             raise ValueError(f"{len(completions)} completions and {len(column)} entries of "
