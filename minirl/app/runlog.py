@@ -11,6 +11,7 @@ from typing import Any
 
 from minirl.app.rundir import RunDir
 from minirl.app.survival import Stopped, catching_signals, tell_at_once
+from minirl.app.trackers import Trackers
 from minirl.lm.progress import Progress
 from minirl.lm.tokenizer import Tokenizer
 from minirl.train.state import TrainState
@@ -29,15 +30,17 @@ class RunLog:
     steps     of the whole page; None: learnt from `epochs` and the first step's metrics
     every     steps between two checkpoints
     seconds   what was spent before the first step
+    trackers  where else metrics go: --log
     """
 
     def __init__(self, run: RunDir, tokenizer: Tokenizer, *, title: str, bar: Mapping[str, str],
                  state: dict[str, Any] | None, steps: int | None, every: int, epochs: int = 1,
-                 seconds: float = 0.0) -> None:
+                 seconds: float = 0.0, trackers: str | None = None) -> None:
         self.run, self.tokenizer, self.title, self.bar = run, tokenizer, title, bar
         self.steps, self.epochs, self.every = steps, epochs, every
         self.step = self._saved = state["step"] if state else 0
         self._began = time.perf_counter() - (state["seconds"] if state else seconds)
+        self._trackers = Trackers(trackers, run, self.step)
         self._signal: int | None = None
         self._open = contextlib.ExitStack()
 
@@ -48,6 +51,7 @@ class RunLog:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self.step = step
         self.run.append_metrics(step, metrics)
+        self._trackers.log(step, metrics)
         if self.steps is None:
             self.steps = round(self.epochs * step / metrics["epoch"])
             self._progress.expect(self.steps)
@@ -82,6 +86,7 @@ class RunLog:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self._open.close()
+        self._trackers.close()
         with contextlib.suppress(OSError):
             self._progress.close()
         if self._signal is not None and kind is None:      # after the last step

@@ -21,6 +21,7 @@ from torch import nn
 from minirl.app.plots import plot_runs
 from minirl.app.rundir import RunDir
 from minirl.app.runlog import RunLog
+from minirl.app.trackers import tracker_names
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.lm.compiled import check_compile
 from minirl.lm.model import Transformer
@@ -71,10 +72,12 @@ class Settings:
     init: str | None = None            # checkpoint folder or hub id; without it a new base model
     eval_problems: int = 512           # held-out problems, before and after
     checkpoint_every: int = 20         # steps (SFT and reward models: five times as many)
+    log: str | None = None             # also to tensorboard, wandb, or both: tensorboard,wandb
 
     def __post_init__(self) -> None:
         check(self, **INTERVALS)
         check_compile(self.compile)
+        tracker_names(self.log)
         self.precision(torch.device("cpu"))
 
     def precision(self, device: torch.device) -> AbstractContextManager:
@@ -195,7 +198,8 @@ class Stages(Generic[S]):
         log = RunLog(run, self.tokenizer, title=self.title(name), bar=kind.bar, state=state,
                      steps=getattr(config, "steps", None), epochs=getattr(config, "epochs", 1),
                      every=kind.every * self.settings.checkpoint_every,
-                     seconds=self.seconds if run is self.run else 0.0)
+                     seconds=self.seconds if run is self.run else 0.0,
+                     trackers=self.settings.log)
 
         def save(state: TrainState) -> None:
             look.step(run, state.model, state.step, log.steps or state.step)

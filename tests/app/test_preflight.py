@@ -38,6 +38,7 @@ WRONG = {
         "--task products --tool-share 2", "--seed -1", "--seed 99999999999999999999",
         "--eval-problems 0", "--eval-problems 1000000000000", "--checkpoint-every 0",
         "--device abacus", "--dtype float99", "--sampler-dtype half", "--compile maybe",
+        "--log mlflow", "--log tensorboard,", "--log ''",
         "--preset best",
         "--init nowhere", "--init ''", "--init {base} --hidden-size 64", "--data nowhere.jsonl",
         "--data {folder}/broken.jsonl",
