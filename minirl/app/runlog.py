@@ -40,6 +40,7 @@ class RunLog:
         self.steps, self.epochs, self.every = steps, epochs, every
         self.step = self._saved = state["step"] if state else 0
         self._began = time.perf_counter() - (state["seconds"] if state else seconds)
+        self._tokens: float | None = state["num_tokens"] if state else 0
         self._trackers = Trackers(trackers, run, self.step)
         self._signal: int | None = None
         self._open = contextlib.ExitStack()
@@ -55,10 +56,19 @@ class RunLog:
         if self.steps is None:
             self.steps = round(self.epochs * step / metrics["epoch"])
             self._progress.expect(self.steps)
-        note = ", ".join(f"{label} {metrics[name]:.3g}" for name, label in self.bar.items()
-                         if name in metrics)
+        notes = [f"{label} {metrics[name]:.3g}" for name, label in self.bar.items()
+                 if name in metrics]
+        note = ", ".join([*notes, *self._speed(metrics)])
         with contextlib.suppress(OSError):                 # a terminal that has been closed
             self._progress.update(note=note)
+
+    def _speed(self, metrics: Mapping[str, float]) -> list[str]:
+        """Return the tokens per second of this step; none where a page does not count them."""
+        tokens = metrics.get("num_tokens")
+        before, self._tokens = self._tokens, tokens
+        if tokens is None or before is None or not metrics.get("step_time"):
+            return []
+        return [f"{(tokens - before) / metrics['step_time']:,.0f} tokens/s"]
 
     def save(self, state: TrainState) -> None:
         if state.step % self.every == 0 or state.step == self.steps or self._signal is not None:

@@ -23,15 +23,16 @@ class Progress:
                 ...
                 progress.update(note="reward 0.5")
 
-    On a terminal it is a bar, elsewhere a line such as "grpo 3/44 steps, 41 s, reward 0.5" at most
-    every ten seconds, more seldom the longer the work goes on, and a last one at the end. `initial`
-    steps of `total` were made before.
+    On a terminal it is a bar, elsewhere a line such as "grpo 3/44 steps, 41 s, 9 min left, reward
+    0.5" at most every ten seconds, more seldom the longer the work goes on, and a last one at the
+    end. `initial` steps of `total` were made before.
     """
 
     def __init__(self, title: str, total: int | None = None, *, unit: str = "step",
                  initial: int = 0):
         self._title, self._total, self._unit = visible(title), total, unit
         self._done, self._note, self._began = initial, "", time.monotonic()
+        self._initial = initial
         self._written: tuple[int, str] | None = None               # what the newest line says
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._stream, self._bar = sys.stderr, None
@@ -93,11 +94,17 @@ class Progress:
     def _write(self) -> None:
         self._written = self._done, self._note
         done = self._done if self._total is None else f"{self._done}/{self._total}"
-        line = f"{self._title} {done} {self._unit}s, {duration(time.monotonic() - self._began)}"
-        if self._note:
-            line += f", {self._note}"
+        parts = (f"{self._title} {done} {self._unit}s", duration(time.monotonic() - self._began),
+                 self._left(), self._note)
         with contextlib.suppress(OSError, ValueError):             # stderr is closed: nobody reads
-            print(line, file=self._stream, flush=True)
+            print(", ".join(filter(None, parts)), file=self._stream, flush=True)
+
+    def _left(self) -> str:
+        """Return how long the rest will take at the rate so far; "" where that is not known."""
+        made, left = self._done - self._initial, (self._total or 0) - self._done
+        if made <= 0 or left <= 0:
+            return ""
+        return f"{duration((time.monotonic() - self._began) / made * left)} left"
 
 
 def duration(seconds: float) -> str:

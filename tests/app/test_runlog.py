@@ -68,6 +68,19 @@ def test_metrics_on_the_bar_have_their_labels(tokenizer, tmp_path):
     assert notes == ["loss 2, KL 0.123"] and log.step == 1
 
 
+def test_the_bar_says_how_fast_tokens_are_learnt_from(tokenizer, tmp_path):
+    """Those of one step in the seconds that it took; a resumed run had some before."""
+    run = RunDir.create(tmp_path / "run", {"command": "grpo"})
+    notes = []
+    log = RunLog(run, tokenizer, title="x", steps=9, every=5, bar={},
+                 state={"step": 1, "seconds": 7.0, "num_tokens": 10_000})
+    with log:
+        log._progress.update = lambda note: notes.append(note)
+        for step, tokens in ((2, 13_000), (3, 14_000)):
+            log.log(step, {"num_tokens": tokens, "step_time": 0.5})
+    assert notes == ["6,000 tokens/s", "2,000 tokens/s"]
+
+
 def test_steps_follow_from_the_epochs(tokenizer, tmp_path):
     """Step 3 of 12 an epoch is epoch 0.25: two epochs have 24 steps."""
     run = RunDir.create(tmp_path / "run", {"command": "sft"})

@@ -48,7 +48,7 @@ def test_a_single_long_step_is_seen_and_the_end_too(monkeypatch):
         until(sys.stderr.getvalue)
         assert re.fullmatch(r"(grpo 3/44 steps, 0 s\n)+", sys.stderr.getvalue())
         work.update(2, "reward 0.5")
-    assert sys.stderr.getvalue().endswith("grpo 5/44 steps, 0 s, reward 0.5\n")
+    assert sys.stderr.getvalue().endswith("grpo 5/44 steps, 0 s, 0 s left, reward 0.5\n")
     said = sys.stderr.getvalue()
     work.close()
     assert sys.stderr.getvalue() == said, "closed is closed"
@@ -65,6 +65,22 @@ def test_lines_are_ten_seconds_apart_and_further_in_long_runs(monkeypatch):
     now[0] = 0.0
     work.close()
     assert pauses == [10.0, 10.0, 60.0] and progress.BAR_AFTER == 2.0
+
+
+def test_it_says_how_long_the_rest_will_take(monkeypatch):
+    """At the rate of this process: steps that another one made before took none of its time."""
+    monkeypatch.setattr(sys, "stderr", Stream())
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    work = Progress("grpo", 44, initial=4)
+    now[0] = 50.0
+    assert work._left() == "", "nothing is known before the first step"
+    work.update(10)
+    assert work._left() == "2 min 30 s left", "30 steps at 5 seconds"
+    work.update(30)
+    assert work._left() == ""
+    now[0] = 0.0
+    work.close()
 
 
 def test_without_a_total_it_counts(monkeypatch):
