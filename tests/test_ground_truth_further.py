@@ -281,6 +281,30 @@ def test_pass_at_k_is_unbiased_for_the_best_of_k(world, group, k):
     assert error(estimate, w.gradient(best) / size) < 1e-10
 
 
+@pytest.mark.parametrize("group, k", [(4, 2), (4, 3), (6, 4), (4, 4)])
+def test_pass_at_k_training_estimates_a_share_of_the_same_gradient(group, k):
+    """arXiv:2508.10751, before it divides: the mean of max(r_S) over all sets of k with i, minus
+    that over all sets. The second holds i in k/G of its sets, so 1 - k/G of the mean is left. A
+    wrong sample is in sets without a right one, and gets less than 0."""
+    rewards, chance, scores = coin(0.3, group)
+
+    def best(row, i=None):
+        sets = [s for s in itertools.combinations(range(group), k) if i is None or i in s]
+        return sum(max(row[j] for j in s) for s in sets) / len(sets)
+
+    training = torch.tensor([[best(row, i) - best(row) for i in range(group)]
+                             for row in rewards.tolist()], dtype=torch.float64)
+    came = (chance * (training * scores).mean(1)).sum().item()
+    ours = (chance * (pass_at_k_advantages(rewards, k=k) * scores).mean(1)).sum().item()
+    assert came == pytest.approx((1 - k / group) * ours, abs=1e-12)
+    assert ours == pytest.approx(0.7 ** (k - 1) * 0.3 * 0.7, rel=1e-10)    # 1/k of ∇ (1 - 0.7^k)
+    if (group, k) == (4, 2):
+        two_right, mean = rewards.sum(1) == 2, 5 / 6
+        came = training[two_right] / math.sqrt(mean * (1 - mean))
+        sign = torch.where(rewards[two_right] == 1, 0.4472, -0.4472)
+        torch.testing.assert_close(came, sign.double(), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("group", [2, 3, 8])
 @pytest.mark.parametrize("p", [0.1, 0.5])
 def test_maximum_likelihood_is_the_sum_of_all_pass_at_k(group, p):

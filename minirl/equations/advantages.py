@@ -220,8 +220,9 @@ def maxrl_advantages(rewards: Tensor) -> Tensor:
     r"""Maximum-likelihood RL: divide by the mean reward, so that hard prompts count for more.
 
     Equation   A_i = (r_i - mean(r)) / mean(r), and 0 where mean(r) = 0
-    Paper      MaxRL, arXiv:2602.02710. It expands log p = -Σ_k (1-p)^k / k, p the chance of being
-               right; J_N is this series up to k = N.
+    Paper      MaxRL, arXiv:2602.02710, of which the authors' code has the same numbers (they add
+               1e-6 to the mean). It expands log p = -Σ_k (1-p)^k / k, p the chance of being right;
+               J_N is this series up to k = N.
     Erratum    With 0 where no sample is right, the estimate is unbiased for ∇J_{G-1}, not ∇J_G.
                RL2ML, arXiv:2605.30154, is a family from RL to beyond maximum likelihood, of which
                nothing but this member is here.
@@ -251,7 +252,10 @@ def gdpo_advantages(
     Equation   z_{i,k} = (r_{i,k} - mean(r_k)) / (std(r_k) + ε)          over the group, for each k
                s_i = Σ_k w_k z_{i,k}
                A_i = (s_i - mean(s)) / (std(s) + ε)                      over the batch
-    Paper      GDPO, arXiv:2601.05242. In TRL multi_objective_aggregation "normalize_then_sum".
+    Paper      GDPO, arXiv:2601.05242, of which the authors' code was read: what they made of TRL
+               has the same numbers. In TRL multi_objective_aggregation "normalize_then_sum".
+    Erratum    With a single reward that is GRPO, without the batch's step. What they made of verl
+               has mean and std of the batch over tokens: a long completion counts for more.
     Shapes     rewards: (P, G, K), weights: (K,) -> (P, G)
     Gradient   none: rewards are numbers.
     Raises     ValueError if rewards is not (P, G, K), holds an infinity or requires grad, or if
@@ -292,8 +296,12 @@ def pass_at_k_advantages(rewards: Tensor, *, k: int | None = None) -> Tensor:
 
     Equation   A_i = mean of max(r_S) - max(r_{S without i}) over all sets S of k samples with i
                k = G: A = r_(1) - r_(2) for the best sample, 0 for the others   (k=None)
-    Paper      Tang et al., arXiv:2503.19595 (k = G, r_(1) - r_(2)). The mean over all sets makes
-               use of more than k samples, as pass@k training does, arXiv:2508.10751.
+    Paper      Tang et al., arXiv:2503.19595 (k = G, r_(1) - r_(2)); here its mean over all sets,
+               which makes use of more than k samples.
+    Erratum    Pass@k training, arXiv:2508.10751, with M_i the mean of max(r_S) over all sets with i
+               and R that over all sets, has (M_i - R) / sqrt(R (1 - R)): wrong samples are pushed
+               down (-0.447 in the second example, against 0.447), and where k = G all are 0. The
+               mean of (M_i - R) ∇ log π is (1 - k/G) times that of A.
     Shapes     rewards: (P, G) -> (P, G)
     Gradient   none. E[A ∇ log π] is exactly 1/k of the gradient of E[max of k rewards], pass@k
                where a reward is 0 or 1.

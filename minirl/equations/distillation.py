@@ -18,7 +18,8 @@ def distillation_advantages(logp: Tensor, teacher_logp: Tensor) -> Tensor:
 
     Equation   A_t = sg[log π_T(y_t) - log π(y_t)]                      (sg: no gradient)
     Paper      GKD, arXiv:2306.13649, which minimises the divergence itself; as an advantage, with
-               discount 0: Thinking Machines 2025, "On-policy distillation".
+               discount 0: Thinking Machines 2025, "On-policy distillation", whose code takes the
+               sampler's log π.
     Shapes     logp, teacher_logp: the same -> the same
     Gradient   none. Times ∇ log π its mean is -∇ KL(π || π_T) of the states visited; how a token
                changes the states that follow is left out (discount 0), unlike with
@@ -38,8 +39,8 @@ def distillation_values(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     r"""The exact value of each state under distillation_advantages, to subtract as a baseline.
 
     Equation   V(s_t) = -KL(π || π_T)(s_t);   use A_t - V(s_t)
-    Paper      vOPD, arXiv:2605.07865 ("KL for a KL"). It is the mean of A_t over the vocabulary, so
-               no value function has to be learnt.
+    Paper      vOPD, arXiv:2605.07865 ("KL for a KL"), of which the abstract was read. It is the
+               mean of A_t over the vocabulary, so no value function has to be learnt.
     Erratum    "Reducing variance" holds where the teacher is surer than the student. Where it is
                less sure, the variance grows: rare tokens have the longest gradients and A > 0, but
                V is negative. tests/test_ground_truth_further.py has the numbers, by enumeration.

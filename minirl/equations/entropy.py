@@ -23,7 +23,10 @@ def entropy_mask(entropy: Tensor, mask: Tensor, *, quantile: float) -> Tensor:
 
     Equation   keep token t if H_t ≥ the (1 - ρ)-quantile of all H under the mask
                (quantile is ρ, the share that is kept)
-    Paper      Beyond the 80/20 rule, arXiv:2506.01939; ρ = 0.2. In TRL top_entropy_quantile.
+    Paper      Beyond the 80/20 rule, arXiv:2506.01939, section 5.1, eq. 6; ρ = 0.2. In TRL
+               top_entropy_quantile.
+    Erratum    Eq. 6 divides by the tokens that are kept; TRL, and train_grpo, by all. So the
+               gradient is about ρ times the paper's.
     Shapes     entropy, mask: (B, T) -> (B, T) bool, False under a zero mask
     Gradient   none: it multiplies the surrogate, and neither the KL nor the normaliser.
     Raises     ValueError if shapes differ, or if quantile is outside [0, 1].
@@ -62,6 +65,8 @@ def adaptive_entropy_coef(
                the next update adds c H to the objective if H ≤ target, and no bonus otherwise
     Paper      Skywork-OR1, arXiv:2505.22312; the numbers are TRL's defaults (use_adaptive_entropy,
                target 0.2).
+    Erratum    The authors' code asks whether H < target, and its scripts have δ = 1e-4, high = 5e-3
+               and a first c of 0: TRL's steps are 50 times as large, and may go 200 times as far.
     Raises     ValueError if delta is not positive, entropy_coef is outside [low, high], or entropy
                is not a number.
 
@@ -85,9 +90,9 @@ def token_covariance(logp: Tensor, adv: Tensor, mask: Tensor) -> Tensor:
     r"""Return how much of the fall in entropy each token's update brings about.
 
     Equation   Cov_t = (log π_t - mean(log π)) (A_t - mean(A)),   means over all tokens of the batch
-    Paper      The entropy mechanism, arXiv:2505.22617. A step of the natural policy gradient, A on
-               each logit, changes a state's entropy by minus the covariance of log π and A under π:
-               what is likely and good lowers it.
+    Paper      The entropy mechanism, arXiv:2505.22617, section 4.2, eq. 10; theorem 2: a step of
+               the natural policy gradient, A on each logit, changes a state's entropy by minus the
+               covariance of log π and A under π: what is likely and good lowers it.
     Shapes     logp, adv, mask: (B, T) -> (B, T), 0 under a zero mask
     Gradient   none: it chooses tokens.
     Raises     ValueError if shapes differ.
@@ -116,8 +121,10 @@ def clip_cov_mask(
 
     Equation   I = max(1, share N) tokens, drawn from those with low < Cov_t < high
                keep token t unless it is in I                              (N: tokens of the batch)
-    Paper      The entropy mechanism, arXiv:2505.22617 (Clip-Cov). The three numbers are verl's
-               defaults.
+    Paper      The entropy mechanism, arXiv:2505.22617, section 4.2, eqs. 11 and 12 (Clip-Cov). The
+               three numbers: section 4.3.
+    Erratum    The authors' code, and verl's, draw from tokens that PPO's clip leaves alone: give
+               the others a covariance of -inf.
     Shapes     covariance, mask: (B, T) -> (B, T) bool, False under a zero mask
     Gradient   none: it multiplies the surrogate.
     Raises     ValueError if shapes differ, if share is outside (0, 1], or unless low < high.
@@ -143,8 +150,10 @@ def kl_cov_mask(covariance: Tensor, mask: Tensor, *, share: float = 2e-4) -> Ten
 
     Equation   I = the max(1, share N) tokens with the largest Cov_t       (N: tokens of the batch)
                L_t = ρ_t A_t - 1{t in I} β KL(π_old || π)(s_t)
-    Paper      The entropy mechanism, arXiv:2505.22617 (KL-Cov). The share is verl's default; β is 1
-               there, and the KL is estimated by |log ρ_t|.
+    Paper      The entropy mechanism, arXiv:2505.22617, section 4.2, eqs. 13 and 14 (KL-Cov). β is 1
+               there (section 4.3), and listing 1 estimates the KL by |log ρ_t|.
+    Erratum    The share is 2e-4 for the paper's model of 32B, and 2e-3 for that of 7B. verl's
+               default is the first.
     Shapes     covariance, mask: (B, T) -> (B, T) bool: True for the tokens in I
     Gradient   none: it multiplies the penalty.
     Raises     ValueError if shapes differ, or if share is outside (0, 1].

@@ -88,7 +88,10 @@ def icepop_weights(ratio: Tensor, *, low: float = 0.5, high: float = 5.0) -> Ten
     r"""IcePop: masked_weights with a bound on either side, for each token.
 
     Equation   w = ρ where α ≤ ρ ≤ β, else 0                     (low is α, high is β)
-    Paper      IcePop, arXiv:2510.18855 (Ring-1T); α = 0.5, β = 5.
+    Paper      IcePop, arXiv:2510.18855 (Ring-1T), section 2.3.2, of which descriptions were read;
+               INTELLECT-3, arXiv:2512.16144, eq. 1. rLLM's defaults are α = 0.5 and β = 5.
+    Erratum    Ring-1T weighs by π_old / μ, and so do we; INTELLECT-3 by π / μ, in which the update
+               itself can take a token out. Others have β = 2: a ratio of 3 is then 0, not 3.
     Shapes     ratio, per token (B, T) -> the same
     Gradient   none: it multiplies the clipped surrogate, whose ratio is π / π_old.
     Raises     ValueError unless 0 ≤ low < high.
@@ -146,7 +149,8 @@ def minimum_prefix_weights(logp: Tensor, behavior_logp: Tensor, mask: Tensor) ->
     r"""MinPRO: a token's ratio, times the smallest ratio before it in the place of their product.
 
     Equation   w_t = ρ_t min_{s<t} ρ_s,   ρ = π / μ;   w = ρ for the first token
-    Paper      MinPRO, arXiv:2601.22718.
+    Paper      MinPRO, arXiv:2601.22718, of which the abstract was read: the product with ρ_t is our
+               reading of it.
     Shapes     logp, behavior_logp, mask: (B, T) -> (B, T), 0 under a zero mask
     Gradient   none: a weight is a constant. It is biased, but does not explode with the length.
     Raises     ValueError if shapes differ.

@@ -273,8 +273,12 @@ def dppo(
     Equation   L_t = sg[min(ρ_t, cap)] A_t log π_t M_t                    (sg: no gradient)
                M_t = 1{π_t - μ_t ≤ δ}    where A_t > 0
                M_t = 1{π_t - μ_t ≥ -δ}   elsewhere            (delta is δ, old_logp is log μ_t)
-    Paper      DPPO, arXiv:2602.04879, the variant with a binary total variation: |π_t - μ_t| is
-               that of "this token or another". cap = 20 is verl's default.
+    Paper      DPPO, arXiv:2602.04879v3, section 4.3, eq. 12, with the binary total variation of
+               eq. 13: |π_t - μ_t| is that of "this token or another". δ is 0.15 (appendix C.1) or
+               0.2 (appendix E).
+    Erratum    Eq. 12 has no cap, and section 5.4 finds that capped ratios do harm. Yet appendix E
+               caps at 5, the authors' code at 10, and verl's loss, as here, at 20: a ratio of 100
+               then weighs a fifth. float("inf") is eq. 12.
     Shapes     logp, old_logp, adv: (B, T) -> (B, T)
     Gradient   through logp: min(ρ, cap) A, and zero where the update would move π_t further than δ
                away. A ratio of 5 is allowed for a token of μ = 0.01 and refused for one of 0.15.

@@ -18,7 +18,8 @@ def optimal_values(rewards: Tensor, *, beta: float = 0.5) -> Tensor:
     r"""Estimate what the best policy near the reference would get, from the reference's samples.
 
     Equation   V*(x) = β log(1/G Σ_i exp(r_i / β))                       (beta is β_1)
-    Paper      A*-PO, arXiv:2505.20686; β_1 = 0.5 is TRL's default.
+    Paper      A*-PO, arXiv:2505.20686, of which the authors' code was read: it has the same
+               numbers, and β_1 = 0.5.
     Shapes     rewards: (P, G), samples of the reference -> (P,)
     Gradient   none: a number.
     Raises     ValueError if rewards is not (P, G), holds an infinity or requires grad, or if beta
@@ -51,7 +52,8 @@ def astar_po_loss(
     r"""A*-PO: fit the policy's implicit reward to the optimal advantage. Minimise.
 
     Equation   L_i = (β log(π(o_i) / ref(o_i)) - (r_i - V*_i))²          (beta is β_2)
-    Paper      A*-PO, arXiv:2505.20686; β_2 = 1e-3 is TRL's default.
+    Paper      A*-PO, arXiv:2505.20686, of which the authors' code was read: it has the same
+               numbers, and β_2 = 1e-3.
     Shapes     logp, ref_logp: log-probs of whole completions, rewards, values: all (N,) -> (N,)
     Gradient   through logp. Under any samples that reach every completion, the one minimum is
                ref exp(r / β) / Z if V* is exact, with the same β.

@@ -25,7 +25,8 @@ def gmpo(
     Equation   d_t = logp_t - old_logp_t
                c_t = min(d_t, ε) where A_i > 0, max(d_t, -ε) elsewhere           (clip is ε)
                L_i = exp(1/|o_i| Σ_t c_t) A_i
-    Paper      GMPO, arXiv:2507.20673; ε = 0.4, so ratios between e^-0.4 = 0.67 and e^0.4 = 1.49.
+    Paper      GMPO, arXiv:2507.20673, of which the authors' code was read: it has the same numbers.
+               ε = 0.4, so ratios between e^-0.4 = 0.67 and e^0.4 = 1.49.
     Erratum    ε is a distance in log-ratios: PPO's 0.2 bounds the ratio itself.
     Shapes     logp, old_logp, mask: (B, T), adv: (B,) -> (B,). The objective is the mean over rows.
     Gradient   through logp: L_i / |o_i| for each token, and 0 for one that is clipped. GSPO clips a
@@ -55,8 +56,9 @@ def luspo(
 
     Equation   L_i = |o_i| min(s_i A_i, clip(s_i, 1-ε_low, 1+ε_high) A_i)
                s_i = exp(1/|o_i| Σ_t (logp_t - old_logp_t))
-    Paper      LUSPO, arXiv:2602.05261. GSPO's 1/|o_i|, which is in s_i, makes a token of a long
-               answer count for less, so answers get shorter.
+    Paper      LUSPO, arXiv:2602.05261, of which the abstract was read; TRL's loss has the same
+               numbers. GSPO's 1/|o_i|, which is in s_i, makes a token of a long answer count for
+               less, so answers get shorter.
     Shapes     logp, old_logp, mask: (B, T), adv: (B,) -> (B,). The objective is the mean over rows.
     Gradient   through logp. At ratio 1 every token of row i has the weight A_i: on-policy it is
                the policy gradient.
@@ -94,7 +96,8 @@ def vespo(
                φ(w) = w^k e^(λ (1 - w))                            (1 at w = 1)
                L_t = sg[φ(w_i)] A_t log π_t                        (sg: no gradient)
                k, λ = k_pos, lam_pos where A_t ≥ 0, k_neg, lam_neg elsewhere
-    Paper      VESPO, arXiv:2602.10693; the four numbers are TRL's defaults.
+    Paper      VESPO, arXiv:2602.10693v3, section 3.5, eq. 20, and appendix I; φ is the shifted form
+               of eq. 17 (c_1 is k, c_2 is λ). The four numbers: section 4.1, and TRL's defaults.
     Erratum    φ is largest at w = k/λ, not at 1: with these numbers at 2/3 where A ≥ 0 (φ = 1.21),
                and at 3/2 where A < 0 (φ = 1.24).
     Shapes     logp, old_logp, adv, mask: (B, T) -> (B, T), 0 under a zero mask. The mean is over
