@@ -46,7 +46,7 @@ class GRPOOptions:
 
     # advantages, and the objective where a preset has one of its own
     ddof: int = 1                      # the std of a group divides by n - ddof
-    pass_k: int = 4                    # k of passk, arXiv:2508.10751: at most the group
+    pass_k: int = 4                    # k of passk, arXiv:2503.19595: at most the group
     dual_clip: float = 0.0             # c, arXiv:1912.09729: 3; TRL's delta; 0: off
     dppo_delta: float = 0.2            # δ of dppo, arXiv:2602.04879
     sapo_temp_pos: float = 1.0         # τ of sapo, arXiv:2511.20347, where A > 0

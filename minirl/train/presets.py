@@ -151,7 +151,7 @@ GRPO_PRESETS = {
     # arXiv:2602.02710
     "maxrl": grpo(dict(aggregate="sequence_sum", kl_coef=0.0),
                   advantages=lambda: maxrl_advantages, objective=score_function),
-    # arXiv:2503.19595, 2508.10751: a completion counts where no other of its k is as good
+    # arXiv:2503.19595, over all sets of k: a completion counts where no other of its k is as good
     "passk": grpo(dict(aggregate="sequence_sum", kl_coef=0.0), advantages=best_of_k,
                   objective=score_function),
     # arXiv:2601.05242: each reward is compared in its group before they are added up
