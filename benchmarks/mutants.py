@@ -60,10 +60,17 @@ def uses(changed: types.ModuleType, function: str, other: str) -> bool:
             continue
         seen.add(name)
         code = getattr(getattr(changed, name, None), "__code__", None)
-        if code is not None:
-            todo += [used for used in code.co_names if inspect.isfunction(getattr(
-                changed, used, None))]
+        todo += [used for used in names_in(code) if inspect.isfunction(getattr(
+            changed, used, None))]
     return other in seen or other == "<module>"
+
+
+def names_in(code: types.CodeType | None) -> set[str]:
+    """Return the names that code uses, in its comprehensions and inner functions too."""
+    if code is None:
+        return set()
+    inner = [names_in(const) for const in code.co_consts if isinstance(const, types.CodeType)]
+    return set(code.co_names).union(*inner)
 
 
 # all of a file
