@@ -33,6 +33,8 @@ setup(
         ],
         # What builds the notebooks of the tutorials: python tutorials/make_notebooks.py
         "docs": ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6.29"],
+        # What renders chat templates; torch brings it, too
+        "chat": ["jinja2>=3.1.6"],
         # Where metrics may go, too: --log tensorboard,wandb
         "trackers": ["tensorboard>=2.15", "wandb>=0.17"],
         # Other people's code to compare ours with, in tests/parity and benchmarks only; nothing in

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from minirl.lm.chat import Chat, Message, choose, named_templates, render
 from minirl.lm.digests import verify
 from minirl.lm.files import read_json
 from minirl.lm.tokenizer_config import (
     REPLACED,
+    ROLES,
     TEMPLATE,
     TEMPLATES,
     TokenizerError,
+    add_special_tokens,
     chat_templates,
+    not_unicode,
     special_token,
-    special_tokens,
     stop_ids,
+    token_id,
 )
 from minirl.lm.tokenizer_rules import apply_class, in_front, is_qwen2, puts_in_front
 
@@ -34,26 +40,32 @@ class Tokenizer:
     names a BOS (Qwen, SmolLM2). `pad_id` may equal `eos_id`, as many published checkpoints have no
     padding token: nothing in the library gives a meaning to a padding id. `stop_ids` are all ids
     that end a completion. `config` holds the fields of tokenizer_config.json, and `templates` the
-    chat templates beside it (file name -> text): save() writes both back.
+    chat templates beside it (file name -> text): save() writes both back. With a `chat` every
+    prompt is a user's turn.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, *, pad: str | None, bos: str | None, eos: str,
                  stops: Iterable[int] = (), config: dict | None = None,
                  templates: dict[str, str] | None = None) -> None:
         self.backend = backend
-        self.eos_id = self._id(eos, "EOS")
-        self.pad_id = self.eos_id if pad is None else self._id(pad, "PAD")
-        self.bos_id = None if bos is None else self._id(bos, "BOS")
+        self.eos_id = token_id(backend, eos, "EOS")
+        self.pad_id = self.eos_id if pad is None else token_id(backend, pad, "PAD")
+        self.bos_id = None if bos is None else token_id(backend, bos, "BOS")
         self.stop_ids = sorted({self.eos_id, *stops})
         self.config = dict(config or {"clean_up_tokenization_spaces": False})
         self.templates = dict(templates or {})
-
-    def _id(self, token: str, role: str) -> int:
-        return _id(self.backend, token, role)
+        self.chat: Chat | None = None
 
     @property
     def vocab_size(self) -> int:
         return self.backend.get_vocab_size()
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The tokens that have a role: "eos_token", ..."""
+        ids = {"pad_token": self.pad_id, "bos_token": self.bos_id, "eos_token": self.eos_id}
+        return {**{role: self.config[role] for role in ROLES if self.config.get(role) is not None},
+                **{role: self.backend.id_to_token(i) for role, i in ids.items() if i is not None}}
 
     def same_ids(self, other: Tokenizer) -> bool:
         """Whether both have the same tokens under the same ids, and stop at the same ones."""
@@ -65,7 +77,7 @@ class Tokenizer:
         try:
             return self.backend.encode(text, add_special_tokens=False).ids
         except TypeError as error:
-            raise TokenizerError(_not_unicode([text])) from error
+            raise TokenizerError(not_unicode([text])) from error
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """Encode many texts, several times faster than one by one."""
@@ -73,24 +85,81 @@ class Tokenizer:
         try:
             encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         except TypeError as error:
-            raise TokenizerError(_not_unicode(texts)) from error
+            raise TokenizerError(not_unicode(texts)) from error
         return [encoding.ids for encoding in encodings]
 
-    def encode_prompt(self, text: str) -> list[int]:
-        """Return the ids of a text, with BOS in front if there is one and the text has none yet.
+    # chat templates
+
+    @property
+    def named_templates(self) -> dict[str, str]:
+        """The chat templates by name: "default", "tool_use", ..."""
+        return named_templates(self.templates, self.config.get("chat_template"))
+
+    def apply_chat_template(self, messages: Sequence[Message], *,
+                            add_generation_prompt: bool = True,
+                            tools: Sequence[Mapping[str, Any]] | None = None,
+                            chat_template: str | None = None, **chat_template_kwargs: Any) -> str:
+        """Return a conversation as text, as transformers' tokenizer renders it.
+
+        chat_template is a template, or the name of one of the tokenizer's. `tools` are JSON schemas
+        (tasks.schemas.json_schema). The text holds its BOS, if the template writes one: encode
+        gives the ids of transformers' apply_chat_template.
+        """
+        template = choose(self.named_templates, chat_template, with_tools=tools is not None)
+        return render(template, messages, add_generation_prompt=add_generation_prompt, tools=tools,
+                      variables=self.special_tokens | chat_template_kwargs)
+
+    def with_chat(self, chat: Chat | None, template: str | None = None) -> Tokenizer:
+        """Return a tokenizer to which every prompt is a user's turn in this conversation; None: to
+        which a prompt is what it is. A `template` takes the place of the tokenizer's own.
+
+        Raises ChatTemplateError where there is no template, and for one that cannot render.
+        """
+        other = copy.copy(self)
+        other.chat = chat
+        if template is not None:
+            other.templates = {TEMPLATE: template}
+            other.config = {k: x for k, x in self.config.items() if k != "chat_template"}
+        other.prompt_text("1+1=")
+        return other
+
+    @property
+    def plain(self) -> Tokenizer:
+        """The same without a `chat`."""
+        return self.with_chat(None)
+
+    def prompt_text(self, prompt: str, tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+        """Return what the policy reads of a prompt: with a `chat`, the turns up to where the
+        assistant's begins."""
+        if self.chat is None:
+            return prompt
+        return self.apply_chat_template(self.chat.messages(prompt), tools=tools,
+                                        **self.chat.variables)
+
+    # prompts
+
+    def encode_prompt(self, prompt: str, tools: Sequence[Mapping[str, Any]] | None = None
+                      ) -> list[int]:
+        """Return the ids of a prompt, with BOS in front if there is one and the prompt has none.
 
         transformers' tokenizer gives the same ids, with two exceptions: it puts a second BOS in
-        front of a text that starts with one, as chat templates do, and where the file says so an
-        EOS at the end, after which there is nothing to continue.
+        front of a text that starts with one, and where the file says so an EOS at the end, after
+        which there is nothing to continue. With a `chat` they are the ids of its
+        apply_chat_template: a template writes its BOS itself.
         """
-        return self._with_bos(self.encode(text))
+        return self._with_bos(self.encode(self.prompt_text(prompt, tools)))
 
-    def encode_prompts(self, texts: Iterable[str]) -> list[list[int]]:
+    def encode_prompts(self, prompts: Iterable[str]) -> list[list[int]]:
         """Encode many prompts."""
+        return self._encode_whole(map(self.prompt_text, prompts))
+
+    def _encode_whole(self, texts: Iterable[str]) -> list[list[int]]:
         return [self._with_bos(ids) for ids in self.encode_batch(texts)]
 
     def _with_bos(self, ids: list[int]) -> list[int]:
-        return ids if self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id, *ids]
+        if self.bos_id is None or self.chat is not None or ids[:1] == [self.bos_id]:
+            return ids
+        return [self.bos_id, *ids]
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]
                      ) -> tuple[list[list[int]], list[list[int]]]:
@@ -102,8 +171,10 @@ class Tokenizer:
         completion is encoded by itself. So both texts are kept, and the prompt is what the policy
         sees when it samples.
         """
-        prompts = self.encode_prompts(pair[0] for pair in pairs)
-        wholes = self.encode_prompts(pair[0] + pair[1] for pair in pairs)
+        fronts = [self.prompt_text(prompt) for prompt, _ in pairs]
+        prompts = self._encode_whole(fronts)
+        wholes = self._encode_whole(front + pair[1]
+                                    for front, pair in zip(fronts, pairs, strict=True))
         completions = [
             whole[len(prompt):] if whole[:len(prompt)] == prompt else self._continue(pair[1])
             for pair, prompt, whole in zip(pairs, prompts, wholes, strict=True)]
@@ -159,9 +230,8 @@ class Tokenizer:
                           "is there room on the disk?") from error
         finally:
             self.backend.post_processor = processor
-        ids = {"pad_token": self.pad_id, "bos_token": self.bos_id, "eos_token": self.eos_id}
         config = {**self.config, "tokenizer_class": "PreTrainedTokenizerFast",
-                  **{role: self.backend.id_to_token(i) for role, i in ids.items() if i is not None}}
+                  **self.special_tokens}
         if model_type == "qwen2" and not is_qwen2(self.backend):
             config["auto_map"] = {"AutoTokenizer": [None, config["tokenizer_class"]]}
         content = json.dumps(config, indent=2, sort_keys=True) + "\n"
@@ -170,24 +240,6 @@ class Tokenizer:
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(text.encode())
         return ["tokenizer.json", "tokenizer_config.json", *self.templates]
-
-
-def _id(backend: tokenizers.Tokenizer, token: str, role: str) -> int:
-    number = backend.token_to_id(token)
-    if number is None:
-        raise TokenizerError(f"the {role} token {token!r} is not in the vocabulary of "
-                             f"{backend.get_vocab_size()} tokens")
-    return number
-
-
-def _not_unicode(texts: Sequence[object]) -> str:
-    """Return why texts cannot be encoded."""
-    for text in texts:
-        if not isinstance(text, str):
-            return f"{text!r:.80} is a {type(text).__name__}: a text is wanted"
-        if any("\ud800" <= c <= "\udfff" for c in text):
-            return f"{text[:40]!r} holds half a surrogate pair, not Unicode: read it as UTF-8"
-    return "these texts cannot be encoded"
 
 
 def build_tokenizer(texts: Iterable[str] = (), *, vocab_size: int | None = None,
@@ -250,7 +302,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     model = read_json(folder / "config.json")
     apply_class(backend, config, model, file)
     backend.encode_special_tokens = config.get("split_special_tokens") is True
-    names = _add_special_tokens(backend, config, folder)
+    names = add_special_tokens(backend, config, folder)
 
     generation = folder / "generation_config.json"
     stops = [*stop_ids(model, folder / "config.json"),    # some checkpoints end on several ids
@@ -269,20 +321,3 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     fields = {name: value for name, value in config.items() if name not in REPLACED} | names
     return Tokenizer(backend, pad=names.get("pad_token"), bos=bos, eos=names["eos_token"],
                      stops=stops, config=fields, templates=templates)
-
-
-def _add_special_tokens(backend: tokenizers.Tokenizer, config: dict, folder: Path
-                        ) -> dict[str, str]:
-    """Add the tokens that tokenizer_config.json names; return those that have a role, by role."""
-    names, others = special_tokens(config, folder)
-    if backend.padding is not None:
-        names.setdefault("pad_token", backend.padding["pad_token"])
-    backend.no_truncation()
-    backend.no_padding()
-    own = {token.content for token in backend.get_added_tokens_decoder().values()}
-    backend.add_tokens([token for token in others if token.content not in own])
-    for role in names.keys() & {"pad_token", "bos_token", "eos_token"}:
-        _id(backend, names[role], role[:3].upper())
-    backend.add_special_tokens([special_token(name) for name in names.values()
-                                if name not in own])
-    return names

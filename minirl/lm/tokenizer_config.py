@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
 
 from minirl.lm.files import read_json
 
@@ -52,6 +53,41 @@ def _token(entry: object, where: str) -> AddedToken:
             return AddedToken(entry["content"], **flags)
     raise TokenizerError(f"{where} is {entry!r:.80}: a token's text, or an object with its "
                          "\"content\", is wanted")
+
+
+def add_special_tokens(backend: Tokenizer, config: dict, folder: Path) -> dict[str, str]:
+    """Add the tokens that tokenizer_config.json names; return those that have a role, by role."""
+    names, others = special_tokens(config, folder)
+    if backend.padding is not None:
+        names.setdefault("pad_token", backend.padding["pad_token"])
+    backend.no_truncation()
+    backend.no_padding()
+    own = {token.content for token in backend.get_added_tokens_decoder().values()}
+    backend.add_tokens([token for token in others if token.content not in own])
+    for role in names.keys() & {"pad_token", "bos_token", "eos_token"}:
+        token_id(backend, names[role], role[:3].upper())
+    backend.add_special_tokens([special_token(name) for name in names.values()
+                                if name not in own])
+    return names
+
+
+def token_id(backend: Tokenizer, token: str, role: str) -> int:
+    """Return the id of a token that must be in the vocabulary."""
+    number = backend.token_to_id(token)
+    if number is None:
+        raise TokenizerError(f"the {role} token {token!r} is not in the vocabulary of "
+                             f"{backend.get_vocab_size()} tokens")
+    return number
+
+
+def not_unicode(texts: Sequence[object]) -> str:
+    """Return why texts cannot be encoded."""
+    for text in texts:
+        if not isinstance(text, str):
+            return f"{text!r:.80} is a {type(text).__name__}: a text is wanted"
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            return f"{text[:40]!r} holds half a surrogate pair, not Unicode: read it as UTF-8"
+    return "these texts cannot be encoded"
 
 
 def stop_ids(config: dict, file: Path) -> list[int]:

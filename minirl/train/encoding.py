@@ -60,8 +60,8 @@ def encode_demonstrations(tokenizer: Tokenizer,
     own_tokens = [[True] * len(ids) for ids in completions]
     for i, (prompt, parts, *_) in enumerate(pairs):
         if not isinstance(parts, str):
-            before = accumulate(parts, initial=prompt)
-            _, ids = tokenizer.encode_pairs(list(zip(before, parts, strict=False)))
+            before = accumulate(parts, initial=tokenizer.prompt_text(prompt))
+            _, ids = tokenizer.plain.encode_pairs(list(zip(before, parts, strict=False)))
             ids[-1] = with_eos(tokenizer, ids[-1])
             completions[i] = [id for part in ids for id in part]
             own_tokens[i] = [number % 2 == 0 for number, part in enumerate(ids) for _ in part]
@@ -74,7 +74,7 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str],
     the text's own where there is no BOS."""
     if not texts:
         raise ValueError("there is nothing to read: at least one text is wanted")
-    rows = [with_eos(tokenizer, ids) for ids in tokenizer.encode_prompts(texts)]
+    rows = [with_eos(tokenizer, ids) for ids in tokenizer.plain.encode_prompts(texts)]
     prompts, completions = [row[:1] for row in rows], [row[1:] for row in rows]
     for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         _check_fits(f"text {i}", prompt, completion, max_seq_len)
@@ -123,8 +123,8 @@ def encode_solutions(tokenizer: Tokenizer, solutions: Sequence[Solution], max_se
     for solution, prompt in zip(solutions, prompts, strict=True):
         ids, marks = list(solution.ids), list(solution.ends)
         if not ids:
-            before = accumulate(solution.steps, initial=solution.prompt)
-            _, steps = tokenizer.encode_pairs(list(zip(before, solution.steps, strict=False)))
+            before = accumulate(solution.steps, initial=tokenizer.prompt_text(solution.prompt))
+            _, steps = tokenizer.plain.encode_pairs(list(zip(before, solution.steps, strict=False)))
             steps[-1] = with_eos(tokenizer, steps[-1])
             ids, marks = [i for step in steps for i in step], list(accumulate(map(len, steps)))
         _check_fits(solution.source or f"the solution of {solution.prompt[:40]!r}", prompt, ids,

@@ -7,12 +7,15 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, processors
 
+from minirl.lm.chat import Chat
 from minirl.lm.tokenizer import EOS, Tokenizer, build_tokenizer, load_tokenizer
 from minirl.tasks.preferences import Demonstration, Ranking
+from minirl.tasks.steps import Solution
 from minirl.train.encoding import (
     encode_demonstrations,
     encode_pairs,
     encode_rankings,
+    encode_solutions,
     encode_texts,
     epoch_batch,
 )
@@ -45,6 +48,22 @@ def test_parts_of_a_completion():
     whole = [(prompt, "".join(parts)) for prompt, parts in pairs]
     assert (prompts, completions) == encode_pairs(OURS, whole, 64)
     assert own == [[True] * 3, [True, False, False, True, True], [True] * 3]
+
+
+def test_prompts_are_turns_of_a_chat_and_texts_are_not():
+    """What is learnt is what the policy will read: a demonstration's answer stands in the
+    assistant's turn, and so do all its parts and steps. A text without a prompt is no turn."""
+    chat = OURS.with_chat(Chat("Brief."), "{% for m in messages %}[{{ m.content }}]{% endfor %}:")
+    want = OURS.encode("[Brief.][1=]:")
+    pairs = [("1=", "ab"), ("1=", ("a", "bc", "d"))]
+    prompts, completions, own = encode_demonstrations(chat, pairs, 64)
+    assert prompts == [want] * 2 and completions == encode_demonstrations(OURS, pairs, 64)[1]
+    assert own[1] == [True, False, False, True, True]
+    assert encode_texts(chat, ["hi"], 64) == encode_texts(OURS, ["hi"], 64)
+    assert encode_rankings(chat, [Ranking("1=", ("a", "b"))], 64)[0] == [want]
+    solution = Solution("1=", ("a,", "b"), (1.0, 1.0))
+    assert encode_solutions(chat, [solution], 64) == (
+        [want], *encode_solutions(OURS, [solution], 64)[1:])
 
 
 def test_a_demonstration_that_does_not_fit_is_named_by_its_file():
