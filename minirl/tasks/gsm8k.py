@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from minirl.tasks.answers import claims
-from minirl.tasks.problem import Problem, RewardFunction, draw, split_of
+from minirl.tasks.dataset import by_split, draw_from, files_of, hold_out
+from minirl.tasks.problem import Problem, RewardFunction
 from minirl.tasks.records import read_records, text_field
 from minirl.tasks.rewards import (
     FULL_WIDTH,
@@ -31,7 +33,6 @@ from minirl.tasks.rewards import (
     text,
 )
 
-SPLITS = ("train", "test")
 CALCULATION = re.compile(r"<<([^<>\n]*)=([^<>=\n]*)>>")
 
 
@@ -69,60 +70,51 @@ class GSM8K(Sequence[WordProblem]):
     def weights(self) -> dict[str, float]:
         return dict.fromkeys(self.rewards, 1.0)
 
-    def sample(self, n: int, rng: random.Random, *, split: str = "train") -> list[Problem]:
+    def sample(self, n: int, rng: random.Random, *, split: str = "train") -> list[WordProblem]:
         """Draw n problems of a split, evenly and with replacement."""
-        def one() -> tuple[Problem, str]:
-            problem = rng.choice(self.problems)
-            return problem, problem.split
+        return draw_from(self.split, n, rng, split=split, source=self.name)
 
-        return draw(n, split, one)
+    @cached_property
+    def split(self) -> dict[str, list[WordProblem]]:
+        return by_split(self.problems)
 
 
-def load_gsm8k(path: str | Path, *, template: str = "{question}") -> GSM8K:
-    """Read GSM8K from a JSONL file, or from a folder with train.jsonl and test.jsonl.
+def load_gsm8k(path: str | Path, *, template: str = "{question}",
+               eval_path: str | Path | None = None, split: str | None = None) -> GSM8K:
+    """Read GSM8K from a file, or from a folder with train.jsonl and test.jsonl.
 
     Raises     ValueError, with file and line, for a line without a question, an answer, or a final
                number in the answer; for a folder without such files, or a template without
                {question}.
 
-    A folder's files may have longer names, such as train-2000.jsonl. Of a single file a tenth is
-    the test split, by a hash of the question. `template` is what a prompt looks like.
+    A folder's files may have longer names, such as train-2000.jsonl, and other formats
+    (records.py). Of a single file a tenth is the test split, by a hash of the question.
+    `template` is what a prompt looks like; dataset.load_dataset explains the others.
     """
     if "{question}" not in template:
         raise ValueError(f"template is {template!r}: a text with {{question}} in it is wanted, "
                          "which the question replaces")
-    problems = [_problem(source, entry, split, template)
-                for file, split in _files(Path(path))
-                for source, entry in read_records(file, "question and answer")]
-    return GSM8K(tuple(problems))
+    keys, problems, splits = [], [], []
+    for file, its_split in files_of(path, eval_path, split):
+        for source, entry in read_records(file, "question and answer"):
+            keys.append(text_field(entry.get("question"), "question", source))
+            problems.append(_problem(source, entry, keys[-1], template))
+            splits.append(its_split)
+    if None in splits or eval_path is not None:        # the files of a folder are taken as they are
+        splits = hold_out(keys, splits)
+    return GSM8K(tuple(replace(problem, split=its_split)
+                       for problem, its_split in zip(problems, splits, strict=True) if its_split))
 
 
-def _files(path: Path) -> Iterator[tuple[Path, str | None]]:
-    """(file, its split) of a folder; of a file (itself, None)."""
-    if not path.is_dir():
-        yield path, None
-        return
-    empty = True
-    for split in SPLITS:
-        exact = path / f"{split}.jsonl"
-        for file in [exact] if exact.is_file() else sorted(path.glob(f"{split}*.jsonl")):
-            empty = False
-            yield file, split
-    if empty:
-        raise ValueError(f"{path} has no train.jsonl and no test.jsonl: GSM8K's files, or the path "
-                         "of one file, are wanted")
-
-
-def _problem(source: str, entry: dict[str, Any], split: str | None, template: str) -> WordProblem:
-    question = text_field(entry.get("question"), "question", source)
+def _problem(source: str, entry: dict[str, Any], question: str, template: str) -> WordProblem:
     solution = text_field(entry.get("answer"), "answer", source)
     answer = final_answer(solution)
     if answer is None:
         raise ValueError(f"{source}: the answer has no final number: a last line such as '#### 18' "
-                         "is wanted")
+                         "is wanted; minirl.tasks.dataset reads other answers")
     worked = without_calculations(solution).rpartition("####")[0].rstrip()
     return WordProblem(template.replace("{question}", question), answer, worked=worked,
-                       solution=solution, split=split or split_of(question))
+                       solution=solution)
 
 
 # what a text says

@@ -37,6 +37,12 @@ class Problem:
     worked: str = ""
     written: str = ""
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What reward functions get beside prompt and completion, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)
+                if field.name != "prompt"}
+
 
 class Task(Protocol):
     """What is learnt and how it is scored. Any object with these members is a task.
@@ -117,8 +123,11 @@ def draw(n: int, split: str, one: Callable[[], tuple[Problem, str]]) -> list[Pro
 
 def split_of(key: str) -> str:
     """Return "train" or "test", by a hash of what identifies a problem."""
-    digest = hashlib.blake2b(key.encode(), digest_size=4).digest()
-    return "test" if int.from_bytes(digest, "big") % TEST_SHARE == 0 else "train"
+    return "test" if hash_of(key) % TEST_SHARE == 0 else "train"
+
+
+def hash_of(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big")
 
 
 def check_share(name: str, share: float) -> None:
@@ -128,18 +137,22 @@ def check_share(name: str, share: float) -> None:
 
 
 def columns(problems: Sequence[Problem], *, repeat: int = 1) -> dict[str, list[Any]]:
-    """Return the problems' fields by name, each entry `repeat` times in a row.
+    """Return the problems' columns by name, each entry `repeat` times in a row.
 
     This is what reward functions get for groups of `repeat` completions.
 
-    Raises ValueError for problems of different classes: their fields may differ.
+    Raises ValueError for problems of different classes, or with different columns.
     """
-    classes = list(dict.fromkeys(map(type, problems))) or [Problem]
+    classes = list(dict.fromkeys(map(type, problems)))
     if len(classes) > 1:
         names = " and ".join(problem_class.__name__ for problem_class in classes)
         raise ValueError(f"these problems are of the classes {names}; they must be of one class, "
                          "as their fields may differ: use a Mixture of two tasks, or one subclass "
                          "of Problem for all")
-    field_names = [field.name for field in fields(classes[0]) if field.name != "prompt"]
-    return {name: [getattr(problem, name) for problem in problems for _ in range(repeat)]
-            for name in field_names}
+    rows = [problem.columns for problem in problems or [Problem("", "")]]
+    for row in rows:
+        if row.keys() != rows[0].keys():
+            raise ValueError(f"one of these problems has the columns {', '.join(rows[0])}, and "
+                             f"another {', '.join(row)}: they must have the same")
+    return {name: [row[name] for row in rows[:len(problems)] for _ in range(repeat)]
+            for name in rows[0]}

@@ -18,6 +18,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
+from minirl.tasks.conversations import Conversation
 from minirl.tasks.problem import JudgedTask, RewardFunction, Task
 from minirl.tasks.rewards import text
 from minirl.tasks.verdicts import VerdictError, read_verdicts
@@ -74,8 +75,10 @@ def with_rewards(task: Task, weights: Mapping[str, float],
 def guarded(reward: RewardFunction, name: str, *, seconds: float = SECONDS) -> RewardFunction:
     """Return a user's reward so that whatever goes wrong in it is a RewardError.
 
-    Its lists are copies: what it does to them reaches nobody. A call may take `seconds`; 0: no
-    limit (waiting.within says what that cannot stop). KeyboardInterrupt goes through.
+    Its lists are copies: what it does to them reaches nobody. Where the prompts are conversations,
+    it gets messages, and completions as one message each, as TRL hands them over. A call may take
+    `seconds`; 0: no limit (waiting.within says what that cannot stop). KeyboardInterrupt goes
+    through.
     """
     @wraps(reward)
     def asked(**arguments: Any) -> Any:
@@ -109,7 +112,7 @@ def _explained(name: str, reward: RewardFunction, arguments: Mapping[str, Any],
     except (Exception, SystemExit) as error:           # SystemExit(0) would look like a good end
         row = _raising(reward, arguments, type(error))
         raise RewardError(f"the reward {name!r} raised {type(error).__name__}: {error}"
-                          f"{_place(error)}; {_shown(completions, row)}") from error
+                          f"{place_of(error)}; {_shown(completions, row)}") from error
 
 
 def _raising(reward: RewardFunction, arguments: Mapping[str, Any],
@@ -134,7 +137,7 @@ def _raising(reward: RewardFunction, arguments: Mapping[str, Any],
         return None
 
 
-def _place(error: BaseException) -> str:
+def place_of(error: BaseException) -> str:
     """Where in the user's code an error comes from: the first line that is not of this library."""
     for frame in traceback.extract_tb(error.__traceback__):
         if not frame.filename.startswith(BETWEEN):
@@ -152,5 +155,11 @@ def _shown(completions: list[Any], row: int | None = None) -> str:
 
 
 def _copies(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: [list(x) if isinstance(x, list) else x for x in column]
-            for name, column in arguments.items()}
+    """What a reward gets: copies, and of conversations messages, as TRL hands them over."""
+    copies = {name: [list(x) if isinstance(x, list) else x for x in column]
+              for name, column in arguments.items()}
+    if all(isinstance(prompt, Conversation) for prompt in copies["prompts"]):
+        copies["prompts"] = [list(prompt.messages) for prompt in copies["prompts"]]
+        copies["completions"] = [[{"role": "assistant", "content": completion}]
+                                 for completion in copies["completions"]]
+    return copies
