@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor
 
+from minirl.equations.entropy import clip_cov_mask, kl_cov_mask, token_covariance
 from minirl.equations.objectives import (
     cispo,
     clipped_surrogate,
@@ -18,6 +20,7 @@ from minirl.equations.objectives import (
     dual_clipped_surrogate,
     gmpo,
     gspo_token,
+    kl_penalised_surrogate,
     policy_gradient,
     sapo,
     sequence_clipped_surrogate,
@@ -89,3 +92,45 @@ def bell(vespo_k_pos: float, vespo_lambda_pos: float, vespo_k_neg: float,
          vespo_lambda_neg: float) -> Objective:
     return partial(vespo, k_pos=vespo_k_pos, lam_pos=vespo_lambda_pos, k_neg=vespo_k_neg,
                    lam_neg=vespo_lambda_neg)
+
+
+def clip_cov(clip_low: float, clip_high: float, cov_share: float, cov_low: float,
+             cov_high: float) -> Objective:
+    """Clip-Cov: PPO's clip, and no gradient from a few tokens, drawn from those with a large
+    covariance. As in verl, a token that the clip stops already is not drawn.
+
+    The seed of the draw is made from the log-probs, so a run resumes with the same bits.
+    The means, the share and the draw are those of the rows that are passed, a micro-batch, as in
+    verl: the choice is the minibatch's where --token-budget lets it pass as a whole.
+    """
+    def objective(logp: Tensor, old_logp: Tensor, adv: Tensor, mask: Tensor) -> Tensor:
+        surrogate = clipped_surrogate(logp, old_logp, adv, clip_low=clip_low, clip_high=clip_high)
+        stopped = surrogate < (logp - old_logp).exp() * adv  # (b, T)
+        covariance = token_covariance(logp, adv, mask).masked_fill(stopped, 0)
+        seed = seed_of(torch.where(mask.bool(), logp.detach(), 0))
+        kept = clip_cov_mask(covariance, mask, share=cov_share, low=cov_low, high=cov_high,
+                             generator=torch.Generator().manual_seed(seed))
+        return torch.where(kept, surrogate, 0)
+
+    return objective
+
+
+def seed_of(numbers: Tensor) -> int:
+    """Return the sum of the numbers' bits: exact, so neither padding (of zeros) nor the order of
+    rows changes it."""
+    return int(numbers.float().view(torch.int32).sum(dtype=torch.int64))
+
+
+def kl_cov(cov_share: float, cov_kl_coef: float) -> Objective:
+    """KL-Cov: no clip, and a penalty on how far the few tokens with the largest covariance move.
+    They are chosen among the rows that are passed, a micro-batch, as in verl (see clip_cov).
+
+    The penalty estimates KL(π_old || π) by |log ρ|, whose gradient at ρ = 1 is 0: it does nothing
+    in the first update for a batch, and so nothing at all where there is one update.
+    """
+    def objective(logp: Tensor, old_logp: Tensor, adv: Tensor, mask: Tensor) -> Tensor:
+        chosen = kl_cov_mask(token_covariance(logp, adv, mask), mask, share=cov_share)  # (b, T)
+        return kl_penalised_surrogate(logp, old_logp, adv, (logp - old_logp).abs() * chosen,
+                                      cov_kl_coef)
+
+    return objective

@@ -55,6 +55,10 @@ class GRPOOptions:
     vespo_lambda_pos: float = 3.0      # λ of vespo where A >= 0
     vespo_k_neg: float = 3.0           # k of vespo where A < 0
     vespo_lambda_neg: float = 2.0      # λ of vespo where A < 0
+    cov_share: float = 2e-4            # of clip-cov and kl-cov, arXiv:2505.22617: of a micro-batch
+    cov_low: float = 1.0               # clip-cov draws from tokens with covariances above this
+    cov_high: float = 5.0              # ... and below this
+    cov_kl_coef: float = 1.0           # β of kl-cov: no gradient in a batch's first update
 
     # what is added to the objective
     kl_estimator: str = "k3"           # k3, corrected_k3 (arXiv:2512.02556, eq. 7) or k2
@@ -89,6 +93,9 @@ def check_options(config: Any) -> None:
     if config.dual_clip and config.dual_clip <= 1 + config.clip_high:
         raise ValueError(f"dual_clip is {config.dual_clip} and clip_high {config.clip_high}: a "
                          "bound on the ratio above 1 + clip_high is wanted, or 0 for none")
+    if config.cov_low >= config.cov_high:
+        raise ValueError(f"cov_low is {config.cov_low} and cov_high {config.cov_high}: a lower "
+                         "bound below the upper one is wanted")
     low, high = config.entropy_coef_min, config.entropy_coef_max
     if config.entropy_target and not low <= config.entropy_coef <= high:
         raise ValueError(f"entropy_coef is {config.entropy_coef}, entropy_coef_min {low} and "

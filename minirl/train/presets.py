@@ -32,8 +32,10 @@ from minirl.train.objectives import (
     Objective,
     bell,
     capped,
+    clip_cov,
     clipped,
     geometric_mean,
+    kl_cov,
     score_function,
     sequence_ratio,
     soft_gate,
@@ -168,6 +170,13 @@ GRPO_PRESETS = {
     # arXiv:2602.04879: a trust region of probabilities, around the sampler
     "dppo": grpo(dict(aggregate="token_mean", kl_coef=0.0, minibatches=2, old_logp="sampler"),
                  objective=trust_region),
+    # arXiv:2505.22617, with the numbers of verl's recipes for 7B (8 updates for a batch):
+    # the tokens whose update lowers the entropy most have no gradient, beside a wide clip; or a
+    # penalty on how far they move, and no clip
+    "clip-cov": grpo(dict(clip_low=1.0, clip_high=1.0, aggregate="token_mean", kl_coef=0.0,
+                          minibatches=4), objective=clip_cov),
+    "kl-cov": grpo(dict(cov_share=2e-3, aggregate="token_mean", kl_coef=0.0, minibatches=4),
+                   objective=kl_cov),
     # arXiv:2510.18855: tokens on which learner and sampler disagree do not count
     "icepop": grpo(dict(importance="token_mask", importance_min=0.5, importance_max=5.0)),
 

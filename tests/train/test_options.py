@@ -16,6 +16,8 @@ from minirl.train.options import GRPOOptions
     (dict(dual_clip=1.25, clip_high=0.28), "a bound on the ratio above"),
     (dict(entropy_target=0.5, entropy_coef=2.0), "entropy_coef is 2.0"),
     (dict(entropy_target=0.5, entropy_coef_min=0.1), "a coefficient between the two"),
+    (dict(cov_low=5.0), "cov_low is 5.0 and cov_high 5.0: a lower bound below"),
+    (dict(cov_share=0.0), "cov_share is 0.0: a positive number"),
     (dict(max_draws=0), "max_draws is 0: at least 1"),
     (dict(off_policy=-1), "off_policy is -1"),
     (dict(off_policy=65), "off_policy is 65: at most 64"),

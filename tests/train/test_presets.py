@@ -3,6 +3,8 @@
 import copy
 import random
 from dataclasses import replace
+from functools import partial
+from math import inf
 
 import pytest
 import torch
@@ -11,10 +13,11 @@ from minirl.inference.evaluate import evaluate
 from minirl.lm.tiny import TinySizes, make_base
 from minirl.tasks.arithmetic import Arithmetic, demonstrations
 from minirl.train.grpo import GRPOConfig, train_grpo
+from minirl.train.objectives import clipped
 from minirl.train.ppo import PPOConfig
 from minirl.train.presets import GRPO_PRESETS, PPO_PRESETS
 from minirl.train.sft import SFTConfig, train_sft
-from tests.train.small import TOKENIZER, Digits, Log, in_turn, length, tiny, weights
+from tests.train.small import TOKENIZER, Digits, Log, in_turn, length, save_step, tiny, weights
 
 PAPERS = {
     "dr_grpo": dict(scale="none", aggregate="constant", kl_coef=0.0),
@@ -29,6 +32,9 @@ PAPERS = {
     "passk": dict(pass_k=4, aggregate="sequence_sum"),
     "vespo": dict(vespo_k_pos=2.0, vespo_lambda_pos=3.0, vespo_k_neg=3.0, vespo_lambda_neg=2.0),
     "dppo": dict(dppo_delta=0.2, old_logp="sampler", aggregate="token_mean"),
+    "clip-cov": dict(clip_low=1.0, clip_high=1.0, cov_share=2e-4, cov_low=1.0, cov_high=5.0,
+                     aggregate="token_mean", kl_coef=0.0),
+    "kl-cov": dict(cov_share=2e-3, cov_kl_coef=1.0, aggregate="token_mean", kl_coef=0.0),
     "icepop": dict(importance="token_mask", importance_min=0.5, importance_max=5.0),
     "trl": dict(lr=1e-6, kl_coef=0.0, group_size=8, aggregate="token_mean", ddof=1),
 }
@@ -74,13 +80,31 @@ def test_the_sequence_ratio_of_gspo_is_clipped_where_a_token_ratio_is_not():
     assert share_clipped("cispo") == share_clipped("sapo") == 0
 
 
+@pytest.mark.parametrize("name", ["clip-cov", "kl-cov"])
+def test_what_chooses_tokens_resumes_bit_for_bit(name):
+    """Clip-Cov draws: with a generator that lives as long as the run, as a closure has one, a run
+    that goes on after a kill draws other tokens than one that was never stopped."""
+    preset, (save, state) = GRPO_PRESETS[name], save_step(2)
+    config = GRPOConfig(**preset.numbers | dict(
+        steps=4, prompts_per_step=4, max_new_tokens=4, lr=1e-2, warmup_steps=0, cov_share=0.2,
+        **({"cov_low": 0.0} if name == "clip-cov" else {})))
+    train = partial(train_grpo, tokenizer=TOKENIZER, task=Digits(number_of_digits), config=config)
+    whole = weights(train(tiny(), **preset.arguments(config), save=save))
+    model = tiny()
+    model.load_state_dict(state["model"])
+    assert torch.equal(weights(train(model, **preset.arguments(config), resume=state)), whole)
+    plain = clipped(1.0, 1.0) if name == "clip-cov" else clipped(inf, inf)
+    assert not torch.equal(weights(train(tiny(), objective=plain)), whole)     # tokens are chosen
+
+
 # which fields a preset reads
 
 NEW_VALUES = {"clip_low": 0.05, "clip_high": 0.07, "scale": "batch", "ddof": 0,   # no preset's
               "dual_clip": 6.0, "pass_k": 2, "dppo_delta": 0.01,
               "sapo_temp_pos": 2.0, "sapo_temp_neg": 2.0,
               "vespo_k_pos": 1.5, "vespo_lambda_pos": 1.5, "vespo_k_neg": 1.5,
-              "vespo_lambda_neg": 1.5}
+              "vespo_lambda_neg": 1.5, "cov_share": 0.2, "cov_low": 4.0, "cov_high": 1.01,
+              "cov_kl_coef": 0.5}
 
 
 @pytest.mark.parametrize("name", NEW_VALUES)
@@ -120,6 +144,7 @@ def test_what_presets_of_grpo_do_not_read():
         "gmpo": {"clip_low"},
         "vespo": clip,
         "dppo": clip,
+        "kl-cov": clip,
     }
 
 
@@ -129,6 +154,10 @@ def test_what_one_preset_alone_reads():
         assert fields and fields <= GRPO_PRESETS[prefix].reads
         assert not [name for name, preset in GRPO_PRESETS.items()
                     if name != prefix and preset.reads & fields]
+    readers = {name: {field for field in preset.reads if field.startswith("cov_")}
+               for name, preset in GRPO_PRESETS.items()}
+    assert {name: fields for name, fields in readers.items() if fields} == {
+        "clip-cov": {"cov_share", "cov_low", "cov_high"}, "kl-cov": {"cov_share", "cov_kl_coef"}}
 
 
 def test_what_presets_of_ppo_read():
