@@ -1,4 +1,4 @@
-"""Tools and calls of them: what a model must know of a tool, and how it writes a call.
+"""Tools and calls of them: how a model writes a call, and how it is read and done.
 
 A tool is a function with typed arguments and a Google docstring (`Args:`), as TRL and transformers
 want it. A call is text, in one of two spellings; the answer is given in the same one:
@@ -7,33 +7,26 @@ want it. A call is text, in one of two spellings; the answer is given in the sam
            <result>42</result>
     JSON   <tool_call>{"name": "calculate", "arguments": {"expression": "6*7"}}</tool_call>
            <tool_response>42</tool_response>
+
+JSON is what the chat templates of Qwen and Hermes teach. With such a template the answer is a turn
+of its own: inference/tool_use.py.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
-import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-Tool = Callable[..., Any]
+from minirl.tasks.schemas import JSON_TYPES, Tool, ToolSpec, json_schema, read_tool
 
-JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array",
-              dict: "object"}
+LONGEST_CALL = 10_000    # characters
+DEEPEST = 20             # lists and objects inside one another
+WRITTEN_AS: dict[Any, Any] = {float: (int, float), tuple: list}   # types in Python, and in JSON
 
 
 # tools
-
-class ToolSpec(NamedTuple):
-    """What a tool's signature and docstring say of it, by argument."""
-
-    summary: str
-    types: dict[str, Any]
-    meanings: dict[str, str]
-    optional: frozenset[str]      # those that have a default
-
 
 class Tools:
     """Tools by name.
@@ -58,16 +51,14 @@ class Tools:
         self.specs: dict[str, ToolSpec] = {}
         self._tools: dict[str, Tool] = {}
         for tool in tools:
-            name = getattr(tool, "__name__", "")
-            if not callable(tool) or not name:
-                raise ValueError(f"{tool!r} is no tool: a function with a name is wanted")
-            if name in self.specs:
-                raise ValueError(f"two tools are called {name}: a model could call only one")
-            self.specs[name], self._tools[name] = _spec(name, tool), tool
+            spec = read_tool(tool)
+            if spec.name in self.specs:
+                raise ValueError(f"two tools are called {spec.name}: a model could call only one")
+            self.specs[spec.name], self._tools[spec.name] = spec, tool
 
     def schemas(self) -> list[dict[str, Any]]:
         """Return a JSON schema of each tool, as chat templates take them."""
-        return [_schema(name, spec) for name, spec in self.specs.items()]
+        return [json_schema(tool) for tool in self._tools.values()]
 
     def call(self, name: str, arguments: Mapping[str, Any]) -> Any:
         """Call a tool -> what it returns. What it raises goes through.
@@ -90,54 +81,6 @@ class Tools:
         return self._tools[name](**arguments)
 
 
-def _spec(name: str, tool: Tool) -> ToolSpec:
-    types, document = typing.get_type_hints(tool), inspect.getdoc(tool) or ""
-    meanings = _meanings(document)
-    parameters = inspect.signature(tool).parameters
-    for argument, parameter in parameters.items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise ValueError(f"the tool {name} takes *{argument}: a model must know its arguments")
-        if argument not in types:
-            raise ValueError(f"the tool {name} has no type for {argument}: write {argument}: str")
-        if argument not in meanings:
-            raise ValueError(f"the tool {name} does not explain {argument}: its docstring needs a "
-                             f"section Args: with a line {argument}: ...")
-    return ToolSpec(
-        summary=document.split("\n\n")[0].replace("\n", " "),
-        types={argument: types[argument] for argument in parameters},
-        meanings=meanings,
-        optional=frozenset(argument for argument, parameter in parameters.items()
-                           if parameter.default is not parameter.empty))
-
-
-def _meanings(document: str) -> dict[str, str]:
-    """Return the arguments of a Google docstring's section Args:, and what it says of each."""
-    section = re.search(r"^Args?:\n((?:[ \t]+.*\n?|\n)*)", document, re.MULTILINE)
-    meanings: dict[str, str] = {}
-    lines = section[1].splitlines() if section else []
-    indent = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
-    for line in filter(str.strip, lines):
-        entry = re.match(r"(\w+)(?: *\([^)]*\))?: *(.*)", line[indent:])
-        if entry:
-            meanings[entry[1]] = entry[2]
-        elif meanings:
-            last = next(reversed(meanings))
-            meanings[last] = f"{meanings[last]} {line.strip()}"
-    return meanings
-
-
-def _schema(name: str, spec: ToolSpec) -> dict[str, Any]:
-    properties = {}
-    for argument, kind in spec.types.items():
-        kinds = {"type": JSON_TYPES[_plain(kind)]} if _plain(kind) in JSON_TYPES else {}
-        properties[argument] = {**kinds, "description": spec.meanings[argument]}
-    required = [argument for argument in spec.types if argument not in spec.optional]
-    return {"type": "function", "function": {
-        "name": name, "description": spec.summary,
-        "parameters": {"type": "object", "properties": properties,
-                       **({"required": required} if required else {})}}}
-
-
 def _plain(kind: Any) -> Any:
     """list for list[int]."""
     return typing.get_origin(kind) or kind
@@ -150,7 +93,7 @@ def _is_a(value: Any, kind: Any) -> bool:
         return True
     if isinstance(value, bool):
         return plain is bool
-    return isinstance(value, (int, float) if plain is float else plain)
+    return isinstance(value, WRITTEN_AS.get(plain, plain))
 
 
 # calls
@@ -201,14 +144,29 @@ def read_json(text: str, tools: Tools) -> tuple[str, dict[str, Any]]:
     >>> read_json('{"name": "add", "arguments": {"a": 1}}', Tools([]))
     ('add', {'a': 1})
     """
+    if len(text) > LONGEST_CALL:
+        raise CallError(f"a call of {len(text):,} characters is too long: at most {LONGEST_CALL:,}")
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_constant=_no_number)
         name, arguments = content["name"], content.get("arguments") or {}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CallError("a call is a JSON object with a name and arguments") from error
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise CallError("the name of a tool is text, and its arguments are an object")
+    if _depth(arguments) > DEEPEST:
+        raise CallError(f"its arguments are too deep: at most {DEEPEST} lists and objects")
     return name, arguments
+
+
+def _no_number(name: str) -> typing.NoReturn:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _depth(value: Any) -> int:
+    if not isinstance(value, (list, dict)):
+        return 0
+    inside = value.values() if isinstance(value, dict) else value
+    return 1 + max(map(_depth, inside), default=0)
 
 
 BARE = Spelling("<tool>", "</tool>", "<result>", "</result>", read_bare)

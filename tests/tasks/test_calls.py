@@ -1,8 +1,11 @@
-"""minirl/tasks/calls.py: what a model must know of a tool, and how calls are written."""
+"""minirl/tasks/calls.py: how calls are written, read and done."""
+
+import json
 
 import pytest
 
 from minirl.tasks.calls import BARE, JSON, CallError, Tools, read_bare, read_json
+from minirl.tasks.schemas import json_schema
 from minirl.tasks.tools import calculate
 
 
@@ -32,53 +35,27 @@ def scale(factor: float, values: list[int]) -> list[float]:
     return [factor * value for value in values]
 
 
+def pair(both: tuple[int, str]) -> str:
+    """Join. JSON has no tuples: a list is one.
+
+    Args:
+        both: What.
+    """
+    return f"{both[0]} {both[1]}"
+
+
 def look() -> str:
     """Look around."""
     return "a wall"
 
 
-def test_the_docstring_is_read():
-    spec = Tools([move]).specs["move"]
-    assert spec.summary == "Go somewhere."
-    assert spec.types == {"direction": str, "steps": int}
-    assert spec.meanings == {"direction": "Where to: north, east, south or west.",
-                             "steps": "How far."}
-    assert spec.optional == {"steps"}
+def test_two_tools_of_one_name():
+    with pytest.raises(ValueError, match="two tools are called move"):
+        Tools([move, move])
 
 
-def test_schema_by_hand():
-    assert Tools([scale]).schemas() == [{"type": "function", "function": {
-        "name": "scale", "description": "Multiply.",
-        "parameters": {"type": "object", "required": ["factor", "values"], "properties": {
-            "factor": {"type": "number", "description": "By what."},
-            "values": {"type": "array", "description": "What."}}}}}]
-
-
-def untyped(a):
-    """Args:
-        a: Anything."""
-
-
-def unexplained(a: int):
-    """Nothing is said of a."""
-
-
-def anything(*a: int):
-    """Args:
-        a: Many."""
-
-
-@pytest.mark.parametrize(("tools", "message"), [
-    ([untyped], "the tool untyped has no type for a: write a: str"),
-    ([unexplained], "the tool unexplained does not explain a"),
-    ([anything], r"the tool anything takes \*a"),
-    ([move, move], "two tools are called move"),
-    (["move"], "'move' is no tool"),
-    ([3], "3 is no tool"),
-])
-def test_tools_that_a_model_could_not_call(tools, message):
-    with pytest.raises(ValueError, match=message):
-        Tools(tools)
+def test_each_tool_has_a_schema():
+    assert Tools([move, look]).schemas() == [json_schema(move), json_schema(look)]
 
 
 @pytest.mark.parametrize(("tools", "text", "call"), [
@@ -105,6 +82,8 @@ def test_bare_calls(tools, text, call):
      ("move", {"direction": "north", "steps": 3})),
     ('\n{"name": "look"}\n', ("look", {})),
     ('{"name": "look", "arguments": null}', ("look", {})),
+    ('{"name": "a", "arguments": {"b": ' + "[" * 19 + "]" * 19 + "}}",
+     ("a", {"b": json.loads("[" * 19 + "]" * 19)})),
 ])
 def test_json_calls(text, call):
     assert read_json(text, Tools([])) == call
@@ -112,14 +91,21 @@ def test_json_calls(text, call):
 
 @pytest.mark.parametrize("text", ["", "look", "[]", "3", "null", '{"arguments": {}}', '{"name": 3}',
                                   '{"name": "look", "arguments": [1]}', '{"name": "lo',
-                                  '{"name": "a", "arguments": "b"}', "[" * 100_000])
+                                  '{"name": "a", "arguments": "b"}', "[" * 100_000,
+                                  '{"name": "a", "arguments": {"b": NaN}}',
+                                  '{"name": "a", "arguments": {"b": -Infinity}}',
+                                  '{"name": "a", "arguments": {"b": ' + "9" * 5000 + "}}",
+                                  '{"name": "a", "arguments": {"b": "' + "c" * 10_000 + '"}}',
+                                  '{"name": "a", "arguments": {"b": ' + "[" * 20 + "]" * 20 + "}}",
+                                  '{"name": "a", "arguments": {}} {"name": "b"}',
+                                  "{'name': 'a', 'arguments': {}}"])
 def test_what_is_no_json_call(text):
     with pytest.raises(CallError):
         read_json(text, Tools([]))
 
 
 @pytest.mark.parametrize(("name", "arguments", "message"), [
-    ("jump", {}, "there is no tool jump, only move, scale, look"),
+    ("jump", {}, "there is no tool jump, only move, scale, look, pair"),
     ("move", {}, "move needs the argument direction"),
     ("move", {"direction": "north", "speed": 3}, "move has no argument speed"),
     ("move", {"direction": 3}, "direction must be of type string"),
@@ -127,16 +113,18 @@ def test_what_is_no_json_call(text):
     ("move", {"direction": "north", "steps": 1.5}, "steps must be of type integer"),
     ("move", {"direction": "north", "steps": True}, "steps must be of type integer"),
     ("scale", {"factor": 2, "values": 3}, "values must be of type array"),
+    ("pair", {"both": 3}, "both must be of type array"),
 ])
 def test_arguments_are_checked(name, arguments, message):
     with pytest.raises(CallError, match=message):
-        Tools([move, scale, look]).call(name, arguments)
+        Tools([move, scale, look, pair]).call(name, arguments)
 
 
 def test_a_call():
     tools = Tools([move, scale])
     assert tools.call("move", {"direction": "north"}) == "1 north"
     assert tools.call("scale", {"factor": 2, "values": [1, 2]}) == [2, 4]
+    assert Tools([pair]).call("pair", {"both": [1, "a"]}) == "1 a"
 
 
 def test_spellings_differ_in_every_tag():
