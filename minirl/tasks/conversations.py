@@ -46,8 +46,7 @@ def with_system(prompt: str, system_prompt: str | None) -> str:
 
 
 def prompt_field(value: Any, name: str, source: str) -> str:
-    """Return the prompt in a field: text, or a Conversation of messages that ends before the
-    assistant's turn.
+    """Return the prompt in a field: text, or a Conversation of messages.
 
     Raises ValueError, with the source, for anything else.
     """
@@ -61,8 +60,26 @@ def prompt_field(value: Any, name: str, source: str) -> str:
         content = message_content(message.get("content"), name, source)
         if content is not None or not message.get("tool_calls"):
             text_field(content or None, f"content of message {number}", source)
-    if not value or value[-1]["role"] == "assistant":
-        what = "ends with a message of the assistant" if value else "has no messages"
-        raise ValueError(f"{source}: {name!r} {what}: at its end one of the user's is wanted, "
-                         "which the policy answers")
+    if not value:
+        raise ValueError(f"{source}: {name!r} has no messages: one of the user's is wanted, which "
+                         "the policy answers")
     return Conversation.of(value)
+
+
+def completion_field(value: Any, name: str, source: str, *, prompt: str, at: str = "") -> str:
+    """Return the completion in a field: text, or a message, in front of which the prompt's may
+    stand once more.
+
+    `at` says where in the field the value stands (" at index 2"), for messages.
+    """
+    if isinstance(value, list) and len(value) > 1 and _same(value[:-1], prompt):
+        value = value[-1:]
+    return text_field(value, name, source, at=at)
+
+
+def _same(messages: Sequence[Any], prompt: str) -> bool:
+    """Whether messages are those of a prompt, or the one message that it is the text of."""
+    if isinstance(prompt, Conversation):
+        return tuple(messages) == prompt.messages
+    return len(messages) == 1 and isinstance(messages[0], dict) and (
+        messages[0].get("content") == prompt)

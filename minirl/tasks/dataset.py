@@ -29,14 +29,20 @@ from pathlib import Path
 from typing import Any
 
 from minirl.tasks.answers import boxed, claim, judged_answers, marked
-from minirl.tasks.conversations import prompt_field, with_system
+from minirl.tasks.conversations import Conversation, prompt_field, with_system
 from minirl.tasks.latex import MathVerify, is_installed
 from minirl.tasks.problem import Problem, RewardFunction, hash_of, split_of
-from minirl.tasks.records import ENDINGS, Record, check_unicode, read_records
+from minirl.tasks.records import (
+    ANSWERS,
+    ENDINGS,
+    PROMPTS,
+    Record,
+    check_unicode,
+    first_of,
+    read_records,
+)
 from minirl.tasks.rewards import Completion, Verdicts, answer_text, format_reward, text
 
-PROMPTS = "prompt", "question", "problem"                  # the first that a file has is read
-ANSWERS = "answer", "solution", "ground_truth"
 HELD_OUT = "test", "validation", "valid", "val", "dev"     # names of splits
 RESERVED = "prompts", "completions", "completion_ids", "environments"     # what rewards get anyway
 KINDS = {bool: "a bool", int: "a number", float: "a number", str: "text", list: "a list",
@@ -206,8 +212,8 @@ def _read(file: Path, kinds: dict[str, tuple[str, str]]) -> Iterator[tuple[str, 
     prompt_name, answer_name = None, None
     for source, record in read_records(file, f"a prompt ({', '.join(PROMPTS)})"):
         if prompt_name is None:
-            prompt_name = _first(PROMPTS, record)
-            answer_name = _first(ANSWERS, record)
+            prompt_name = first_of(PROMPTS, record)
+            answer_name = first_of(ANSWERS, record)
         if prompt_name is None:
             raise ValueError(f"{source} has the columns {', '.join(record)}: a prompt "
                              f"({', '.join(PROMPTS)}) is wanted; rename the column that holds it")
@@ -216,14 +222,13 @@ def _read(file: Path, kinds: dict[str, tuple[str, str]]) -> Iterator[tuple[str, 
         prompt = prompt_field(record.pop(prompt_name, None), prompt_name, source)
         if not prompt:
             raise ValueError(f"{source}: {prompt_name!r} is empty: leave the record out")
+        if isinstance(prompt, Conversation) and prompt.messages[-1]["role"] == "assistant":
+            raise ValueError(f"{source}: {prompt_name!r} ends with a message of the assistant: one "
+                             "of the user's is wanted there, which the policy answers")
         whole = _answer(record, answer_name, source)
         answer = marked(whole) if whole else ""
         said = _split(record.get("split"), source) if "split" in record else None
         yield str(prompt), Row(prompt, answer, _work(whole), record=record), said
-
-
-def _first(names: Sequence[str], record: Record) -> str | None:
-    return next((name for name in names if name in record), None)
 
 
 def _check_column(name: str, value: Any, source: str, kinds: dict[str, tuple[str, str]], *,

@@ -21,7 +21,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-from minirl.tasks.records import read_records, text_field
+from minirl.tasks.conversations import completion_field, prompt_field
+from minirl.tasks.records import ANSWERS, PROMPTS, first_of, read_records
+from minirl.tasks.rewards import answer_text
 from minirl.tasks.verdicts import as_number
 
 
@@ -115,31 +117,54 @@ def load_rankings(path: str | Path) -> list[Ranking]:
     """Read rankings from a file (records.py), one per record.
 
     A record is TRL's preference format, {"prompt": ..., "chosen": ..., "rejected": ...}, or what
-    save_rankings writes, {"prompt": ..., "completions": [best, ..., worst]}.
+    save_rankings writes, {"prompt": ..., "completions": [best, ..., worst]}. Conversations may have
+    the prompt's messages in front of each completion, and no field for it.
 
     Raises ValueError, with file and line, for a record without these fields, an empty text, or a
     pair of equal completions.
     """
     rankings = []
     for source, entry in read_records(path, "prompt, chosen and rejected"):
-        completions = entry.get("completions")
+        completions, chosen = entry.get("completions"), entry.get("chosen")
+        if "prompt" not in entry and isinstance(chosen, list) and len(chosen) > 1:
+            entry["prompt"] = chosen[:-1]
+        prompt = prompt_field(entry.get("prompt"), "prompt", source)
         if isinstance(completions, list):
-            texts = [text_field(text, "completions", source, at=f" at index {i}")
-                     for i, text in enumerate(completions)]
+            texts = [completion_field(text, "completions", source, prompt=prompt,
+                                      at=f" at index {i}") for i, text in enumerate(completions)]
         else:
             names = ("completions",) if "completions" in entry else ("chosen", "rejected")
-            texts = [text_field(entry.get(name), name, source) for name in names]
-        prompt = text_field(entry.get("prompt"), "prompt", source)
+            texts = [completion_field(entry.get(name), name, source, prompt=prompt)
+                     for name in names]
         rankings.append(Ranking(prompt, tuple(texts), source))
     return rankings
 
 
 def load_demonstrations(path: str | Path) -> list[Demonstration]:
-    """Read demonstrations from a file in TRL's prompt-completion format, one per record:
-    {"prompt": ..., "completion": ...}. Raises ValueError as load_rankings does."""
-    return [Demonstration(text_field(entry.get("prompt"), "prompt", source),
-                          text_field(entry.get("completion"), "completion", source), source)
-            for source, entry in read_records(path, "prompt and completion")]
+    """Read demonstrations from a file (records.py), one per record.
+
+    A record is TRL's prompt-completion format, {"prompt": ..., "completion": ...}, a conversation
+    that ends with the assistant's message, {"messages": [...]}, or a question with its answer.
+
+    Raises ValueError as load_rankings does.
+    """
+    demonstrations = []
+    for source, entry in read_records(path, "prompt and completion"):
+        messages = entry.get("messages")
+        if isinstance(messages, list) and messages:
+            if not isinstance(messages[-1], dict) or messages[-1].get("role") != "assistant":
+                raise ValueError(f"{source}: 'messages' does not end with a message of the "
+                                 "assistant: there is nothing to learn from")
+            entry = {"prompt": messages[:-1], "completion": messages[-1:]}
+        name = first_of(PROMPTS, entry) or "prompt"
+        prompt = prompt_field(entry.get(name), name, source)
+        name = first_of(("completion", *ANSWERS), entry) or "completion"
+        completion = entry.get(name)
+        if name in ANSWERS and isinstance(completion, (int, float)):
+            completion = answer_text(completion)
+        demonstrations.append(Demonstration(
+            prompt, completion_field(completion, name, source, prompt=prompt), source))
+    return demonstrations
 
 
 def save_rankings(rankings: Sequence[Ranking], path: str | Path) -> None:

@@ -21,6 +21,8 @@ from typing import Any
 from minirl.tasks.rewards import content_text
 
 Record = dict[str, Any]
+PROMPTS = "prompt", "question", "problem"              # the first that a file has is read
+ANSWERS = "answer", "solution", "ground_truth"
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 LONGEST_LINE = 2 ** 26     # bytes
 LARGEST_LIST = 2 ** 30     # bytes of a list of objects, which is read at once
@@ -186,6 +188,11 @@ def _repeated(names: Iterable[str]) -> str | None:
 
 
 # fields
+
+def first_of(names: Iterable[str], record: Record) -> str | None:
+    """Return the first of these names that a record has a field of."""
+    return next((name for name in names if name in record), None)
+
 
 def text_field(value: Any, name: str, source: str, *, at: str = "") -> str:
     """Return the text of the field `name`: a string, or the content of a single message, as TRL's

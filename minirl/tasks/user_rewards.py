@@ -156,8 +156,8 @@ def _shown(completions: list[Any], row: int | None = None) -> str:
 
 def _copies(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What a reward gets: copies, and of conversations messages, as TRL hands them over."""
-    copies = {name: [list(x) if isinstance(x, list) else x for x in column]
-              for name, column in arguments.items()}
+    copies: dict[str, Any] = {name: [list(x) if isinstance(x, list) else x for x in column]
+                              for name, column in arguments.items()}
     if all(isinstance(prompt, Conversation) for prompt in copies["prompts"]):
         copies["prompts"] = [list(prompt.messages) for prompt in copies["prompts"]]
         copies["completions"] = [[{"role": "assistant", "content": completion}]

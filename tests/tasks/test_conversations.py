@@ -39,7 +39,7 @@ def test_prompts():
 
 
 @pytest.mark.parametrize("value, says", [
-    ([], "f: 'prompt' has no messages"), ([USER, REPLY], "ends with a message of the assistant"),
+    ([], "f: 'prompt' has no messages"),
     (["6*7="], "message 1 of 'prompt' is '6\\*7='"), ([USER, {"content": "x"}], "message 2 of"),
     ([{"role": "user"}], "'content of message 1' is missing"),
     ([{"role": "user", "content": ""}], "'content of message 1' is missing"),

@@ -211,3 +211,40 @@ def test_missing_and_empty_files(tmp_path):
             load(tmp_path / "nowhere.jsonl")
         with pytest.raises(ValueError, match="has no lines"):
             load(jsonl(tmp_path, "", "  "))
+
+
+USER, CHOSEN, REJECTED = ({"role": role, "content": text} for role, text in (
+    ("user", "q"), ("assistant", "good"), ("assistant", "bad")))
+
+
+@pytest.mark.parametrize("entry", [
+    {"prompt": [USER], "chosen": [CHOSEN], "rejected": [REJECTED]},
+    {"chosen": [USER, CHOSEN], "rejected": [USER, REJECTED]},
+    {"prompt": "q", "chosen": [USER, CHOSEN], "rejected": [USER, REJECTED]},
+    {"prompt": [USER], "completions": [[USER, CHOSEN], [REJECTED]]}])
+def test_preferences_with_the_prompt_in_front(entry, tmp_path):
+    """TRL's implicit prompts, and data sets that write the prompt in all three columns."""
+    ranking, = load_rankings(jsonl(tmp_path, entry))
+    assert (ranking.prompt, ranking.completions) == ("q", ("good", "bad"))
+    assert getattr(ranking.prompt, "messages", (USER,)) == (USER,)
+    with pytest.raises(ValueError, match="line 1: 'rejected' is a conversation of 2 messages"):
+        load_rankings(jsonl(tmp_path, {"chosen": [USER, CHOSEN], "rejected": [CHOSEN, REJECTED]}))
+
+
+def test_demonstrations_of_other_formats(tmp_path):
+    """A whole conversation, of which the last message is learnt; and GSM8K's columns."""
+    system = {"role": "system", "content": "s"}
+    file = jsonl(tmp_path, {"messages": [system, USER, CHOSEN]},
+                 {"question": "q", "answer": "work\n#### 5"}, {"problem": "q", "solution": 5})
+    demonstrations = load_demonstrations(file)
+    assert [d[:2] for d in demonstrations] == [("s\n\nq", "good"), ("q", "work\n#### 5"),
+                                               ("q", "5")]
+    assert demonstrations[0].prompt.messages == (system, USER)
+    (tmp_path / "a.csv").write_text("prompt,completion\nq,a\n")
+    assert load_demonstrations(tmp_path / "a.csv")[0][:2] == ("q", "a")
+    for messages, says in (([CHOSEN], "'prompt' has no messages"), ([], "'prompt' is missing"),
+                           ([CHOSEN, USER], "'messages' does not end with a message of the ass")):
+        with pytest.raises(ValueError, match=says):
+            load_demonstrations(jsonl(tmp_path, {"messages": messages}))
+    with pytest.raises(ValueError, match="line 1: 'answer' is empty"):
+        load_demonstrations(jsonl(tmp_path, {"question": "q", "answer": ""}))
