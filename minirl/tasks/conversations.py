@@ -33,6 +33,14 @@ class Conversation(str):
         return cls("\n\n".join(content_text(message.get("content")) for message in messages),
                    messages)
 
+    def __add__(self, text: str, /) -> Conversation:
+        """The conversation with text behind its last message."""
+        if not text:
+            return self
+        *before, last = self.messages
+        content = content_text(last.get("content")) + text
+        return Conversation.of([*before, {**last, "content": content}])
+
 
 def with_system(prompt: str, system_prompt: str | None) -> str:
     """Return a prompt with a system message in front. A conversation that has one keeps its own."""

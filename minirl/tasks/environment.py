@@ -55,6 +55,7 @@ class Session:
     environment: Any = None
     calls: int = 0
     failures: int = 0             # calls that were answered by an error
+    called: Sequence[str] = ()    # the tools that the last reply answered for, in their order
     stop: str = "max_tokens"
     seconds: float = SECONDS      # for one call; 0: no limit
 
@@ -77,6 +78,7 @@ class Session:
         if not calls:
             self.stop = "completed"
         self.calls += len(calls)
+        self.called = [name for name, _ in calls]
         return self.answers(calls)
 
     def answers(self, calls: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:

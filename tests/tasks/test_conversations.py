@@ -18,6 +18,15 @@ def test_a_conversation_is_a_text_that_keeps_its_messages():
         assert same == prompt and same.messages == (SYSTEM, USER)
 
 
+def test_what_is_appended_stands_in_the_last_message():
+    """An environment adds text to a prompt, and the conversation was lost."""
+    prompt = Conversation.of([SYSTEM, USER])
+    longer = prompt + " (a hint)"
+    assert longer == "Be brief.\n\n6*7= (a hint)"
+    assert longer.messages == (SYSTEM, {"role": "user", "content": "6*7= (a hint)"})
+    assert prompt + "" is prompt and prompt.messages == (SYSTEM, USER)
+
+
 def test_a_system_message_stands_in_front_once():
     assert with_system("6*7=", None) == "6*7=" and type(with_system("6*7=", None)) is str
     assert with_system("6*7=", "Be brief.").messages == (SYSTEM, USER)
