@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import torch
 
-from minirl.inference.tool_use import begin_sessions, call_stops, replies_of
+from minirl.inference.tool_use import begin_sessions, call_stops, encode_prompts, replies_of
 from minirl.lm.model import Transformer
 from minirl.lm.rollouts import Rollouts
 from minirl.lm.sampling import sample
 from minirl.lm.text import WIDTH, columns_of, visible
 from minirl.lm.tokenizer import Tokenizer
-from minirl.tasks.environment import ToolTask
+from minirl.tasks.environment import Session, ToolTask
 from minirl.tasks.problem import Problem
 
 INDENT = 5                       # columns before a completion
@@ -30,11 +30,12 @@ def show_samples(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str
                  task: ToolTask | None = None) -> str:
     """Sample n completions of each prompt -> their picture: see show_rollouts. Their calls are
     answered by the tools of `task`."""
+    sessions: list[Session] = []
     stops, reply = tokenizer.stop_ids, None
     if task is not None:
         sessions, _ = begin_sessions(task, tokenizer, [Problem(p, "") for p in prompts], n)
         stops, reply = call_stops(tokenizer), replies_of(sessions, tokenizer)
-    ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
+    ids = encode_prompts(tokenizer, prompts, sessions)
     generator = torch.Generator(model.device).manual_seed(seed)
     rollouts = sample(model, ids, group=n, max_new_tokens=max_new_tokens, temperature=temperature,
                       top_k=top_k, top_p=top_p, min_p=min_p,
