@@ -50,6 +50,14 @@ EQUIVALENT: dict[str, str] = {
     "equations/advantages.py zero_spread: -1 -> 1": TWO_D,
     "equations/advantages.py zero_spread: -1 -> 1 (2)": TWO_D,
     "equations/inference_time.py majority_accuracy: 1 -> 0 (2)": "0 is even, and refused as such",
+    "equations/inference_time.py _convolution: steps.clamp(min=0) -> steps":
+        "what is below the diagonal is taken out by the where",
+    "equations/inference_time.py plurality_accuracy: 0 -> 1 (4)":
+        "where size <= k a column is added to none",
+    "equations/inference_time.py plurality_accuracy: p > 0 -> p >= 0":
+        "an answer that nobody gives has no vote",
+    "equations/inference_time.py plurality_accuracy: rest < -1e-09 -> rest <= -1e-09":
+        "1 minus a number near 1 is a multiple of 2^-53, and -1e-9 is none",
     "equations/kl.py _kl: 0 -> 1 (2)": "it is multiplied by p = 0",
     "equations/kl.py generalised_jsd: 10000.0 -> 10001.0": "e^-10001 is 0, too",
     "equations/kl.py kl_shaped_rewards: 0 -> 1 (2)": HIDDEN,

@@ -254,6 +254,13 @@ def test_plurality_accuracy_with_one_wrong_answer_is_majority_accuracy(p, n):
     assert plurality_accuracy(p, [1 - p], n) == pytest.approx(majority_accuracy(p, n), abs=1e-12)
 
 
+def test_plurality_accuracy_of_hundreds_of_votes_is_a_number():
+    """Poisson numbers with the wrong sign before their mean are e^(2 n) times as large, which
+    cancels until n = 355, where it is more than float64 holds."""
+    assert plurality_accuracy(0.55, [0.45], 401) == pytest.approx(majority_accuracy(0.55, 401),
+                                                                  rel=1e-9)
+
+
 def test_plurality_accuracy_of_many_answers_sums_to_one():
     """Somebody wins: over all answers as the right one, the chances add up to 1. 64 samples and 100
     answers, among them some that hardly ever come."""

@@ -238,6 +238,8 @@ TABLE: Table = {
             [[0.0, 0.0], [0.0, 0.0]]),
         Row("NaN is no verdict: 3 - 1 of two; too few for k = 3: nothing",
             {"rewards": [[3.0, NAN, 1.0]]}, [[2.0, 0.0, 0.0]], ours=True),
+        Row("a single verdict beats nobody", {"rewards": [[1.0, NAN, NAN]]}, [[0.0, 0.0, 0.0]],
+            ours=True),
         Row("k = 3 and two verdicts", {"rewards": [[3.0, NAN, 1.0]], "k": 3}, [[0.0, 0.0, 0.0]],
             ours=True),
     ],

@@ -73,6 +73,8 @@ TABLE: Table = {
         Row("padding is no candidate, and not kept either",
             {"covariance": [[2.0, 3.0, NAN]], "mask": [[True, False, False]], "share": 1.0},
             [[False, False, False]]),
+        Row("the share that is left out is 2e-4: one token at least, here the only candidate",
+            {"covariance": [[0.5, 2.0, 9.0]], "mask": [[True] * 3]}, [[True, False, True]]),
         Row("other bounds, and a share of one token at least: 0.001 of 3",
             {"covariance": [[-2.0, 0.5, 2.0]], "mask": [[True] * 3], "share": 0.001, "low": 0.0,
              "high": 1.0}, [[True, False, True]]),
