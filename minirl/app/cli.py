@@ -182,6 +182,17 @@ def add_policy(parser: Parser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=80, help="(default 80)")
     parser.add_argument("--seed", type=int, default=0, help="(default 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    add_chat(parser)
+
+
+def add_chat(parser: Parser) -> None:
+    parser.add_argument("--system-prompt", default=None, metavar="TEXT",
+                        help="what a chat model is told first (default: as in the model's run)")
+    parser.add_argument("--chat-template", default=None, metavar="FILE",
+                        help="Jinja; auto: the model's own, if it has one; none: prompts as they "
+                             "are (default: as in the model's run, or auto)")
+    parser.add_argument("--chat-template-kwargs", default=None, metavar="JSON",
+                        help="what the template reads, as {\"enable_thinking\": false}")
 
 
 def add_checkpoint(parser: Parser) -> None:
@@ -262,6 +273,7 @@ def add_trace(parser: Parser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
     parser.add_argument("--dtype", default="float32",
                         help="float32, bfloat16 or float16 for matrix products (default float32)")
+    add_chat(parser)
 
 
 def add_plot(parser: Parser) -> None:

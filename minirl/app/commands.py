@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from minirl.app import instructgpt, r1, sums
+from minirl.app.chat import SAID, as_asked
 from minirl.app.distill import DistillSettings, check_distill, distill
 from minirl.app.flags import fields_of
 from minirl.app.instructgpt import InstructSettings
@@ -126,6 +127,8 @@ def work(run: RunDir, configs: Mapping[str, Any], device: torch.device, *,
     training, settings = TRAINING[run.config["command"]], configs["settings"]
     model, tokenizer = first_model(settings, configs.get("base", BaseConfig()),
                                    device=device)
+    if tokenizer.chat is not None:
+        print(SAID, flush=True)
     stages = Stages(run, tokenizer, settings, device=device, profile=profile)
     return training.work(stages, model, configs)
 
@@ -217,6 +220,9 @@ def open_checkpoint(args: argparse.Namespace) -> tuple[Path | str, Transformer, 
         work(run, configs, device)
         path = run.path / "final"
     model, tokenizer = load_pretrained(path, device=device)
+    tokenizer = as_asked(tokenizer, args, path)
+    if tokenizer.chat is not None:
+        print(SAID, file=sys.stderr)
     say_what_it_costs(args.dtype, device)
     return path, model, tokenizer
 
@@ -234,7 +240,8 @@ def trained_on(path: Path | str, task: str | None = None, digits: int | None = N
 
 def check_looking(args: argparse.Namespace, **counts: int) -> None:
     """Raise ValueError for numbers that no checkpoint could be asked with: before one is read."""
-    Settings(seed=args.seed, device=args.device, dtype=args.dtype)
+    Settings(seed=args.seed, device=args.device, dtype=args.dtype,
+             chat_template_kwargs=args.chat_template_kwargs)
     check_choices(group=1, max_new_tokens=args.max_new_tokens, temperature=args.temperature,
                   top_k=getattr(args, "top_k", 0), top_p=getattr(args, "top_p", 1.0),
                   min_p=getattr(args, "min_p", 0.0),

@@ -41,7 +41,7 @@ def starting_point(settings: Settings, sizes: TinySizes, preset: str) -> Start:
         config = tiny_config(sizes, tokenizer.vocab_size)
     weights = parameters_of(config)
     check_room(4 * TRAINING * weights, device, f"training {weights:,} weights")
-    return Start(config, tokenizer, device, preset)
+    return Start(config, settings.conversing(tokenizer), device, preset)
 
 
 def check_copies(start: Start, held: Mapping[str, int], advice: str) -> None:

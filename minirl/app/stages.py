@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn
 
+from minirl.app.chat import conversing, variables_of
 from minirl.app.plots import plot_runs
 from minirl.app.rundir import RunDir
 from minirl.app.runlog import RunLog
@@ -70,6 +71,9 @@ class Settings:
     sampler_dtype: str | None = None   # of the sampler's products (default: as --dtype)
     compile: str = "auto"              # torch.compile: on, off, or auto (on CUDA, and in long runs)
     init: str | None = None            # checkpoint folder or hub id; without it a new base model
+    system_prompt: str | None = None   # what a chat model is told first, before every prompt
+    chat_template: str = "auto"        # a Jinja file; auto: the model's own; none: prompts as is
+    chat_template_kwargs: str | None = None  # JSON that it reads, as {"enable_thinking": false}
     eval_problems: int = 512           # held-out problems, before and after
     checkpoint_every: int = 20         # steps (SFT and reward models: five times as many)
     log: str | None = None             # also to tensorboard, wandb, or both: tensorboard,wandb
@@ -77,12 +81,18 @@ class Settings:
     def __post_init__(self) -> None:
         check(self, **INTERVALS)
         check_compile(self.compile)
+        variables_of(self.chat_template_kwargs)
         tracker_names(self.log)
         self.precision(torch.device("cpu"))
 
     def precision(self, device: torch.device) -> AbstractContextManager:
         """Return the context in which the run computes."""
         return compute_in(self.dtype, device, sampler=self.sampler_dtype)
+
+    def conversing(self, tokenizer: Tokenizer) -> Tokenizer:
+        """Return the tokenizer, to which prompts are turns of a chat where there is a template."""
+        return conversing(tokenizer, self.system_prompt, self.chat_template,
+                          self.chat_template_kwargs)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -101,8 +111,11 @@ def first_model(settings: Settings, sizes: TinySizes, *, device: torch.device
     Training is in float32, whatever the checkpoint is in: lower precision loses small steps.
     """
     if settings.init is not None:
-        return load_pretrained(settings.init, dtype=torch.float32, device=device)
-    return make_base(sizes, seed=settings.seed, device=device, words=settings.words)
+        model, tokenizer = load_pretrained(settings.init, dtype=torch.float32, device=device)
+    else:
+        model, tokenizer = make_base(sizes, seed=settings.seed, device=device,
+                                     words=settings.words)
+    return model, settings.conversing(tokenizer)
 
 
 @dataclass(frozen=True)

@@ -179,6 +179,13 @@ WRONG = {
     "plot": ["", "nowhere", "{folder}", "{finished} --out nowhere/x.png",
         "{finished} --out {folder}"],
 }
+CHAT = ["--system-prompt x", "--chat-template none --system-prompt x", "--chat-template nowhere",
+        "--chat-template ''", "--chat-template {folder}/broken.jinja", "--chat-template-kwargs [1]",
+        "--chat-template-kwargs x", '--chat-template-kwargs {{"tools":1}}']
+for command, model in (("sft", ""), ("grpo", ""), ("ppo", "--init {base}"), ("dpo", ""),
+                       ("sample", "--init {base}"), ("eval", "--init {base}"),
+                       ("precision", "--init {base}"), ("trace", "{base}")):
+    WRONG[command] += [f"{model} {line}".strip() for line in CHAT]
 
 
 def name(command, line):
@@ -202,7 +209,7 @@ def places(base, finished, tmp_path_factory):
         "one.jsonl": '{"prompt": "a", "chosen": "b", "rejected": "c"}\n',
         "ranked.jsonl": '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
                         '{"prompt": "d", "chosen": "b", "rejected": "c"}\n',
-        "pages.txt": "one two\n\nthree four\n",
+        "pages.txt": "one two\n\nthree four\n", "broken.jinja": "{% for m in messages %}",
         "surrogate.jsonl": '{"prompt": "a", "chosen": "\\ud800", "rejected": "c"}\n'}
     for name, text in files.items():
         (folder / name).write_text(text)
