@@ -201,10 +201,21 @@ def add_checkpoint(parser: Parser) -> None:
                         help="float32, bfloat16 or float16 for matrix products (default float32)")
 
 
+def add_task(parser: Parser) -> None:
+    parser.add_argument("--task", default=None,
+                        help=f"{', '.join(TASKS)}:NAME (default: what the run was trained on)")
+    parser.add_argument("--data", default=None, metavar="FILE",
+                        help="your problems, all of them; of a file that the run learnt from, "
+                             "those held out")
+    parser.add_argument("--task-config", default=None, metavar="JSON",
+                        help="of reasoning_gym, such as {\"max_terms\": 3}")
+
+
 def add_sample(parser: Parser) -> None:
     parser.add_argument("prompts", nargs="*", metavar="PROMPT",
                         help="text to complete (default: two held-out problems)")
     parser.add_argument("-n", type=int, default=2, help="completions per prompt (default 2)")
+    add_task(parser)
     parser.add_argument("--top-k", type=int, default=0, help="0 is off (default)")
     parser.add_argument("--top-p", type=float, default=1.0, help="1 is off (default)")
     parser.add_argument("--min-p", type=float, default=0.0, help="0 is off (default)")
@@ -215,8 +226,7 @@ def add_sample(parser: Parser) -> None:
 
 
 def add_eval(parser: Parser) -> None:
-    parser.add_argument("--task", default=None,
-                        help=f"{', '.join(TASKS)} (default: what the run was trained on)")
+    add_task(parser)
     parser.add_argument("--digits", type=int, default=None,
                         help="1 to 5, of sums (default: what the run was trained on)")
     parser.add_argument("--problems", type=int, default=256, help="(default 256)")

@@ -16,6 +16,7 @@ import torch
 
 from minirl.app import instructgpt, r1, sums
 from minirl.app.chat import SAID, as_asked
+from minirl.app.data import check_unchanged, config_of, digests_of, measured_on
 from minirl.app.distill import DistillSettings, check_distill, distill
 from minirl.app.flags import fields_of
 from minirl.app.instructgpt import InstructSettings
@@ -142,6 +143,8 @@ def resumed_run(args: argparse.Namespace) -> tuple[RunDir, dict[str, Any]]:
                          f"numbers in {path / 'config.json'}: leave it out, or start a new run "
                          "with --init")
     run = RunDir.resume(path, command=args.command)
+    if not run.finished:
+        check_unchanged(run.config)
     classes = sections(args.command).items()
     return run, {section: run.read_config(section, cls) for section, cls in classes}
 
@@ -195,6 +198,7 @@ def configured(command: str, values: Mapping[str, Any],
 def config_json(command: str, configs: Mapping[str, Any], preset: str) -> dict[str, Any]:
     """Return what config.json says of a run."""
     return {"command": command, "preset": preset, "task": configs["settings"].task_fields,
+            "files": digests_of(configs),
             **{section: dataclasses.asdict(config) for section, config in configs.items()},
             "torch": torch.__version__, "threads": torch.get_num_threads(),
             "python": platform.python_version(), "platform": platform.platform()}
@@ -227,15 +231,30 @@ def open_checkpoint(args: argparse.Namespace) -> tuple[Path | str, Transformer, 
     return path, model, tokenizer
 
 
-def trained_on(path: Path | str, task: str | None = None, digits: int | None = None, *,
+def trained_on(path: Path | str, args: argparse.Namespace | None = None, *,
                quiet: bool = False) -> Task:
     """Return the task of a checkpoint's run, or what the flags make of it."""
-    fields = read_json(Path(path).parent / "config.json").get("task")
-    choice = make_task(with_changes(fields or DEFAULT, task, digits))
-    if fields is None and task is None and not quiet:
+    run, flags = read_json(Path(path).parent / "config.json"), vars(args) if args else {}
+    choice = asked(run, flags)
+    if not quiet and run.get("task") is None and not (flags.get("task") or flags.get("data")):
         warn(f"no config.json says what {path} learnt: using {choice.name}; "
              "choose with minirl eval --task")
     return choice
+
+
+def asked(run: Mapping[str, Any], flags: Mapping[str, Any]) -> Task:
+    """Return the task of a run, by its config.json, with the changes that flags make."""
+    if flags.get("data") is not None:
+        return make_task(measured_on(flags["data"], flags.get("task"), run))
+    config = None if flags.get("task_config") is None else config_of(flags["task_config"])
+    return make_task(with_changes(run.get("task") or DEFAULT, flags.get("task"),
+                                  flags.get("digits"), config=config))
+
+
+def check_task(args: argparse.Namespace) -> None:
+    """Raise ValueError for flags that make no task: before a checkpoint is read."""
+    if args.task_config is None or args.task is not None:      # else it is the run's task's
+        asked({}, vars(args))
 
 
 def check_looking(args: argparse.Namespace, **counts: int) -> None:
@@ -253,8 +272,9 @@ def check_looking(args: argparse.Namespace, **counts: int) -> None:
 
 def command_sample(args: argparse.Namespace) -> None:
     check_looking(args, n=args.n)
+    check_task(args)
     path, model, tokenizer = open_checkpoint(args)
-    task = trained_on(path, quiet=bool(args.prompts))
+    task = trained_on(path, args, quiet=bool(args.prompts))
     prompts = args.prompts or [problem.prompt for problem in task.sample(
         2, random.Random(args.seed), split="test")]
     rows = args.n * len(prompts)
@@ -282,7 +302,7 @@ def command_eval(args: argparse.Namespace) -> None:
     check_looking(args, problems=args.problems, samples=args.samples,
                   **{name: n for name, n in counts.items() if n is not None})
     check_choosing(args.best_of, args.reward, args.how)
-    make_task(with_changes(DEFAULT, args.task, args.digits))
+    check_task(args)
     ks = args.k or sorted({k for k in (1, 4, 8) if k <= args.samples})
     for k in ks:
         if not 1 <= k <= args.samples:
@@ -291,7 +311,7 @@ def command_eval(args: argparse.Namespace) -> None:
     reward = (None if args.reward is None else
               open_reward(args.reward, args.how, device=pick_device(args.device)))
     path, model, tokenizer = open_checkpoint(args)
-    task = trained_on(path, args.task, args.digits)
+    task = trained_on(path, args)
     if reward is not None:
         reward.check(tokenizer, task, args.max_new_tokens)
     samples = max(args.samples, args.voting or 1, args.best_of or 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minirl.app.rundir import RunDir
-from minirl.app.tasks import make_task
+from minirl.app.tasks import title_of
 from minirl.lm.figures import (
     COLOURS,
     REACH,
@@ -215,7 +215,7 @@ def heading(runs: Sequence[RunDir]) -> str:
     command = config.get("command")
     if "stage_of" in config:
         command = f"{config['stage_of']}, {runs[0].path.name}"
-    task = f": {make_task(config['task']).name}" if "task" in config else ""
+    task = f": {title_of(config['task'])}" if "task" in config else ""
     return f"minirl {command}{task}, seed {config.get('settings', {}).get('seed')}"
 
 

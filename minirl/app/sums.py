@@ -1,4 +1,5 @@
-"""`minirl sft` and `minirl grpo`: a base model that reads sums or products, and GRPO on it."""
+"""`minirl sft` and `minirl grpo`: a base model that reads sums or products, and GRPO on it; or both
+on a user's own file."""
 
 from __future__ import annotations
 
@@ -8,11 +9,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minirl.app.data import GYM, check_answers, check_data_flags, data_fields
 from minirl.app.looks import BeforeAndAfter, watched
 from minirl.app.preflight import Start, check_copies, refuse
 from minirl.app.rundir import RunDir
 from minirl.app.stages import INTERVALS, Look, Settings, Stages
-from minirl.app.tasks import make_task
+from minirl.app.tasks import DEFAULT, OF_A_FILE, make_task
 from minirl.app.user_code import rewarded, saying_how_to_go_on
 from minirl.inference.collect import LOOKED_AT, ROWS, check_prompts, check_rewards
 from minirl.inference.tables import before_and_after
@@ -21,7 +23,7 @@ from minirl.lm.memory import check_room, sampling_bytes
 from minirl.lm.model import Transformer
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tiny import SIZE_NAMES, TinySizes
-from minirl.tasks.arithmetic import SYMBOLS, demonstrations
+from minirl.tasks.arithmetic import SYMBOLS, completion, demonstrations
 from minirl.tasks.environment import ToolTask
 from minirl.tasks.preferences import load_demonstrations
 from minirl.tasks.problem import Task
@@ -37,8 +39,8 @@ from minirl.train.sft import SFTConfig, train_sft
 PRODUCTS = {"easy_share": 0.5}     # of the problems are sums that need no tool
 EASY_CALLS = 0.5                   # and are solved by a call half as often, in demonstrations
 SHARES = {"arithmetic": ("worked_share", "guessed_share"), "products": ("tool_share",)}
-SUMS_FLAGS = ("examples", *SHARES["arithmetic"], *SHARES["products"], "task", "digits", "tools",
-              "eval_problems")
+DEMONSTRATIONS = ("examples", *SHARES["arithmetic"], *SHARES["products"])
+TASK_FLAGS = ("digits", "tools", "eval_data", "math_verify", "task_config", "eval_problems")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,6 @@ class BaseConfig(TinySizes):
     worked_share: float = 0.5          # of them worked out
     guessed_share: float = 0.5         # share of guesses among those answered at once
     tool_share: float = 0.5            # of the task products: share that calls the calculator
-    data: str | None = None            # JSONL to read instead (TRL's format: prompt, completion)
 
     def __post_init__(self) -> None:
         check(self, **INTERVALS)
@@ -60,23 +61,45 @@ class BaseConfig(TinySizes):
 class SumsSettings(Settings):
     """Settings of minirl sft: the common ones, and the task."""
 
-    task: str = "addition"             # addition, subtraction, multiplication or products
+    task: str | None = None            # addition (default), subtraction, multiplication, products,
+    #                                    gsm8k or dataset (of --data), reasoning_gym:NAME
     digits: int = 3                    # 1 to 5
     tools: str | None = None           # calculator: completions may call it
+    data: str | None = None            # your file, or folder: JSONL, JSON, CSV, TSV or Parquet
+    eval_data: str | None = None       # file of held-out problems (default: a tenth of --data)
+    math_verify: bool | None = None    # compare formulas with it (default: where installed)
+    task_config: str | None = None     # of reasoning_gym, in JSON, such as {"max_terms": 3}
+
+    @property
+    def task_name(self) -> str:
+        return self.task or "addition"
 
     @property
     def task_fields(self) -> dict[str, Any]:
+        name = self.task_name
         tools = {} if self.tools is None else {"tools": self.tools}
-        products = PRODUCTS if self.task == "products" else {}
-        return {"name": self.task, "digits": self.digits, **products, **tools}
+        if name in OF_A_FILE or name.startswith(GYM):
+            return {**data_fields(name, self.data, self.eval_data, self.math_verify,
+                                  self.task_config), **tools}
+        products = PRODUCTS if name == "products" else {}
+        return {"name": name, "digits": self.digits, **products, **tools}
 
     @property
     def words(self) -> tuple[str, ...]:
-        return TOOL_WORDS if self.task == "products" else ()
+        return TOOL_WORDS if self.task_name == "products" else ()
 
 
 @dataclass(frozen=True)
-class GRPOSettings(SumsSettings):
+class TaskSettings(SumsSettings):
+    """The same for what learns from problems: a file without a task is a data set."""
+
+    @property
+    def task_name(self) -> str:
+        return self.task or ("addition" if self.data is None else "dataset")
+
+
+@dataclass(frozen=True)
+class GRPOSettings(TaskSettings):
     """Settings of minirl grpo: those of sums, and the rewards that take the place of the task's."""
 
     reward: tuple[str, ...] = ()       # module:function of yours, or one of the task, as accuracy
@@ -98,14 +121,15 @@ class GRPOSettings(SumsSettings):
 # minirl sft
 
 class LossAndAccuracy(Look):
-    """The last loss and, of a model that reads sums, the accuracy on held-out ones."""
+    """The last loss and, of a model that reads problems of a task, the accuracy on held-out ones.
+    """
 
-    def __init__(self, stages: Stages[SumsSettings], task: Task, *, on_sums: bool) -> None:
-        self.stages, self.task, self.on_sums = stages, task, on_sums
+    def __init__(self, stages: Stages[SumsSettings], task: Task | None) -> None:
+        self.stages, self.task = stages, task
 
     def after(self, run: RunDir, model: Transformer, steps: int) -> dict[str, Any]:
         results = {"loss": run.metrics()[-1]["loss"]}
-        if self.on_sums:
+        if self.task is not None:
             settings = self.stages.settings
             evaluation = watched("measuring", model, self.stages.tokenizer, self.task,
                                  n=settings.eval_problems, seed=settings.seed)
@@ -113,25 +137,41 @@ class LossAndAccuracy(Look):
         return results
 
 
-def read_sums(stages: Stages[SumsSettings], name: str, model: Transformer, base: BaseConfig,
-              config: SFTConfig) -> Transformer:
-    """Train a model on sums, worked out and not, or on the file that --data names."""
+def read(stages: Stages[SumsSettings], name: str, model: Transformer, config: SFTConfig,
+         pairs: Sequence[Any], task: Task | None) -> Transformer:
+    """Train a model on (prompt, completion) pairs, and measure it on a task, if there is one."""
     settings = stages.settings
-    task = make_task(settings.task_fields)
-    pairs = pairs_to_read(base, task, settings.seed)
     tokens = config.epochs * sum(len(pair[0]) + len(pair[1]) for pair in pairs)
     model.compiled = worth_compiling(settings.compile, model, tokens)
-    stages.looks[name] = LossAndAccuracy(stages, task, on_sums=base.data is None)
+    stages.looks[name] = LossAndAccuracy(stages, task)
     return stages(name, config, model, lambda m, **hooks: train_sft(
         m, stages.tokenizer, pairs, config, seed=settings.seed, **hooks))
 
 
-def pairs_to_read(base: BaseConfig, task: Task, seed: int) -> Sequence[Any]:
-    """Return (prompt, completion) pairs: of the file that --data names, or sums."""
-    if base.data is not None:
-        return load_demonstrations(base.data)
-    rng = random.Random(derive_seed(seed, "demonstrations"))
-    return demonstrations_of(task, base.examples, rng, base)
+def read_sums(stages: Stages[SumsSettings], name: str, model: Transformer, base: BaseConfig,
+              config: SFTConfig) -> Transformer:
+    """Train a model on sums, worked out and not."""
+    task = sums_of(stages.settings)
+    rng = random.Random(derive_seed(stages.settings.seed, "demonstrations"))
+    return read(stages, name, model, config, demonstrations_of(task, base.examples, rng, base),
+                task)
+
+
+def sums_of(settings: SumsSettings) -> Task:
+    """Return the sums that a base model reads: those of the task, if it is one of sums."""
+    of_sums = settings.task_name in (*SYMBOLS, "products")
+    return make_task(settings.task_fields if of_sums else DEFAULT)
+
+
+def pairs_of_file(settings: SumsSettings) -> Sequence[Any]:
+    """Return the (prompt, completion) pairs of --data: all of them or, of a task's problems, those
+    that are not held out, with an answer."""
+    if settings.task is None:
+        return load_demonstrations(str(settings.data))
+    task = make_task(settings.task_fields)
+    problems: Any = task.task if isinstance(task, ToolTask) else task
+    return [(problem.prompt, completion(problem, worked=True))
+            for problem in problems.split["train"] if problem.answer]
 
 
 def demonstrations_of(task: Task, n: int, rng: random.Random, base: BaseConfig
@@ -147,7 +187,12 @@ def demonstrations_of(task: Task, n: int, rng: random.Random, base: BaseConfig
 
 def sft(stages: Stages[SumsSettings], model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl sft` does -> what it prints at the end."""
-    read_sums(stages, "sft", model, configs["base"], configs["sft"])
+    settings = stages.settings
+    if settings.data is None:
+        read_sums(stages, "sft", model, configs["base"], configs["sft"])
+    else:
+        task = None if settings.task is None else make_task(stages.run.config["task"])
+        read(stages, "sft", model, configs["sft"], pairs_of_file(settings), task)
     run, summary = stages.run, stages.run.summary
     result = f"loss {summary['loss']:.3f} nats per token in the last step"
     if "accuracy" in summary:
@@ -163,7 +208,7 @@ def sft(stages: Stages[SumsSettings], model: Transformer, configs: Mapping[str, 
 def grpo(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl grpo` does, the main job -> what it prints at the end."""
     settings, config = stages.settings, configs["grpo"]
-    task = settings.judged(make_task(settings.task_fields))
+    task = settings.judged(make_task(stages.run.config["task"]))
     if settings.init is None:
         model = read_sums(stages, "base", model, configs["base"], configs["sft"])
     rollouts = config.steps * config.prompts_per_step * config.group_size
@@ -176,31 +221,34 @@ def grpo(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
     with saying_how_to_go_on(run, config.steps):
         stages("grpo", config, model, lambda m, **hooks: train_grpo(
             m, stages.tokenizer, task, config, **variant, seed=settings.seed, **hooks))
+    prompt = " '123+456='" if settings.task_name in SYMBOLS else ""
     return (f"\n{before_and_after(look.first, look.last)}\n\n"
             f"{stages.seconds:.0f} s. {run.path}/ holds curves.png, samples.md, summary.json, "
             "metrics.jsonl\nand final/, a checkpoint in Hugging Face layout.\n"
-            "Next: minirl sample '123+456='  |  minirl eval  |  minirl plot")
+            f"Next: minirl sample{prompt}  |  minirl eval  |  minirl plot")
 
 
 # before a run has a folder
 
 def check_sums(configs: Mapping[str, Any], flags: Collection[str], start: Start) -> None:
     """Raise ValueError for what would stop `minirl sft`, `grpo` or `distill` later."""
-    settings, base = configs["settings"], configs["base"]
+    settings, base, name = configs["settings"], configs["base"], configs["settings"].task_name
     config = configs.get("grpo", configs.get("distill"))               # of a page that samples
-    if settings.task not in (*SYMBOLS, "products"):
-        raise ValueError(f"task is {settings.task!r}: one of {', '.join(SYMBOLS)} or products is "
-                         "expected")
-    others = SHARES["arithmetic" if settings.task == "products" else "products"]
-    refuse(flags, others, f"the task is {settings.task}, whose demonstrations have no such share")
-    task = make_task(settings.task_fields)
+    check_name(name)
     if config is None and settings.init is not None:
         refuse(flags, SIZE_NAMES, "--init names a model, which has its sizes")
-    if config is None and base.data is not None:
-        refuse(flags, SUMS_FLAGS, "--data names what is learnt from, and no sums are made")
-        encode_pairs(start.tokenizer, load_demonstrations(base.data), start.config.max_seq_len)
-    elif config is None or settings.init is None:                      # sums are read first
-        pairs = demonstrations_of(task, LOOKED_AT, random.Random(0), base)
+    if config is None and settings.data is not None:
+        check_file(settings, flags, start)
+        return
+    others = SHARES["arithmetic" if name == "products" else "products"]
+    refuse(flags, others, f"the task is {name}, whose demonstrations have no such share")
+    check_data_flags(name, flags)
+    task = make_task(settings.task_fields)
+    if config is None and name.startswith(GYM):
+        raise ValueError(f"the task {name} has no demonstrations: name yours with --data, without "
+                         "--task")
+    if config is None or settings.init is None:                        # sums are read first
+        pairs = demonstrations_of(sums_of(settings), LOOKED_AT, random.Random(0), base)
         encode_demonstrations(start.tokenizer, pairs, start.config.max_seq_len)
     if config is not None:
         length = config.max_new_tokens
@@ -210,6 +258,22 @@ def check_sums(configs: Mapping[str, Any], flags: Collection[str], start: Start)
                    min(settings.eval_problems, ROWS))
         check_room(sampling_bytes(start.config, rows, length), start.device,
                    f"sampling {rows:,} completions of {length:,} tokens in a step")
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError for a task that these commands do not have."""
+    if name not in (*SYMBOLS, "products", *OF_A_FILE) and not name.startswith(f"{GYM}:"):
+        raise ValueError(f"task is {name!r}: one of {', '.join(SYMBOLS)}, products, "
+                         f"{', '.join(OF_A_FILE)} or {GYM}:NAME is expected")
+
+
+def check_file(settings: SumsSettings, flags: Collection[str], start: Start) -> None:
+    """Raise ValueError for what would stop `minirl sft --data` later."""
+    why = "--data names what is learnt from, and no sums are made"
+    refuse(flags, DEMONSTRATIONS if settings.task else (*DEMONSTRATIONS, *TASK_FLAGS), why)
+    if settings.task is not None:
+        check_data_flags(settings.task, flags)
+    encode_pairs(start.tokenizer, pairs_of_file(settings), start.config.max_seq_len)
 
 
 def check_grpo(configs: Mapping[str, Any], flags: Collection[str], start: Start) -> None:
@@ -222,8 +286,12 @@ def check_grpo(configs: Mapping[str, Any], flags: Collection[str], start: Start)
                  "--kl-coef 0 needs no reference" if config.kl_coef else "name a smaller --init")
     if not settings.reward:
         refuse(flags, ("reward_timeout",), "there is no --reward of yours")
+    task = make_task(settings.task_fields)
+    check_answers(task, settings.reward)
+    task = settings.judged(task)
+    if not settings.reward:
         return
-    rewards = check_rewards(start.tokenizer, settings.judged(make_task(settings.task_fields)))
+    rewards = check_rewards(start.tokenizer, task)
     variant = PRESETS["grpo"][start.preset].arguments(config)
     try:
         if "advantages" in variant:                    # of a group that has these rewards alone
