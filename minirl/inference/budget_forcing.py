@@ -23,14 +23,14 @@ from minirl.lm.choice import Choice
 from minirl.lm.model import Transformer
 from minirl.lm.sampling import check_sampling
 from minirl.lm.tokenizer import Tokenizer
-from minirl.tasks.rewards import answer_of
+from minirl.tasks.answers import vote_of
 from minirl.tasks.steps import CLOSE
 
 
 def budget_forcing(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Ids], *, n: int = 1,
                    most: int, extensions: int = 0, least: int | None = None, wait: str = "Wait,",
                    end: str = CLOSE, then: str = "", max_new_tokens: int, temperature: float = 1.0,
-                   answer: Answer = answer_of, budget: int | None = None,
+                   answer: Answer = vote_of, budget: int | None = None,
                    generator: torch.Generator | None = None) -> Candidates:
     """Draw n completions of each prompt whose thinking is cut or extended; the commonest answer is
     chosen, as in majority_voting.

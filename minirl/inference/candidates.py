@@ -21,7 +21,7 @@ import torch
 from minirl.equations.inference_time import SOLUTION_SCORES, best_of_n, solution_score
 from minirl.inference.steps import padded_steps
 from minirl.lm.tokenizer import Tokenizer
-from minirl.tasks.rewards import answer_of
+from minirl.tasks.answers import vote_of
 
 Ids = Sequence[int]
 Verifier = Callable[[Sequence[Ids], Sequence[Ids]], "Sequence[float | None]"]
@@ -84,7 +84,7 @@ class Candidates:
         """Tokens of all candidates, to compare with total.decode: the others were dropped."""
         return sum(len(ids) for row in self.completions for ids in row)
 
-    def answers(self, tokenizer: Tokenizer, answer: Answer = answer_of
+    def answers(self, tokenizer: Tokenizer, answer: Answer = vote_of
                 ) -> list[list[Hashable | None]]:
         """The answer of each candidate, None where it has none."""
         return [[answer(tokenizer.decode_completion(ids)) for ids in row]

@@ -19,8 +19,8 @@ from minirl.lm.model import Transformer
 from minirl.lm.rollouts import Rollouts, completion_batch, micro_batches
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import Tokenizer
+from minirl.tasks.answers import vote_of
 from minirl.tasks.problem import JudgedTask, Problem, Task
-from minirl.tasks.rewards import answer_of
 
 __all__ = ["Choose", "Evaluation", "best_of", "distinct_problems", "evaluate", "mean_interval",
            "text_loss", "vote", "wilson_interval"]
@@ -62,7 +62,7 @@ def vote(completions: Sequence[str], verdicts: Verdicts) -> int:
     >>> vote(completions, {})
     1
     """
-    answers: list[Hashable] = [answer_of(completion) for completion in completions]
+    answers: list[Hashable] = [vote_of(completion) for completion in completions]
     return answers.index(majority_vote(answers))
 
 
@@ -283,7 +283,7 @@ def _majority(completions: Sequence[str], verdicts: Sequence[float | None]) -> f
     index = vote(completions, {})
     if verdicts[index] is None:
         return None
-    return float(verdicts[index] == 1.0 and answer_of(completions[index]) is not None)
+    return float(verdicts[index] == 1.0 and vote_of(completions[index]) is not None)
 
 
 def _flat(rows: Iterable[Iterable[X]]) -> list[X]:

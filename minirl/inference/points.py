@@ -39,8 +39,9 @@ from minirl.inference.intervals import wilson_interval
 from minirl.inference.voting import weighted_choice
 from minirl.lm.model import Transformer
 from minirl.lm.tokenizer import Tokenizer
+from minirl.tasks.answers import vote_of
 from minirl.tasks.problem import JudgedTask, Problem, Task, columns
-from minirl.tasks.rewards import answer_of, judge
+from minirl.tasks.rewards import judge
 
 Search = Callable[[list[list[int]], int, torch.Generator], Candidates]
 
@@ -167,7 +168,7 @@ def _samples(tokenizer: Tokenizer, prompts: list[str], ids: list[list[list[int]]
     encoded = [tokenizer.encode_prompt(prompt) for prompt in prompts]
     owners = [problem for problem, row in enumerate(ids) for _ in row]
     flat, n = [row for rows in ids for row in rows], len(ids[0]) if ids else 1
-    return Samples(encoded, ids, [[answer_of(text) for text in row] for row in texts],
+    return Samples(encoded, ids, [[vote_of(text) for text in row] for row in texts],
                    [[float(verdict == 1.0) for verdict in row] for row in verdicts],
                    {name: _rows(ask_verifier(verifier, encoded, owners, flat)[0], n)
                     for name, verifier in verifiers.items()})

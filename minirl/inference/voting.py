@@ -26,12 +26,12 @@ from minirl.inference.candidates import (
 from minirl.lm.model import Transformer
 from minirl.lm.sampling import sample
 from minirl.lm.tokenizer import Tokenizer
-from minirl.tasks.rewards import answer_of
+from minirl.tasks.answers import vote_of
 
 
 def majority_voting(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Ids], *, n: int,
                     max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0,
-                    answer: Answer = answer_of, budget: int | None = None,
+                    answer: Answer = vote_of, budget: int | None = None,
                     generator: torch.Generator | None = None) -> Candidates:
     """Self-consistency: sample n completions, and choose the first with the commonest answer.
 
@@ -70,7 +70,7 @@ def best_of_n_sampling(model: Transformer, tokenizer: Tokenizer, prompts: Sequen
 
 def weighted_best_of_n(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Ids],
                        verifier: Verifier, *, n: int, max_new_tokens: int,
-                       temperature: float = 1.0, top_p: float = 1.0, answer: Answer = answer_of,
+                       temperature: float = 1.0, top_p: float = 1.0, answer: Answer = vote_of,
                        budget: int | None = None,
                        generator: torch.Generator | None = None) -> Candidates:
     """Sample n completions; the answer with the largest sum of scores wins. Of its completions the

@@ -393,3 +393,10 @@ def test_the_loss_on_texts_is_a_mean_over_the_completions_tokens(base):
         total -= float(logp[0, len(prompt):].sum().detach())
     loss = text_loss(model, tokenizer, (prompts, completions))
     assert loss == pytest.approx(total / 10, abs=1e-5)
+
+
+def test_a_vote_reads_every_spelling_of_an_answer():
+    """GSM8K's "####" and LaTeX's box had no votes: the majority of right answers was wrong."""
+    completions = ["#### 1,234", "\\boxed{1234.0}", "<answer>7</answer>", "no answer"]
+    assert vote(completions, {}) == 0
+    assert vote(["so 5", "\\boxed{\\frac{1}{2}}", "#### 0.5"], {}) == 1
