@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -267,13 +267,12 @@ def check_r1(configs: Mapping[str, Any], flags: Collection[str], start: Start) -
                          "start has nothing to learn from: give one of them")
     rng = random.Random(0)
 
-    def longest(texts: Sequence[str]) -> int:
-        return max(map(len, start.tokenizer.encode_batch(texts))) + 1
-
     problems = [problem for task in (settings.hard, Instructions())
                 for problem in task.sample(LOOKED_AT, rng)]
     solutions = [completion for _, completion in demonstrations(settings.hard, LOOKED_AT, rng)]
-    prompt, answer = longest([problem.prompt for problem in problems]), longest(solutions)
+    prompts = start.tokenizer.encode_prompts(problem.prompt for problem in problems)
+    prompt = max(map(len, prompts))
+    answer = max(map(len, start.tokenizer.encode_batch(solutions))) + 1    # EOS
     context = start.config.max_seq_len
     if answer > limit:
         raise ValueError(f"sums of {settings.number_length} digits are worked out in up to "
