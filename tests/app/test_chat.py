@@ -124,6 +124,20 @@ def test_a_run_speaks_with_a_chat_model(chat_model, tiny_grpo, tmp_path, monkeyp
     assert SAID in capsys.readouterr().err
 
 
+def test_a_run_goes_on_with_the_template_that_it_began_with(chat_model, tiny_grpo, tmp_path,
+                                                            capsys):
+    template, run = tmp_path / "own.jinja", tmp_path / "run"
+    template.write_text(OTHER)
+    assert main(["grpo", "--init", str(chat_model), "--digits", "1", "--run-dir", str(run),
+                 "--chat-template", str(template), *tiny_grpo]) == 0
+    shutil.rmtree(run / "final")
+    template.write_text(TEMPLATE)
+    assert main(["grpo", "--resume", "--run-dir", str(run)]) == 2
+    assert f"{template}, which --chat-template named, has changed" in capsys.readouterr().err
+    template.write_text(OTHER)
+    assert main(["grpo", "--resume", "--run-dir", str(run)]) == 0
+
+
 def test_a_model_learns_from_demonstrations_as_turns(chat_model, tmp_path):
     (tmp_path / "pairs.jsonl").write_text(
         '{"prompt": "1+1=", "completion": "<think></think><answer>2</answer>"}\n')
