@@ -42,7 +42,7 @@ from common import (
     table_head,
     word_tokenizer,
 )
-from minirl.inference import collect as asking
+from minirl.inference import sampler as asking
 from minirl.lm.checkpoint import load_pretrained, save_pretrained
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in

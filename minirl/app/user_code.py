@@ -12,6 +12,7 @@ from typing import Any
 from minirl.app.rundir import RunDir
 from minirl.tasks.problem import Task
 from minirl.tasks.user_rewards import RewardError, with_rewards
+from minirl.tasks.user_rollouts import RolloutError, guarded, with_rollouts
 
 
 def imported(name: str) -> Callable[..., Any]:
@@ -48,12 +49,19 @@ def rewarded(task: Task, rewards: Sequence[str], weights: Sequence[float], *,
                         theirs, seconds=seconds)
 
 
+def rolled_out(task: Task, rollout: str | None) -> Task:
+    """Return the task whose completions --rollout's module:function makes. As it is without one."""
+    if rollout is None:
+        return task
+    return with_rollouts(task, guarded(imported(rollout), rollout.rpartition(":")[2]))
+
+
 @contextlib.contextmanager
 def saying_how_to_go_on(run: RunDir, steps: int) -> Iterator[None]:
-    """Add to a RewardError how far the run got, and how it goes on."""
+    """Add to an error of a user's function how far the run got, and how it goes on."""
     try:
         yield
-    except RewardError as error:
+    except (RewardError, RolloutError) as error:
         done = next((line["step"] for line in reversed(run.metrics())), 0)
-        raise RewardError(f"after step {done} of {steps}: {error}. Repair it, and go on with "
+        raise type(error)(f"after step {done} of {steps}: {error}. Repair it, and go on with "
                           f"{run.resume_command}") from error

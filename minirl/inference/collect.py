@@ -15,15 +15,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from minirl.inference.tool_use import begin_sessions, call_stops, replies_of
+from minirl.inference.sampler import Sampler, rollouts_by
+from minirl.inference.tool_use import begin_sessions, call_stops, encode_prompts, replies_of
 from minirl.lm.model import Transformer
 from minirl.lm.rollouts import Rollouts
-from minirl.lm.sampling import check_context, sample
+from minirl.lm.sampling import check_context
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.calls import Tool
 from minirl.tasks.environment import EnvironmentFactory, Session, tool_task, with_tools
 from minirl.tasks.problem import Problem, Task, columns, weights_of
 from minirl.tasks.rewards import judge, weighted_sum
+from minirl.tasks.user_rollouts import rollout_of
 
 ROWS = 512        # completions that are sampled together, unless the caller says otherwise
 LOOKED_AT = 200   # problems of a split whose lengths stand for all
@@ -73,27 +75,30 @@ def collect(model: Transformer, tokenizer: Tokenizer, task: Task, problems: Sequ
     `completion_ids`: the ids of each row, which end with EOS unless it was cut off.
 
     With `tools` or an `environment_factory`, or a task that has them (a ToolTask), completions may
-    call: see tasks.environment. Rewards then get the column `environments`, too.
+    call: see tasks.environment. Rewards then get the column `environments`, too. The completions of
+    a task with a rollout function are that function's, and rewards get its columns, too: see
+    tasks.user_rollouts.
     """
     task = with_tools(task, tools, environment_factory)
     weights = weights_of(task)
     texts = [problem.prompt for problem in problems for _ in range(group)]  # B
     sessions: list[Session] = []
-    stops, reply = tokenizer.stop_ids, None
-    if (calling := tool_task(task)) is not None:
-        sessions, texts = begin_sessions(calling, tokenizer, problems, group)
-        stops, reply = call_stops(tokenizer), replies_of(sessions, tokenizer)
-    prompts, copies = texts[::group], group
-    if texts != [text for text in prompts for _ in range(group)]:  # environments add different text
-        prompts, copies = texts, 1
-    rollouts = sample(model, [tokenizer.encode_prompt(prompt) for prompt in prompts], group=copies,
-                      max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
-                      top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
-                      eos_id=stops, pad_id=tokenizer.pad_id, generator=generator, reply=reply)
-    ids = rollouts.completion_ids()  # B lists
-    completions = [tokenizer.decode_completion(row) for row in ids]  # B texts
+    filters = {"top_k": top_k, "top_p": top_p, "min_p": min_p,
+               "repetition_penalty": repetition_penalty}
+    sampler = Sampler(model, tokenizer, group, max_new_tokens, temperature, filters, generator)
+    if (rollout := rollout_of(task)) is not None:
+        rollouts, more = rollouts_by(rollout, texts, sampler)
+    else:
+        stops, reply = tokenizer.stop_ids, None
+        if (calling := tool_task(task)) is not None:
+            sessions, texts = begin_sessions(calling, tokenizer, problems, group)
+            stops, reply = call_stops(tokenizer), replies_of(sessions, tokenizer)
+        prompt_ids = encode_prompts(tokenizer, texts, sessions)
+        rollouts = sampler.rollouts(prompt_ids, eos_id=stops, reply=reply)
+        more = {"completion_ids": rollouts.completion_ids()}
+    completions = [tokenizer.decode_completion(row) for row in more["completion_ids"]]  # B texts
 
-    by_name = {**columns(problems, repeat=group), "completion_ids": ids}  # B entries each
+    by_name = {**columns(problems, repeat=group), **more}  # B entries each
     if sessions:
         by_name["environments"] = [session.environment for session in sessions]
     verdicts = judge(task.rewards, weights, texts, completions, **by_name)
@@ -110,9 +115,13 @@ def check_prompts(tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, cont
     rng = random.Random(0)
     prompts = [problem.prompt for split in ("train", "test")
                for problem in task.sample(LOOKED_AT, rng, split=split)]
-    lengths = {prompt: len(tokenizer.encode_prompt(prompt)) for prompt in prompts}
-    longest = max(lengths, key=lengths.__getitem__)
-    check_context(f"the prompt {longest!r}", lengths[longest], max_new_tokens, context)
+    sessions: list[Session] = []
+    if (calling := tool_task(task)) is not None:
+        sessions, _ = begin_sessions(calling, tokenizer, task.sample(1, rng), 1)
+    lengths = list(map(len, encode_prompts(tokenizer, prompts, sessions)))
+    longest = max(lengths)
+    check_context(f"the prompt {prompts[lengths.index(longest)]!r}", longest, max_new_tokens,
+                  context)
 
 
 def check_rewards(tokenizer: Tokenizer, task: Task) -> Tensor:

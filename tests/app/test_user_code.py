@@ -3,18 +3,23 @@ that goes on after one of them failed."""
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from minirl.app.cli import main
 from minirl.app.rundir import RunDir
-from minirl.app.user_code import imported, rewarded
+from minirl.app.user_code import imported, rewarded, rolled_out
+from minirl.inference.collect import collect
+from minirl.lm.checkpoint import load_pretrained
 from minirl.tasks.arithmetic import Arithmetic
 from minirl.tasks.rewards import accuracy
+from minirl.tasks.user_rollouts import rollout_of
 from tests.app.test_cli import refused
 from tests.app.test_survival import outcome
 
@@ -47,6 +52,21 @@ def last(completion_ids, **_):
     return [ids[-1] / 1000 if ids else None for ids in completion_ids]
 
 number = 3
+
+asked = 0
+
+def turns(prompts, sampler):
+    global asked
+    asked += 1
+    file = pathlib.Path(__file__).with_name("turn")
+    if file.exists() and asked == int(file.read_text()): {}["turn"]
+    tokenizer = sampler.tokenizer
+    first = sampler.sample([tokenizer.encode_prompt(p) for p in prompts], max_new_tokens=4)
+    texts = map(tokenizer.decode_completion, first["completion_ids"])
+    return {**first, "letters": [len(text) for text in texts]}
+
+def few_letters(letters, **_):
+    return [-n for n in letters]
 '''
 FLAGS = ["--reward", "mine:short", "mine:judged", "--reward", "mine:last", "accuracy",
          "--reward-weights", "1", "-0.5", "2", "1", "--reward-timeout", "1.5"]
@@ -212,6 +232,71 @@ def test_imported_looks_into_the_current_folder_first(folder):
     (folder / "json.py").write_text("")                    # what is loaded already stays
     assert imported("mine:short").__name__ == "short" and imported("json:dumps") is json.dumps
     assert imported("mine:short") and sys.path.count(str(folder)) == 1
+
+
+# rollouts
+
+def start_rollouts(base, run, flags):
+    return ["grpo", "--init", str(base), "--digits", "1", "--run-dir", str(run), *flags,
+            "--rollout", "mine:turns", "--reward", "accuracy", "mine:few_letters"]
+
+
+def test_a_run_whose_completions_a_function_makes(folder, base, tiny_grpo, capsys):
+    """Its reward reads a column that only the function's completions have. A function that raises
+    ends the run with a line, and the run goes on as if it had not, bit for bit."""
+    assert main(start_rollouts(base, folder / "whole", tiny_grpo)) == 0
+    config = json.loads((folder / "whole" / "config.json").read_text())["settings"]
+    assert config["rollout"] == "mine:turns"
+    for line in RunDir(folder / "whole").metrics():
+        assert line["rewards/few_letters/mean"] < 0 and line["completions/max_length"] <= 4
+    sys.modules.pop("mine")
+    (folder / "turn").write_text("5")                      # before, step 1, step 2, samples, step 3
+    capsys.readouterr()
+    assert main(start_rollouts(base, folder / "run", tiny_grpo)) == 2
+    line = MINE.splitlines().index(
+        '    if file.exists() and asked == int(file.read_text()): {}["turn"]') + 1
+    assert capsys.readouterr().err.strip().splitlines()[-1] == (
+        "minirl grpo: after step 2 of 4: the rollout function 'turns' raised KeyError: 'turn' "
+        f"(mine.py, line {line}). Repair it, and go on with minirl grpo --resume --run-dir "
+        f"{folder}/run")
+    (folder / "turn").unlink()
+    assert main(["grpo", "--resume", "--run-dir", str(folder / "run")]) == 0
+    assert outcome(folder / "run") == outcome(folder / "whole")
+
+
+@pytest.mark.parametrize("flags, says", [
+    ("--rollout mine:nosuch", "mine:nosuch cannot be imported: AttributeError"),
+    ("--rollout mine", "'mine' is no function: expected module:function"),
+    ("--rollout mine:few_letters", "the rollout function cannot be called .*: it takes the prom"),
+    ("--rollout mine:turns --task products --tools calculator", "sums has tools, and a rollout fu"),
+    ("--rollout mine:turns --reward nosuch", "there is no reward 'nosuch'")])
+def test_a_rollout_function_that_cannot_be_is_refused(flags, says, folder, base, capsys):
+    said = refused(capsys, "grpo", "--init", str(base), "--digits", "1", *flags.split())
+    assert re.search(says, said), said
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.ko.md"])
+def test_the_readmes_function(readme, folder, base, tiny_grpo):
+    """Each completion begins with <think>, which the policy did not draw."""
+    code, = re.findall(r"^```python\n(def thinking_first.*?)^```$",
+                       (ROOT / readme).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (folder / "my_rollouts.py").write_text(code)
+    task = rolled_out(Arithmetic(digits=1), "my_rollouts:thinking_first")
+    model, tokenizer = load_pretrained(base)
+    got = collect(model, tokenizer, task, task.sample(3, random.Random(0)), group=2,
+                  max_new_tokens=8)
+    sys.modules.pop("my_rollouts")
+    assert all(text.startswith("<think>") for text in got.completions)
+    starts = got.rollouts.prompt_lengths
+    assert not got.rollouts.mask[torch.arange(6), starts].any()
+    assert got.rollouts.mask[torch.arange(6), starts + 1].all()
+
+
+def test_rolled_out(folder):
+    task = Arithmetic()
+    assert rolled_out(task, None) is task
+    assert rollout_of(rolled_out(task, "mine:turns")).__name__ == "turns"
 
 
 def test_rewarded(folder):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minirl.inference import collect as module
+from minirl.inference import sampler as module
 from minirl.lm.rollouts import Rollouts, completion_batch
 from minirl.lm.tiny import TinySizes, make_base
 from minirl.tasks.problem import Problem

@@ -113,7 +113,7 @@ def script(monkeypatch, base):
 
     scripts = []
     monkeypatch.setattr(module, "sample", sample)
-    monkeypatch.setattr("minirl.inference.collect.sample", sample)
+    monkeypatch.setattr("minirl.inference.sampler.sample", sample)
 
     def play(**texts):
         bos = tokenizer.decode([tokenizer.bos_id]) if tokenizer.bos_id is not None else ""

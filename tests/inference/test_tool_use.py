@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minirl.inference import collect as module
+from minirl.inference import sampler as module
 from minirl.inference.collect import collect
 from minirl.inference.tool_use import call_stops, plain, replies_of, spelling_of
 from minirl.lm.sampling import _lay_out

@@ -9,7 +9,7 @@ import torch
 import minirl.train.ppo as page
 from minirl.equations.advantages import gae
 from minirl.equations.kl import AdaptiveKLController
-from minirl.inference import collect
+from minirl.inference import collect, sampler
 from minirl.lm.heads import ScalarModel, score_ids
 from minirl.lm.logprobs import token_logprobs
 from minirl.train import objectives
@@ -68,7 +68,7 @@ def calls(monkeypatch):
     by_name = {name: record_calls(monkeypatch, page, name) for name in names}
     return {**by_name,
             "clipped_surrogate": record_calls(monkeypatch, objectives, "clipped_surrogate"),
-            "sample": record_calls(monkeypatch, collect, "sample")}
+            "sample": record_calls(monkeypatch, sampler, "sample")}
 
 
 def all_gradients(monkeypatch, **changes):
