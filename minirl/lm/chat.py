@@ -11,8 +11,10 @@ model in the form that it has learnt: Tokenizer.with_chat.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ class Chat:
         >>> Chat("Be brief.").messages("6*7=")
         [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': '6*7='}]
         """
-        messages = list(getattr(prompt, "messages", [{"role": "user", "content": prompt}]))
+        messages = list(getattr(prompt, "messages", ()) or [{"role": "user", "content": prompt}])
         if self.system_prompt is None or messages[0].get("role") == "system":
             return messages
         return [{"role": "system", "content": self.system_prompt}, *messages]
@@ -70,6 +72,8 @@ def render(template: str, messages: Sequence[Message], *, add_generation_prompt:
     ...        variables={})
     '[user] 6*7= '
     """
+    if not messages:
+        raise ChatTemplateError("the conversation is empty: at least one message is wanted")
     rendered = _renderer()
     try:
         return rendered(template, {
@@ -85,16 +89,16 @@ def render(template: str, messages: Sequence[Message], *, add_generation_prompt:
                                 "variables that it takes, or another template") from error
 
 
-def _renderer() -> Any:
+def _renderer() -> Callable[[str, Mapping[str, Any]], str]:
     try:
-        import jinja2
+        installed = version("jinja2")
+        from minirl.lm.template_sandbox import rendered
     except ImportError as error:
         raise ChatTemplateError("chat templates are rendered by jinja2, which is not installed: "
                                 "pip install jinja2") from error
-    if tuple(int(part) for part in jinja2.__version__.split(".")[:3]) < SAFE:
-        raise ChatTemplateError(f"jinja2 {jinja2.__version__} has known holes in its sandbox, and "
-                                "chat templates come from anywhere: pip install -U jinja2")
-    from minirl.lm.template_sandbox import rendered
+    if tuple(map(int, re.findall(r"\d+", installed)[:3])) < SAFE:
+        raise ChatTemplateError(f"jinja2 {installed} has known holes in its sandbox, and chat "
+                                "templates come from anywhere: pip install -U jinja2")
     return rendered
 
 
@@ -155,6 +159,6 @@ def choose(templates: Mapping[str, str], wanted: str | None, *, with_tools: bool
     for name in names:
         if name in templates:
             return templates[name]
-    raise ChatTemplateError("the tokenizer has no chat template: give one" if not templates else
+    raise ChatTemplateError("the tokenizer has no chat template: name one" if not templates else
                             f"the tokenizer has the chat templates {', '.join(templates)} and no "
                             "default: name one of them")

@@ -1,8 +1,8 @@
 """Jinja as chat templates expect it: the environment of transformers, in a sandbox with bounds.
 
 A template comes with a checkpoint and is a program, so it is not trusted. It sees plain data, it
-reaches no attribute of Python's own, and the steps that it takes and the text that it writes are
-bounded. What a single expression allocates is not, but for repetitions and powers.
+reaches no attribute of Python's own, and its loops, its calls and the text that it writes are
+bounded. What a single filter takes is not: one that compares two long lists may take minutes.
 
 Only chat.py imports this module, and only to render: jinja2 is optional.
 """

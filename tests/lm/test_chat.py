@@ -1,11 +1,13 @@
 """minirl/lm/chat.py: conversations as text, and prompts as turns of one."""
 
-import builtins
 import json
+import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
+from minirl.lm import chat
 from minirl.lm.chat import Chat, ChatTemplateError, choose, named_templates, render
 from minirl.lm.checkpoint import save_pretrained
 from minirl.lm.tokenizer import build_tokenizer, load_tokenizer
@@ -98,26 +100,31 @@ def test_what_goes_wrong_in_a_template_is_one_error(template, message):
 
 
 def test_jinja2_is_optional(monkeypatch):
-    real = builtins.__import__
+    """PackageNotFoundError is an ImportError."""
+    def version(name):
+        raise PackageNotFoundError(name)
 
-    def without(name, *args, **kwargs):
-        if name.split(".")[0] == "jinja2":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    for name in [name for name in sys.modules if name.split(".")[0] == "jinja2"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match="pip install jinja2"):
+    monkeypatch.setattr(chat, "version", version)
+    with pytest.raises(ValueError, match="jinja2, which is not installed: pip install jinja2"):
         written(CHATML)
 
 
-def test_an_old_jinja2_is_refused(monkeypatch):
-    import jinja2
+def test_nothing_loads_jinja2_before_a_template_is_rendered():
+    code = ("import sys, minirl.lm.tokenizer as t; t.build_tokenizer().encode_prompt('1'); "
+            "sys.exit('minirl.lm.template_sandbox' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
-    monkeypatch.setattr(jinja2, "__version__", "3.1.5")
-    with pytest.raises(ValueError, match="3.1.5 has known holes .* pip install -U jinja2"):
+
+@pytest.mark.parametrize("installed", ["3.1.5", "2.11", "3.1.5rc1"])
+def test_an_old_jinja2_is_refused(monkeypatch, installed):
+    monkeypatch.setattr(chat, "version", lambda name: installed)
+    with pytest.raises(ValueError, match=f"{installed} has known holes .* pip install -U jinja2"):
         written(CHATML)
+
+
+def test_an_empty_conversation():
+    with pytest.raises(ChatTemplateError, match="the conversation is empty"):
+        written(CHATML, [])
 
 
 # which template
@@ -183,35 +190,36 @@ def test_without_a_template_there_is_no_chat():
 
 
 def test_a_prompt_is_a_turn(tokenizer):
-    chat = tokenizer.with_chat(Chat("Be brief.", {"enable_thinking": False}))
+    asked = tokenizer.with_chat(Chat("Be brief.", {"enable_thinking": False}))
     text = tokenizer.apply_chat_template(MESSAGES, enable_thinking=False)
-    assert chat.prompt_text("6*7=") == text and text.endswith("<think></think>")
-    assert chat.encode_prompt("6*7=") == tokenizer.encode(text) == chat.encode_prompts(["6*7="])[0]
-    assert chat.encode_prompt("6*7=")[:2] != [tokenizer.bos_id] * 2
-    assert tokenizer.encode_prompt("6*7=") == chat.plain.encode_prompt("6*7=") == [
+    assert asked.prompt_text("6*7=") == text and text.endswith("<think></think>")
+    assert asked.encode_prompt("6*7=") == tokenizer.encode(text)
+    assert asked.encode_prompts(["6*7="]) == [tokenizer.encode(text)]
+    assert asked.encode_prompt("6*7=")[:2] != [tokenizer.bos_id] * 2
+    assert tokenizer.encode_prompt("6*7=") == asked.plain.encode_prompt("6*7=") == [
         tokenizer.bos_id, *tokenizer.encode("6*7=")]
 
 
 def test_a_template_without_bos_gets_none(tokenizer):
     """transformers adds nothing to a rendered text; TinyLlama's template writes no BOS."""
-    chat = tokenizer.with_chat(Chat(), CHATML)
-    assert tokenizer.bos_id not in chat.encode_prompt("6*7=")
-    prompts, _ = chat.encode_pairs([("6*7=", "42")])
-    assert prompts == [chat.encode_prompt("6*7=")]
+    asked = tokenizer.with_chat(Chat(), CHATML)
+    assert tokenizer.bos_id not in asked.encode_prompt("6*7=")
+    prompts, _ = asked.encode_pairs([("6*7=", "42")])
+    assert prompts == [asked.encode_prompt("6*7=")]
 
 
 def test_tools_are_shown_where_there_is_a_chat(tokenizer):
-    chat = tokenizer.with_chat(Chat())
+    asked = tokenizer.with_chat(Chat())
     tools = [{"name": "add"}]
-    assert chat.encode_prompt("6*7=", tools) == tokenizer.encode(
+    assert asked.encode_prompt("6*7=", tools) == tokenizer.encode(
         tokenizer.apply_chat_template(MESSAGES[1:], tools=tools))
     assert tokenizer.encode_prompt("6*7=", tools) == tokenizer.encode_prompt("6*7=")
 
 
 def test_a_completion_continues_the_assistants_turn(tokenizer):
-    chat = tokenizer.with_chat(Chat("Be brief."))
-    (prompt,), (completion,) = chat.encode_pairs([("6*7=", "42")])
-    assert chat.decode([*prompt, *completion]) == chat.prompt_text("6*7=") + "42"
+    asked = tokenizer.with_chat(Chat("Be brief."))
+    (prompt,), (completion,) = asked.encode_pairs([("6*7=", "42")])
+    assert asked.decode([*prompt, *completion]) == asked.prompt_text("6*7=") + "42"
     assert completion == tokenizer.encode("42")
 
 
@@ -244,8 +252,8 @@ def test_a_chat_needs_a_template_that_renders(tokenizer):
 def test_the_template_is_saved_with_the_model(tokenizer, tmp_path):
     """What was trained with a template of the user's has it when it is loaded."""
     tokenizer.config["chat_template"] = "{{ bos_token }}"
-    chat = tokenizer.with_chat(Chat(), CHATML)
-    save_pretrained(build_model("untied", vocab_size=tokenizer.vocab_size), chat, tmp_path)
+    asked = tokenizer.with_chat(Chat(), CHATML)
+    save_pretrained(build_model("untied", vocab_size=tokenizer.vocab_size), asked, tmp_path)
     loaded = load_tokenizer(tmp_path)
     assert loaded.named_templates == {"default": CHATML} and loaded.chat is None
     assert "chat_template" not in loaded.config
