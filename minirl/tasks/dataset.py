@@ -217,6 +217,7 @@ def _read(file: Path, kinds: dict[str, tuple[str, str]]) -> Iterator[tuple[str, 
         if prompt_name is None:
             raise ValueError(f"{source} has the columns {', '.join(record)}: a prompt "
                              f"({', '.join(PROMPTS)}) is wanted; rename the column that holds it")
+        check_names(record, source)
         for name, value in record.items():
             _check_column(name, value, source, kinds, free=name == answer_name)
         prompt = prompt_field(record.pop(prompt_name, None), prompt_name, source)
@@ -231,13 +232,16 @@ def _read(file: Path, kinds: dict[str, tuple[str, str]]) -> Iterator[tuple[str, 
         yield str(prompt), Row(prompt, answer, _work(whole), record=record), said
 
 
-def _check_column(name: str, value: Any, source: str, kinds: dict[str, tuple[str, str]], *,
-                  free: bool) -> None:
-    """Raise ValueError for a name that rewards cannot get, and for a value of another type than the
-    column's first, unless it is free."""
-    if name in RESERVED:
+def check_names(record: Record, source: str) -> None:
+    """Raise ValueError for a column under whose name rewards get something else."""
+    if (name := first_of(RESERVED, record)) is not None:
         raise ValueError(f"{source} has a column {name!r}, under which rewards get something else: "
                          "rename it")
+
+
+def _check_column(name: str, value: Any, source: str, kinds: dict[str, tuple[str, str]], *,
+                  free: bool) -> None:
+    """Raise ValueError for a value of another type than the column's first, unless it is free."""
     if value is None or free:
         return
     kind = KINDS.get(type(value), f"a {type(value).__name__}")

@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from minirl.tasks.answers import claims
-from minirl.tasks.dataset import by_split, draw_from, files_of, hold_out
+from minirl.tasks.conversations import prompt_field
+from minirl.tasks.dataset import by_split, check_names, draw_from, files_of, hold_out
 from minirl.tasks.problem import Problem, RewardFunction
-from minirl.tasks.records import read_records, text_field
+from minirl.tasks.records import ANSWERS, PROMPTS, first_of, read_records, text_field
 from minirl.tasks.rewards import (
     FULL_WIDTH,
     NUMBER,
@@ -39,10 +40,17 @@ CALCULATION = re.compile(r"<<([^<>\n]*)=([^<>=\n]*)>>")
 @dataclass(frozen=True)
 class WordProblem(Problem):
     """A Problem with its split. `solution` is the reference solution as the file has it, and
-    `worked` the same without calculations and without the last line."""
+    `worked` the same without calculations and without the last line. `others` are the file's other
+    columns."""
 
     solution: str = ""
     split: str = "train"
+    others: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        own = super().columns
+        return {**own.pop("others"), **own}
 
 
 @dataclass(frozen=True)
@@ -97,24 +105,39 @@ def load_gsm8k(path: str | Path, *, template: str = "{question}",
     keys, problems, splits = [], [], []
     for file, its_split in files_of(path, eval_path, split):
         for source, entry in read_records(file, "question and answer"):
-            keys.append(text_field(entry.get("question"), "question", source))
-            problems.append(_problem(source, entry, keys[-1], template))
+            problem = _problem(source, entry)
+            keys.append(str(problem.prompt))
+            problems.append(problem)
             splits.append(its_split)
     if None in splits or eval_path is not None:        # the files of a folder are taken as they are
         splits = hold_out(keys, splits)
-    return GSM8K(tuple(replace(problem, split=its_split)
-                       for problem, its_split in zip(problems, splits, strict=True) if its_split))
+    names = list(dict.fromkeys(name for problem in problems for name in problem.others))
+    return GSM8K(tuple(
+        replace(problem, prompt=_filled(template, problem.prompt), split=its_split,
+                others={name: problem.others.get(name) for name in names})
+        for problem, its_split in zip(problems, splits, strict=True) if its_split))
 
 
-def _problem(source: str, entry: dict[str, Any], question: str, template: str) -> WordProblem:
-    solution = text_field(entry.get("answer"), "answer", source)
-    answer = final_answer(solution)
+def _problem(source: str, entry: dict[str, Any]) -> WordProblem:
+    names = first_of(PROMPTS, entry) or "question", first_of(ANSWERS, entry) or "answer"
+    question, solution = entry.pop(names[0], None), entry.pop(names[1], None)
+    question = prompt_field(question, names[0], source)
+    if not question:
+        raise ValueError(f"{source}: {names[0]!r} is empty: leave the record out")
+    solution = text_field(solution, names[1], source)
+    answer = final_answer(solution) or (
+        _single_number(solution) if NUMBER.fullmatch(solution.strip()) else None)
     if answer is None:
         raise ValueError(f"{source}: the answer has no final number: a last line such as '#### 18' "
                          "is wanted; minirl.tasks.dataset reads other answers")
     worked = without_calculations(solution).rpartition("####")[0].rstrip()
-    return WordProblem(template.replace("{question}", question), answer, worked=worked,
-                       solution=solution)
+    check_names(entry, source)
+    return WordProblem(question, answer, worked=worked, solution=solution, others=entry)
+
+
+def _filled(template: str, question: str) -> str:
+    """The template with the question; a conversation keeps its messages where nothing is added."""
+    return question if template == "{question}" else template.replace("{question}", question)
 
 
 # what a text says

@@ -122,6 +122,21 @@ def test_a_malformed_line_is_named(tmp_path, line, says):
         load_gsm8k(path)
 
 
+def test_other_columns_and_formats(tmp_path):
+    """Columns go to the rewards; a number alone is an answer; a prompt may be a conversation."""
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+    task = load_gsm8k(write(tmp_path / "a.jsonl", {"prompt": chat, "answer": "2", "level": 3},
+                            {"prompt": chat, "answer": "#### 2"}), split="train")
+    assert [p.answer for p in task] == ["2", "2"] and task[0].prompt.messages == tuple(chat)
+    assert columns(list(task))["level"] == [3, None] and "others" not in columns(list(task))
+    (tmp_path / "a.csv").write_text('question,answer,topic\nHow much?,"1,234",eggs\n')
+    eggs, = load_gsm8k(tmp_path / "a.csv", split="train")
+    assert eggs.columns == {"answer": "1234", "worked": "", "written": "", "solution": "1,234",
+                            "split": "train", "topic": "eggs"}
+    with pytest.raises(ValueError, match="line 1 has a column 'prompts', under which"):
+        load_gsm8k(write(tmp_path / "a.jsonl", {**EGGS, "prompts": 1}))
+
+
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(ValueError, match="has no train.jsonl and no test.jsonl"):
         load_gsm8k(tmp_path)
