@@ -2,6 +2,7 @@
 
 import pytest
 
+from minirl.inference.collect import check_prompts, collect
 from minirl.inference.tool_use import (
     answer_turns,
     begin_sessions,
@@ -11,6 +12,7 @@ from minirl.inference.tool_use import (
     takes_turns,
 )
 from minirl.lm.chat import Chat
+from minirl.lm.tiny import TinySizes, make_base
 from minirl.lm.tokenizer import build_tokenizer
 from minirl.tasks.arithmetic import Arithmetic
 from minirl.tasks.calls import JSON, Tools
@@ -164,3 +166,20 @@ def test_what_an_environment_adds_stands_in_the_users_turn(tokenizer):
     texts = [tokenizer.decode(ids) for ids in encode_prompts(tokenizer, prompts, sessions)]
     assert texts[0].endswith("[system]Brief.<eos>[user]6*7= (40 + 2)<eos>[assistant]<quick>")
     assert texts[1].endswith("[system]Own.<eos>[user]1+1= (40 + 2)<eos>[assistant]<quick>")
+
+
+def test_what_samples_and_what_is_checked_reads_the_tools(tokenizer):
+    model, _ = make_base(TinySizes(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32,
+                                   max_seq_len=256), seed=0, device="cpu", tokenizer=tokenizer)
+    task, problems = ToolTask(Arithmetic(), [calculate]), [Problem("6*7=", "42")]
+    want, = encode_prompts(tokenizer, ["6*7="], sessions_of())
+    got = collect(model, tokenizer, task, problems, group=2, max_new_tokens=4)
+    for row, length in zip(got.rollouts.tokens.tolist(), got.rollouts.prompt_lengths, strict=True):
+        assert row[:length] == want
+    assert "[tools calculate" in tokenizer.decode(want)
+    room = len(encode_prompts(tokenizer, ["123+456="], sessions_of())[0])
+    check_prompts(tokenizer, task, max_new_tokens=4, context=room + 4)
+    with pytest.raises(ValueError, match="the prompt"):
+        check_prompts(tokenizer, task, max_new_tokens=4, context=room + 3)
+    with pytest.raises(ValueError, match="does not teach <tool_call>"):
+        check_prompts(tokenizer.with_chat(Chat(), SILENT), task, max_new_tokens=4, context=256)
