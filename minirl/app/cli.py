@@ -369,9 +369,9 @@ COMMANDS = {
         training("minirl.train.presets.PRM_PRESETS", "minirl.app.prm.StepSettings",
                  "minirl.train.process_reward.ProcessRewardConfig"), TRAIN),
     "ppo": Command(
-        "InstructGPT, stage 3: PPO against the reward model",
-        training("minirl.train.presets.PPO_PRESETS", INSTRUCT, "minirl.train.ppo.PPOConfig"),
-        TRAIN),
+        "InstructGPT, stage 3: PPO against the reward model; or PPO on a --task",
+        training("minirl.train.presets.PPO_PRESETS", "minirl.app.ppo.PPOSettings",
+                 "minirl.train.ppo.PPOConfig"), TRAIN),
     "dpo": Command(
         "the same rankings without a reward model",
         training("minirl.train.presets.DPO_PRESETS", INSTRUCT, "minirl.train.dpo.DPOConfig"),

@@ -22,6 +22,7 @@ from minirl.app.flags import fields_of
 from minirl.app.instructgpt import InstructSettings
 from minirl.app.looks import watched
 from minirl.app.plots import plot_runs
+from minirl.app.ppo import PPOSettings, check_ppo, ppo
 from minirl.app.preflight import Start, starting_point
 from minirl.app.prm import StepSettings, check_prm, prm
 from minirl.app.r1 import R1Settings
@@ -88,8 +89,7 @@ TRAINING = {
     "rm": Training(InstructSettings, {"rm": RewardModelConfig}, instructgpt.check_instructions,
                    instructgpt.rm),
     "prm": Training(StepSettings, {"prm": ProcessRewardConfig}, check_prm, prm),
-    "ppo": Training(InstructSettings, {"ppo": PPOConfig}, instructgpt.check_instructions,
-                    instructgpt.ppo),
+    "ppo": Training(PPOSettings, {**BASE, "ppo": PPOConfig}, check_ppo, ppo),
     "dpo": Training(InstructSettings, {"dpo": DPOConfig}, instructgpt.check_instructions,
                     instructgpt.dpo),
     "distill": Training(DistillSettings, {**BASE, "distill": DistillConfig}, check_distill,

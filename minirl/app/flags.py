@@ -64,11 +64,12 @@ class Module:
         return module(self.imports[name]).constant(name)
 
     def fields(self, name: str) -> dict[str, Field]:
-        """Return a dataclass's fields by name, those of its bases first, as dataclasses do."""
+        """Return a dataclass's fields by name, those of its bases first, as dataclasses do: of
+        several bases the last comes first."""
         if name not in self.classes:
             return module(self.imports[name]).fields(name)
         fields: dict[str, Field] = {}
-        for base in self.classes[name].bases:
+        for base in reversed(self.classes[name].bases):
             fields |= self.fields(ast.unparse(base))
         for node in self.classes[name].body:
             if isinstance(node, ast.AnnAssign):

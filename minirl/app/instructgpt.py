@@ -284,11 +284,17 @@ def check_instructions(configs: Mapping[str, Any], flags: Collection[str], start
         for rankings in given_rankings(settings):
             if rankings:
                 encode_rankings(start.tokenizer, rankings, start.config.max_seq_len)
-    if settings.reward_model is not None:
-        own, (_, other) = start.tokenizer, load_reward_model(settings.reward_model)
-        if not own.same_ids(other):
-            raise ValueError(f"the reward model {settings.reward_model} and the policy "
-                             f"{settings.init or 'of this toy'} have different tokenizers "
-                             f"({other.vocab_size} and {own.vocab_size} tokens): it would read "
-                             "other words than the policy writes; use a reward model that was "
-                             "trained from this policy")
+    check_reward_model(settings, start)
+
+
+def check_reward_model(settings: InstructSettings, start: Start) -> None:
+    """Raise ValueError for a --reward-model that cannot read what the policy writes."""
+    if settings.reward_model is None:
+        return
+    own, (_, other) = start.tokenizer, load_reward_model(settings.reward_model)
+    if not own.same_ids(other):
+        raise ValueError(f"the reward model {settings.reward_model} and the policy "
+                         f"{settings.init or 'of this toy'} have different tokenizers "
+                         f"({other.vocab_size} and {own.vocab_size} tokens): it would read "
+                         "other words than the policy writes; use a reward model that was "
+                         "trained from this policy")

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import random
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from minirl.app.data import GYM, check_answers, check_data_flags, data_fields
 from minirl.app.looks import BeforeAndAfter, watched
@@ -40,6 +42,7 @@ PRODUCTS = {"easy_share": 0.5}     # of the problems are sums that need no tool
 EASY_CALLS = 0.5                   # and are solved by a call half as often, in demonstrations
 SHARES = {"arithmetic": ("worked_share", "guessed_share"), "products": ("tool_share",)}
 DEMONSTRATIONS = ("examples", *SHARES["arithmetic"], *SHARES["products"])
+SAMPLING = "grpo", "ppo", "distill"                    # pages that sample
 TASK_FLAGS = ("digits", "tools", "eval_data", "math_verify", "task_config", "eval_problems")
 
 
@@ -61,8 +64,7 @@ class BaseConfig(TinySizes):
 class SumsSettings(Settings):
     """Settings of minirl sft: the common ones, and the task."""
 
-    task: str | None = None            # addition (default), subtraction, multiplication, products,
-    #                                    gsm8k or dataset (of --data), reasoning_gym:NAME
+    task: str | None = None            # addition, ..., products, gsm8k, dataset, reasoning_gym:NAME
     digits: int = 3                    # 1 to 5
     tools: str | None = None           # calculator: completions may call it
     data: str | None = None            # your file, or folder: JSONL, JSON, CSV, TSV or Parquet
@@ -76,17 +78,25 @@ class SumsSettings(Settings):
 
     @property
     def task_fields(self) -> dict[str, Any]:
-        name = self.task_name
-        tools = {} if self.tools is None else {"tools": self.tools}
-        if name in OF_A_FILE or name.startswith(GYM):
-            return {**data_fields(name, self.data, self.eval_data, self.math_verify,
-                                  self.task_config), **tools}
-        products = PRODUCTS if name == "products" else {}
-        return {"name": name, "digits": self.digits, **products, **tools}
+        return fields_of_task(self)
 
     @property
     def words(self) -> tuple[str, ...]:
-        return TOOL_WORDS if self.task_name == "products" else ()
+        return words_of_task(self)
+
+
+def fields_of_task(settings: SumsSettings) -> dict[str, Any]:
+    name = settings.task_name
+    tools = {} if settings.tools is None else {"tools": settings.tools}
+    if name in OF_A_FILE or name.startswith(GYM):
+        return {**data_fields(name, settings.data, settings.eval_data, settings.math_verify,
+                              settings.task_config), **tools}
+    products = PRODUCTS if name == "products" else {}
+    return {"name": name, "digits": settings.digits, **products, **tools}
+
+
+def words_of_task(settings: SumsSettings) -> tuple[str, ...]:
+    return TOOL_WORDS if settings.task_name == "products" else ()
 
 
 @dataclass(frozen=True)
@@ -209,19 +219,26 @@ def sft(stages: Stages[SumsSettings], model: Transformer, configs: Mapping[str, 
 
 def grpo(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl grpo` does, the main job -> what it prints at the end."""
-    settings, config = stages.settings, configs["grpo"]
-    task = settings.judged(make_task(stages.run.config["task"]))
+    config = configs["grpo"]
+    return learn(stages, "grpo", model, configs, make_task(stages.run.config["task"]), train_grpo,
+                 completions=config.steps * config.prompts_per_step * config.group_size)
+
+
+def learn(stages: Stages, name: str, model: Transformer, configs: Mapping[str, Any], task: Task,
+          page: Callable[..., Transformer], *, completions: int) -> str:
+    """Let a model learn from a task's problems and rewards by a page, which samples so many
+    completions -> what to print at the end."""
+    settings, config, run = stages.settings, configs[name], stages.run
+    task = settings.judged(task)
     if settings.init is None:
         model = read_sums(stages, "base", model, configs["base"], configs["sft"])
-    rollouts = config.steps * config.prompts_per_step * config.group_size
-    model.compiled = worth_compiling(settings.compile, model, rollouts * config.max_new_tokens)
+    model.compiled = worth_compiling(settings.compile, model, completions * config.max_new_tokens)
     look = BeforeAndAfter(stages, task, samples=3, max_new_tokens=config.max_new_tokens,
                           seed=settings.seed)
-    stages.looks["grpo"] = look
-    variant = PRESETS["grpo"][stages.run.config["preset"]].arguments(config)
-    run = stages.run
+    stages.looks[name] = look
+    variant = PRESETS[name][run.config["preset"]].arguments(config)
     with saying_how_to_go_on(run, config.steps):
-        stages("grpo", config, model, lambda m, **hooks: train_grpo(
+        stages(name, config, model, lambda m, **hooks: page(
             m, stages.tokenizer, task, config, **variant, seed=settings.seed, **hooks))
     prompt = " '123+456='" if settings.task_name in SYMBOLS else ""
     return (f"\n{before_and_after(look.first, look.last)}\n\n"
@@ -233,9 +250,9 @@ def grpo(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
 # before a run has a folder
 
 def check_sums(configs: Mapping[str, Any], flags: Collection[str], start: Start) -> None:
-    """Raise ValueError for what would stop `minirl sft`, `grpo` or `distill` later."""
+    """Raise ValueError for what would stop `minirl sft`, `grpo`, `ppo` or `distill` later."""
     settings, base, name = configs["settings"], configs["base"], configs["settings"].task_name
-    config = configs.get("grpo", configs.get("distill"))               # of a page that samples
+    config = next((configs[page] for page in SAMPLING if page in configs), None)
     check_name(name)
     if config is None and settings.init is not None:
         refuse(flags, SIZE_NAMES, "--init names a model, which has its sizes")
@@ -256,8 +273,8 @@ def check_sums(configs: Mapping[str, Any], flags: Collection[str], start: Start)
         length = config.max_new_tokens
         check_prompts(start.tokenizer, task, max_new_tokens=length,
                       context=start.config.max_seq_len)
-        rows = max(config.prompts_per_step * getattr(config, "group_size", 1),
-                   min(settings.eval_problems, ROWS))
+        rows = max(getattr(config, "episodes", 0) or config.prompts_per_step
+                   * getattr(config, "group_size", 1), min(settings.eval_problems, ROWS))
         check_room(sampling_bytes(start.config, rows, length), start.device,
                    f"sampling {rows:,} completions of {length:,} tokens in a step")
 
@@ -281,19 +298,15 @@ def check_file(settings: SumsSettings, flags: Collection[str], start: Start) -> 
 def check_grpo(configs: Mapping[str, Any], flags: Collection[str], start: Start) -> None:
     """Raise ValueError for what would stop `minirl grpo` later, a user's rewards among it."""
     check_sums(configs, flags, start)
-    settings, config = configs["settings"], configs["grpo"]
+    config = configs["grpo"]
     check_copies(start, {"as the reference": int(config.kl_coef > 0),
                          "of old policies": config.off_policy},
                  "give a smaller --off-policy" if config.off_policy else
                  "--kl-coef 0 needs no reference" if config.kl_coef else "name a smaller --init")
-    if not settings.reward:
-        refuse(flags, ("reward_timeout",), "there is no --reward of yours")
-    task = make_task(settings.task_fields)
-    check_answers(task, settings.reward)
-    task = settings.judged(task)
-    if not settings.reward or settings.rollout is not None:    # which brings columns of its own
+    settings = configs["settings"]
+    rewards = check_judges(settings, make_task(settings.task_fields), flags, start)
+    if rewards is None:
         return
-    rewards = check_rewards(start.tokenizer, task)
     variant = PRESETS["grpo"][start.preset].arguments(config)
     try:
         if "advantages" in variant:                    # of a group that has these rewards alone
@@ -303,3 +316,16 @@ def check_grpo(configs: Mapping[str, Any], flags: Collection[str], start: Start)
         raise ValueError(f"--reward and --reward-weights give {came} for a right answer and one "
                          f"that is cut off, and preset {start.preset} cannot learn from that: "
                          f"choose another, or other rewards ({error})") from error
+
+
+def check_judges(settings: GRPOSettings, task: Task, flags: Collection[str], start: Start
+                 ) -> Tensor | None:
+    """Raise ValueError for rewards and rollouts that would stop a run later -> what the rewards
+    give for a right answer and one that is cut off, if there are any of the user's. (2,)"""
+    if not settings.reward:
+        refuse(flags, ("reward_timeout",), "there is no --reward of yours")
+    task = settings.judged(task)
+    check_answers(task)
+    if not settings.reward or settings.rollout is not None:    # which brings columns of its own
+        return None
+    return check_rewards(start.tokenizer, task)

@@ -10,7 +10,7 @@ from minirl.app.cli import COMMANDS, build_parser
 from minirl.app.flags import ROOT, fields_of, keys_of
 
 CONFIGS = ["minirl.app.sums.BaseConfig", "minirl.app.sums.SumsSettings",
-           "minirl.app.sums.GRPOSettings",
+           "minirl.app.sums.GRPOSettings", "minirl.app.ppo.PPOSettings",
            "minirl.app.instructgpt.InstructSettings", "minirl.app.r1.R1Settings",
            "minirl.app.prm.StepSettings", "minirl.train.process_reward.ProcessRewardConfig",
            "minirl.train.sft.SFTConfig", "minirl.train.grpo.GRPOConfig",
