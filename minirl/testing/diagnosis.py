@@ -57,7 +57,7 @@ def gives_the_same(slip: Slip, subject: Subject, difference: Difference) -> bool
     except (ValueError, RuntimeError):
         return False
     # what came may have exploded; a slip must not match by its own size
-    return all(agree(came, result.get(measure), TOLERANCE[probe.dtype], either=False)
+    return all(agree(came, result.get(measure), TOLERANCE[probe.dtype], exploded=["came"])
                for measure, came in difference.everything.items())
 
 

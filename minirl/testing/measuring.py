@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -121,18 +122,22 @@ def times(value: Any, factor: float) -> Any:
     return [factor * part for part in value] if isinstance(value, (tuple, list)) else factor * value
 
 
-def agree(a: Any, b: Any, tolerance: float, *, either: bool = True, exploded_too: bool = False
-          ) -> bool:
+def agree(came: Any, wanted: Any, tolerance: float, *, exploded: Collection[str] = ()) -> bool:
     """Whether two results are the same up to a tolerance, NaN in the same places.
 
-    Where a ratio has exploded, in either result or in `a` alone, only that it is no NaN counts: a
-    cap far away is everybody's choice. With exploded_too it counts like any other number.
+    exploded   "came", "wanted" or both: where these are huge, only that they are no NaN counts, as
+               a cap far away is everybody's choice
     """
-    if a is None or b is None or a.shape != b.shape:
+    if came is None or wanted is None or came.shape != wanted.shape:
         return False
-    a, b = a.double(), b.double()
-    exploded = (a.abs() > HUGE) & (not exploded_too)
-    if either and not exploded_too:
-        exploded |= b.abs() > HUGE
-    a, b = a.masked_fill(exploded, 0), b.masked_fill(exploded, 0)
-    return torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+    pair = {"came": came.double(), "wanted": wanted.double()}
+    hidden = torch.zeros_like(pair["came"]).bool()
+    for name in exploded:
+        hidden |= huge(pair[name])
+    one, other = (x.masked_fill(hidden, 0) for x in pair.values())
+    return torch.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def huge(x: Tensor) -> Tensor:
+    """Return where a ratio has exploded."""
+    return x.double().abs() > HUGE

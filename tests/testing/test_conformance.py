@@ -175,6 +175,34 @@ def test_a_wrong_mask_is_a_failure_and_not_an_end(name):
     assert not check(wrong, name).ok
 
 
+@pytest.mark.parametrize("value", [1e9, 1e30, float("inf"), -1e12])
+@pytest.mark.parametrize("name", ["k3", "clipped_surrogate", "prefix_weights", "gae", "vespo",
+                                  "group_advantages", "exact_kl", "sequence_ratio"])
+def test_numbers_that_explode_everywhere_are_no_ratio(name, value):
+    """What is huge was taken for a ratio whose cap is anybody's choice, and all of it was ok."""
+    right = targets()[name].function
+
+    @functools.wraps(right)
+    def wrong(*arguments, **options):
+        came = right(*arguments, **options)
+        many = came if isinstance(came, tuple) else (came,)
+        bad = tuple(x * 0 + value for x in many)
+        return bad if isinstance(came, tuple) else bad[0]
+
+    report = check(wrong, name)
+    assert not report.ok and report.properties["golden values"] == "fails"
+
+
+def test_a_cap_on_ratios_far_away_is_anybodys_choice():
+    """At e^3 or at e^40, with the gradient that each of them has; not at e^0.2."""
+    for cap in (0.2, 3.0, 40.0):
+        def capped(logp, old_logp, adv, *, clip_low=0.2, clip_high=0.2, cap=cap):
+            ratio = (logp - old_logp).clamp(max=cap).exp()
+            return torch.minimum(ratio * adv, ratio.clamp(1 - clip_low, 1 + clip_high) * adv)
+
+        assert check(capped, "clipped_surrogate").ok == (cap > 1)
+
+
 def test_inputs_that_are_changed_are_named():
     def careless(logp, ref_logp):
         value = k3(logp, ref_logp)

@@ -68,7 +68,7 @@ def test_the_index_fits_a_terminal():
     ("objectives.clipped_value_loss", "none", "-"),
     ("kl.generalised_jsd", "GKD, arXiv:2306.13649", "eq. 1"),
     ("mismatch.off_policy_mask", "DeepSeek-V3.2, arXiv:2512.02556", "eq. 9"),
-    ("objectives.dppo", "DPPO, arXiv:2602.04879", "-"),
+    ("objectives.dppo", "DPPO, arXiv:2602.04879", "eq. 12"),
     ("sequence_objectives.gmpo", "GMPO, arXiv:2507.20673", "-"),
 ])
 def test_rows_read_from_docstrings(name, paper, equation):
