@@ -94,6 +94,10 @@ TABLE: Table = {
         Row("nobody is ever right", {"right": 0.0, "wrong": [0.5, 0.25], "n": 4}, 0.0),
         Row("two alike stay at 1/2, however many samples",
             {"right": 0.5, "wrong": [0.5], "n": 64}, 0.5),
+        Row("four alike, of whom each is as often in front",
+            {"right": 0.25, "wrong": [0.25, 0.25, 0.25], "n": 3}, 0.25),
+        Row("silence and two wrong: 0.25², 2 * 0.25 * 0.25 beside silence, and half of 2 * 0.25 * "
+            "0.5 beside a wrong one", {"right": 0.25, "wrong": [0.25, 0.25], "n": 2}, 0.3125),
     ],
     "expected_best_of_n": [
         Row("the middle one of three wins one subset of three",
