@@ -35,6 +35,10 @@ setup(
         "docs": ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6.29"],
         # What renders chat templates; torch brings it, too
         "chat": ["jinja2>=3.1.6"],
+        # A user's own data: Parquet files, formulas as answers, reasoning_gym:NAME as a task
+        "parquet": ["pyarrow>=14"],
+        "math": ["math-verify>=0.8"],
+        "gym": ["reasoning-gym>=0.1.19"],
         # Where metrics may go, too: --log tensorboard,wandb
         "trackers": ["tensorboard>=2.15", "wandb>=0.17"],
         # Other people's code to compare ours with, in tests/parity and benchmarks only; nothing in
