@@ -209,6 +209,8 @@ def add_task(parser: Parser) -> None:
                              "those held out")
     parser.add_argument("--task-config", default=None, metavar="JSON",
                         help="of reasoning_gym, such as {\"max_terms\": 3}")
+    parser.add_argument("--max-tool-calls", type=int, default=None, metavar="N",
+                        help="of one completion, where it may call tools (default: the run's)")
 
 
 def add_sample(parser: Parser) -> None:

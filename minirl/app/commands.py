@@ -245,16 +245,18 @@ def trained_on(path: Path | str, args: argparse.Namespace | None = None, *,
 def asked(run: Mapping[str, Any], flags: Mapping[str, Any]) -> Task:
     """Return the task of a run, by its config.json, with the changes that flags make."""
     if flags.get("data") is not None:
-        return make_task(measured_on(flags["data"], flags.get("task"), run))
+        return make_task(with_changes(measured_on(flags["data"], flags.get("task"), run),
+                                      max_tool_calls=flags.get("max_tool_calls")))
     config = None if flags.get("task_config") is None else config_of(flags["task_config"])
     return make_task(with_changes(run.get("task") or DEFAULT, flags.get("task"),
-                                  flags.get("digits"), config=config))
+                                  flags.get("digits"), config=config,
+                                  max_tool_calls=flags.get("max_tool_calls")))
 
 
 def check_task(args: argparse.Namespace) -> None:
     """Raise ValueError for flags that make no task: before a checkpoint is read."""
     if args.task_config is None or args.task is not None:      # else it is the run's task's
-        asked({}, vars(args))
+        asked({}, {**vars(args), "max_tool_calls": None})      # of the run's tools
 
 
 def check_looking(args: argparse.Namespace, **counts: int) -> None:

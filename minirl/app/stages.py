@@ -56,6 +56,7 @@ INTERVALS = {            # of the fields of all commands' settings
                      "tool_share"), SHARE),
     **dict.fromkeys(("digits", "number_length"), "[1, 5]"), "labeller_noise": POSITIVE,
     "reward_weights": "[-1000000, 1000000]", "reward_timeout": "[0, 1000000]",
+    "max_tool_calls": "[1, 1000000]",
     "cold_start_examples": "[0, 16777216]", "small": "[0, 65536]", "too_long": "[0, 1000000]",
     "seed": "[0, 9223372036854775807]"}
 

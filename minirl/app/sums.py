@@ -26,7 +26,7 @@ from minirl.lm.model import Transformer
 from minirl.lm.seeds import derive_seed
 from minirl.lm.tiny import SIZE_NAMES, TinySizes
 from minirl.tasks.arithmetic import SYMBOLS, completion, demonstrations
-from minirl.tasks.environment import ToolTask
+from minirl.tasks.environment import MAX_CALLS, ToolTask
 from minirl.tasks.preferences import load_demonstrations
 from minirl.tasks.problem import Task
 from minirl.tasks.products import Products, product_demonstrations
@@ -43,7 +43,8 @@ EASY_CALLS = 0.5                   # and are solved by a call half as often, in 
 SHARES = {"arithmetic": ("worked_share", "guessed_share"), "products": ("tool_share",)}
 DEMONSTRATIONS = ("examples", *SHARES["arithmetic"], *SHARES["products"])
 SAMPLING = "grpo", "ppo", "distill"                    # pages that sample
-TASK_FLAGS = ("digits", "tools", "eval_data", "math_verify", "task_config", "eval_problems")
+TASK_FLAGS = ("digits", "tools", "max_tool_calls", "eval_data", "math_verify", "task_config",
+              "eval_problems")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class SumsSettings(Settings):
     task: str | None = None            # addition, ..., products, gsm8k, dataset, reasoning_gym:NAME
     digits: int = 3                    # 1 to 5
     tools: str | None = None           # calculator: completions may call it
+    max_tool_calls: int = MAX_CALLS    # of one completion; the next one ends it
     data: str | None = None            # your file, or folder: JSONL, JSON, CSV, TSV or Parquet
     eval_data: str | None = None       # file of held-out problems (default: a tenth of --data)
     math_verify: bool | None = None    # compare formulas with it (default: where installed)
@@ -87,7 +89,8 @@ class SumsSettings(Settings):
 
 def fields_of_task(settings: SumsSettings) -> dict[str, Any]:
     name = settings.task_name
-    tools = {} if settings.tools is None else {"tools": settings.tools}
+    tools = {} if settings.tools is None else {"tools": settings.tools,
+                                               "max_tool_calls": settings.max_tool_calls}
     if name in OF_A_FILE or name.startswith(GYM):
         return {**data_fields(name, settings.data, settings.eval_data, settings.math_verify,
                               settings.task_config), **tools}
@@ -262,6 +265,8 @@ def check_sums(configs: Mapping[str, Any], flags: Collection[str], start: Start)
     others = SHARES["arithmetic" if name == "products" else "products"]
     refuse(flags, others, f"the task is {name}, whose demonstrations have no such share")
     check_data_flags(name, flags)
+    if settings.tools is None:
+        refuse(flags, ["max_tool_calls"], "there are no --tools")
     task = make_task(settings.task_fields)
     if config is None and name.startswith(GYM):
         raise ValueError(f"the task {name} has no demonstrations: name yours with --data, without "

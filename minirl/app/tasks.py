@@ -69,6 +69,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "bilingual": bilingual, "instructions": instructions, "products": Products, "gsm8k": gsm8k,
     "dataset": dataset, "reasoning_gym": reasoning_gym}
 OF_A_FILE = "gsm8k", "dataset"                         # what --data names
+OF_ALL = "name", "tools", "max_tool_calls"             # fields that every task may have
 TOOLS: dict[str, Tool] = {"calculator": calculate}
 DEFAULT = {"name": "addition", "digits": 3}
 
@@ -76,8 +77,8 @@ DEFAULT = {"name": "addition", "digits": 3}
 def make_task(fields: Mapping[str, Any]) -> Task:
     """Return the task that a name and its fields describe.
 
-    The field `tools`, which every task may have, names a tool that completions may call. A name may
-    have a part behind a colon: reasoning_gym:chain_sum.
+    The field `tools`, which every task may have, names a tool that completions may call, as often
+    as `max_tool_calls` says. A name may have a part behind a colon: reasoning_gym:chain_sum.
 
     Raises ValueError for an unknown name or field, and for a value that the task refuses.
 
@@ -89,7 +90,7 @@ def make_task(fields: Mapping[str, Any]) -> Task:
     name = fields.get("name")
     allowed = fields_of(name)
     kind, _, part = str(name).partition(":")
-    values = {field: value for field, value in fields.items() if field not in ("name", "tools")}
+    values = {field: value for field, value in fields.items() if field not in OF_ALL}
     values |= {"dataset": part} if part else {}
     for field in values:
         if field not in allowed:
@@ -102,7 +103,11 @@ def make_task(fields: Mapping[str, Any]) -> Task:
     tools = fields.get("tools")
     if tools is not None and tools not in TOOLS:
         raise ValueError(f"there is no tool {tools!r}: {', '.join(TOOLS)} is expected")
-    return task if tools is None else with_tools(task, [TOOLS[tools]])
+    calls = {"max_calls": fields["max_tool_calls"]} if "max_tool_calls" in fields else {}
+    if tools is None and calls:
+        raise ValueError(f"max_tool_calls is {fields['max_tool_calls']}, and the task {name} has "
+                         "no tools: leave it out")
+    return task if tools is None else with_tools(task, [TOOLS[tools]], **calls)
 
 
 def fields_of(name: object) -> list[str]:

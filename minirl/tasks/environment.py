@@ -198,10 +198,11 @@ def _get_rewards(environments: Sequence[Any], **_: Any) -> list[float | None]:
 
 
 def with_tools(task: Task, tools: Sequence[Tool] | None = None,
-               environment_factory: EnvironmentFactory | None = None) -> Task:
+               environment_factory: EnvironmentFactory | None = None, *,
+               max_calls: int = MAX_CALLS) -> Task:
     """Return the task with these tools; as it is, if there are none."""
     if not tools and environment_factory is None:
         return task
     if tool_task(task) is not None:
         raise ValueError(f"the task {task.name} has tools already: give all of them at once")
-    return ToolTask(task, tools or (), environment_factory)
+    return ToolTask(task, tools or (), environment_factory, max_calls)

@@ -8,7 +8,9 @@ import pytest
 
 from minirl.app import commands
 from minirl.app.cli import main
+from minirl.app.data import digest_of
 from minirl.app.runs import newest_checkpoint
+from minirl.tasks.environment import tool_task
 
 FEW = ["--problems", "2", "--samples", "1", "--max-new-tokens", "8"]
 
@@ -56,6 +58,21 @@ def test_eval_asks_every_task(flags, title, base, capsys):
 def test_digits_are_for_tasks_that_have_them(base, capsys):
     assert main(["eval", "--init", str(base), "--task", "instructions", "--digits", "2"]) == 2
     assert "the task instructions has no digits" in capsys.readouterr().err
+
+
+def test_how_often_a_completion_may_call(tmp_path):
+    """As in the run, or as the flag says; also of the problems of a file that it learnt from."""
+    file = tmp_path / "a.csv"
+    file.write_text("prompt,answer\n1?,1\n2?,2\n")
+    learnt = {"data": {"sha256": digest_of(file)}}
+    called = {"tools": "calculator", "max_tool_calls": 5}
+    for run, flags in (({"task": {"name": "addition", **called}}, {}),
+                       ({"task": {"name": "dataset", "data": str(file), **called},
+                         "files": learnt}, {"data": str(file)})):
+        for changes, calls in (({}, 5), ({"max_tool_calls": 2}, 2)):
+            assert tool_task(commands.asked(run, {**flags, **changes})).max_calls == calls
+    with pytest.raises(ValueError, match="max_tool_calls is 2, and the task .* has no tools"):
+        commands.asked({}, {"max_tool_calls": 2})
 
 
 def test_without_a_checkpoint_a_base_model_is_trained_first(inside, monkeypatch, capsys):

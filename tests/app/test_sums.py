@@ -44,12 +44,13 @@ def test_products_with_a_calculator(tiny_grpo, tmp_path, capsys):
                  "1", "--eval-problems", "4"]) == 0
     capsys.readouterr()
     assert main(["grpo", *flags, "--init", str(reader / "final"), "--run-dir", str(run),
-                 *tiny_grpo, "--max-new-tokens", "40"]) == 0
+                 *tiny_grpo, "--max-new-tokens", "40", "--max-tool-calls", "3"]) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"minirl grpo: 1-digit products and easy sums, from {reader}/final")
     assert re.search(r"\ncall cost +-?[\d.]+ +-?[\d.]+\n", said)
     task = RunDir(run).config["task"]
-    assert task == {"name": "products", "digits": 1, "easy_share": 0.5, "tools": "calculator"}
+    assert task == {"name": "products", "digits": 1, "easy_share": 0.5, "tools": "calculator",
+                    "max_tool_calls": 3}
     metrics = RunDir(run).metrics()[-1]
     assert metrics["tools/call_frequency"] > 0.2
     assert sum(metrics[f"stops/{why}"] for why in STOPS) == pytest.approx(1.0)

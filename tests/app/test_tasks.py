@@ -8,8 +8,10 @@ import pytest
 from minirl.app.tasks import OF_A_FILE, TASKS, make_task, title_of, with_changes
 from minirl.tasks.arithmetic import Arithmetic
 from minirl.tasks.bilingual import Bilingual
+from minirl.tasks.environment import tool_task, with_tools
 from minirl.tasks.instructions import Instructions
 from minirl.tasks.products import Products
+from minirl.tasks.tools import calculate
 
 
 @pytest.mark.parametrize("fields, task", [
@@ -21,6 +23,14 @@ from minirl.tasks.products import Products
     ({"name": "instructions"}, Instructions())])
 def test_fields_make_a_task(fields, task):
     assert make_task(fields) == task
+
+
+def test_every_task_may_have_tools_and_a_number_of_calls():
+    fields = {"name": "addition", "tools": "calculator"}
+    for changes, calls in (({}, 8), ({"max_tool_calls": 2}, 2)):
+        task = make_task({**fields, **changes})
+        assert task == with_tools(Arithmetic("addition"), [calculate], max_calls=calls)
+        assert tool_task(task).max_calls == calls
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -52,6 +62,9 @@ def test_every_name_is_a_task(name, tmp_path):
     ({"name": "gsm8k", "data": "x", "math_verify": True}, "the task gsm8k has no math_verify"),
     ({"name": "reasoning_gym"}, "has many tasks: name one, such as reasoning_gym:chain_sum"),
     ({"name": "reasoning_gym:"}, "has many tasks: name one"),
+    ({"name": "addition", "tools": "hammer"}, "there is no tool 'hammer': calculator"),
+    ({"name": "addition", "tools": "calculator", "max_tool_calls": 0}, "max_calls is 0"),
+    ({"name": "addition", "max_tool_calls": 2}, "max_tool_calls is 2, .* addition has no tools"),
     ({"name": "addition:3"}, "there is no task 'addition:3'")])
 def test_what_is_no_task_is_named(fields, says):
     with pytest.raises(ValueError, match=says):
