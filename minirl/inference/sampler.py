@@ -53,7 +53,8 @@ class Sampler:
         A completion ends with a stop of the tokenizer, or has max_new_tokens. The next turn's
         prompt is this prompt, this completion and what is said to it, as ids.
         """
-        rollouts = self.rollouts(prompt_ids, max_new_tokens=max_new_tokens or self.max_new_tokens)
+        limit = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        rollouts = self.rollouts(prompt_ids, **limit)
         completions = rollouts.completion_ids()
         rows = zip(rollouts.behavior_logp.tolist(), rollouts.prompt_lengths.tolist(), completions,
                    strict=True)

@@ -68,6 +68,8 @@ def test_the_sampler_takes_ids_and_gives_ids(base):
         expected.mask].tolist()
     short = make_sampler(base).sample(prompts, max_new_tokens=3)["completion_ids"]
     assert max(map(len, short)) == 3
+    with pytest.raises(ValueError, match="max_new_tokens is 0"):
+        make_sampler(base).sample(prompts, max_new_tokens=0)
 
 
 @pytest.mark.parametrize("prompts, read", [
