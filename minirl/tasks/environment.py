@@ -101,7 +101,7 @@ class Session:
             return within(self.seconds, lambda: step(*arguments))
         except (Exception, SystemExit) as error:    # whatever it is, the policy should know
             self.failures += 1
-            return f"error: {error}"
+            return f"error: {error}"[:LONGEST_ANSWER]
 
 
 @dataclass(frozen=True)

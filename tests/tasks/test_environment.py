@@ -106,8 +106,18 @@ def test_any_exception_is_an_answer_but_not_an_interrupt():
         session(interrupt).reply("<tool>x</tool>")
 
 
-def test_an_answer_is_bounded():
-    reply, = session(shout).reply("<tool>abc</tool>")
+async def fail_at_length(text: str) -> str:
+    """Fail.
+
+    Args:
+        text: Of what to speak.
+    """
+    raise ValueError(text * LONGEST_ANSWER)
+
+
+@pytest.mark.parametrize("tool", [shout, fail_at_length])
+def test_an_answer_is_bounded(tool):
+    reply, = session(tool).reply("<tool>abc</tool>")
     assert len(reply) == LONGEST_ANSWER
 
 
