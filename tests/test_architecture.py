@@ -37,6 +37,7 @@ HELPERS = {
     "regularisers",
     "stage",
     "state",
+    "state_files",
     "step_trace",
     "weights",
     "verifiers",

@@ -145,6 +145,7 @@ def resumed_run(args: argparse.Namespace) -> tuple[RunDir, dict[str, Any]]:
     run = RunDir.resume(path, command=args.command)
     if not run.finished:
         check_unchanged(run.config)
+        say_what_differs(run)
     classes = sections(args.command).items()
     return run, {section: run.read_config(section, cls) for section, cls in classes}
 
@@ -167,6 +168,15 @@ def started_run(args: argparse.Namespace) -> tuple[RunDir, dict[str, Any]]:
         print(f"note: the preset's learning rate, {configs[command].lr:g}, is for a model of "
               f"billions of parameters; the toy model wants about {toy:g}: add --lr {toy:g}")
     return run, configs
+
+
+def say_what_differs(run: RunDir) -> None:
+    """Print a line where the run goes on with another number of threads, and has no checkpoint,
+    which would say so itself."""
+    before, now = run.config.get("threads"), torch.get_num_threads()
+    if before not in (None, now) and not run.checkpoints():
+        warn(f"{run.path} was started with {before} threads, and goes on with {now}: the bits may "
+             "differ from those of a run that was not stopped")
 
 
 def sections(command: str) -> dict[str, type]:

@@ -1,7 +1,7 @@
 """The run directory: all that a run leaves behind, and how it goes on after it was cut short.
 
-    config.json      what ran                         checkpoint-<step>/   the newest two, each with
-    metrics.jsonl    a line per step                                       its training state
+    config.json      what ran                         checkpoint-<step>/   the newest, each with its
+    metrics.jsonl    a line per step                                       training state
     samples.md       the same prompts over time       final/               the trained model
     curves.png       the metrics, drawn               summary.json         the figures at the end
 
@@ -43,6 +43,7 @@ from minirl.train.checkpoints import (
 )
 from minirl.train.metrics_file import append_metrics, cut_metrics, read_metrics
 from minirl.train.state import TrainState, check_weights
+from minirl.train.state_files import Start
 
 SECTION = re.compile(r"## step (\d+)")
 C = TypeVar("C")
@@ -204,22 +205,22 @@ class RunDir:
 
     # checkpoints
 
-    def save_checkpoint(self, state: TrainState, tokenizer: Tokenizer, seconds: float) -> None:
+    def save_checkpoint(self, state: TrainState, tokenizer: Tokenizer, seconds: float,
+                        **options: Any) -> None:
+        """Save a checkpoint. The options are those of train.checkpoints.save_checkpoint."""
         with files.room(self.path, GO_ON):
-            if (self.path / "metrics.jsonl").is_file():
-                files.sync(self.path / "metrics.jsonl")    # it must hold a checkpoint's steps
-            save_checkpoint(state, tokenizer, self.path, seconds=seconds)
+            save_checkpoint(state, tokenizer, self.path, seconds=seconds, **options)
 
     def checkpoints(self) -> list[int]:
         return checkpoint_steps(self.path)
 
-    def load_checkpoint(self, *, device: torch.device, load: Callable[..., Any] =
-                        load_pretrained) -> tuple[Any, Tokenizer, dict[str, Any]] | None:
+    def load_checkpoint(self, *, device: torch.device, load: Callable[..., Any] = load_pretrained,
+                        start: Start | None = None) -> tuple[Any, Tokenizer, dict[str, Any]] | None:
         """Return model, tokenizer and training state of the newest checkpoint, None without one.
 
         Metrics and samples are cut to its step.
         """
-        checkpoint = load_checkpoint(self.path, device=device, load=load, warn=warn)
+        checkpoint = load_checkpoint(self.path, device=device, load=load, start=start, warn=warn)
         last = checkpoint[2]["step"] if checkpoint else 0
         with files.room(self.path, GO_ON):
             cut_metrics(self.path / "metrics.jsonl", last, warn)

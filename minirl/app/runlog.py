@@ -10,10 +10,12 @@ from types import FrameType
 from typing import Any
 
 from minirl.app.rundir import RunDir
-from minirl.app.survival import Stopped, catching_signals, tell_at_once
+from minirl.app.survival import GO_ON, Stopped, catching_signals, tell_at_once
 from minirl.app.trackers import Trackers
+from minirl.lm import files
 from minirl.lm.progress import Progress
 from minirl.lm.tokenizer import Tokenizer
+from minirl.train.checkpoints import Background
 from minirl.train.state import TrainState
 
 
@@ -29,15 +31,18 @@ class RunLog:
     state     the training state that is resumed
     steps     of the whole page; None: learnt from `epochs` and the first step's metrics
     every     steps between two checkpoints
+    options   of save_checkpoint: how many are kept, and what the page starts from
     seconds   what was spent before the first step
     trackers  where else metrics go: --log
     """
 
     def __init__(self, run: RunDir, tokenizer: Tokenizer, *, title: str, bar: Mapping[str, str],
                  state: dict[str, Any] | None, steps: int | None, every: int, epochs: int = 1,
-                 seconds: float = 0.0, trackers: str | None = None) -> None:
+                 options: Mapping[str, Any] | None = None, seconds: float = 0.0,
+                 trackers: str | None = None) -> None:
         self.run, self.tokenizer, self.title, self.bar = run, tokenizer, title, bar
         self.steps, self.epochs, self.every = steps, epochs, every
+        self.options, self._background = options or {}, Background()
         self.step = self._saved = state["step"] if state else 0
         self._began = time.perf_counter() - (state["seconds"] if state else seconds)
         self._tokens: float | None = state["num_tokens"] if state else 0
@@ -71,8 +76,11 @@ class RunLog:
         return [f"{(tokens - before) / metrics['step_time']:,.0f} tokens/s"]
 
     def save(self, state: TrainState) -> None:
+        with files.room(self.run.path, GO_ON):
+            self._background.check()
         if state.step % self.every == 0 or state.step == self.steps or self._signal is not None:
-            self.run.save_checkpoint(state, self.tokenizer, self.seconds)
+            self.run.save_checkpoint(state, self.tokenizer, self.seconds,
+                                     background=self._background, **self.options)
             self._saved = state.step
         if self._signal is not None:
             raise self._stopped(self._signal)
@@ -99,5 +107,7 @@ class RunLog:
         self._trackers.close()
         with contextlib.suppress(OSError):
             self._progress.close()
+        with files.room(self.run.path, GO_ON):
+            self._background.wait()
         if self._signal is not None and kind is None:      # after the last step
             raise self._stopped(self._signal)

@@ -45,11 +45,12 @@ from minirl.train.reward_model import RewardModelConfig, train_reward_model
 from minirl.train.sft import SFTConfig, train_sft
 from minirl.train.stage import Page
 from minirl.train.state import TrainState
+from minirl.train.state_files import Start
 
 TEXTS = "[1, 16777216]"  # texts to learn from: all are made and encoded before the first step
 INTERVALS = {            # of the fields of all commands' settings
-    **dict.fromkeys((*SIZE_NAMES, "eval_problems", "checkpoint_every", "best_of", "samples",
-                     "step_samples"), SIDE_BY_SIDE),
+    **dict.fromkeys((*SIZE_NAMES, "eval_problems", "checkpoint_every", "keep_checkpoints",
+                     "best_of", "samples", "step_samples"), SIDE_BY_SIDE),
     **dict.fromkeys(("examples", "demonstrations", "ranked_prompts", "general_examples",
                      "labelled_problems"), TEXTS),
     **dict.fromkeys(("worked_share", "guessed_share", "right_share", "slip_share",
@@ -77,6 +78,7 @@ class Settings:
     chat_template_kwargs: str | None = None  # JSON that it reads, as {"enable_thinking": false}
     eval_problems: int = 512           # held-out problems, before and after
     checkpoint_every: int = 20         # steps (SFT and reward models: five times as many)
+    keep_checkpoints: int = 2          # the newest ones
     log: str | None = None             # also to tensorboard, wandb, or both: tensorboard,wandb
 
     def __post_init__(self) -> None:
@@ -204,7 +206,8 @@ class Stages(Generic[S]):
 
     def _train(self, run: RunDir, name: str, config: Any, start: nn.Module, page: Page) -> Any:
         kind = KINDS[type(config)]
-        checkpoint = run.load_checkpoint(device=self.device, load=kind.load)
+        first = Start(start)
+        checkpoint = run.load_checkpoint(device=self.device, load=kind.load, start=first)
         model: Any
         model, _, state = checkpoint or (copy.deepcopy(start), self.tokenizer, None)
         model.compiled = start.compiled
@@ -212,6 +215,7 @@ class Stages(Generic[S]):
         log = RunLog(run, self.tokenizer, title=self.title(name), bar=kind.bar, state=state,
                      steps=getattr(config, "steps", None), epochs=getattr(config, "epochs", 1),
                      every=kind.every * self.settings.checkpoint_every,
+                     options={"keep": self.settings.keep_checkpoints, "start": first},
                      seconds=self.seconds if run is self.run else 0.0,
                      trackers=self.settings.log)
 

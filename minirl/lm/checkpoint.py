@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,23 +48,44 @@ def save_pretrained(model: Transformer | ScalarModel, tokenizer: Tokenizer, path
     writing atomic. Raises CheckpointError, before anything is written, for a weight that is not
     finite.
     """
-    folder, head = Path(path), {}
+    contents = contents_of(model, tokenizer)
+    check_finite(contents.weights | contents.head)
+    write_pretrained(contents, tokenizer, Path(path))
+
+
+class Contents(NamedTuple):
+    """What a checkpoint holds of a model: config.json, the weights by Hugging Face's names, and the
+    head's, if it has one."""
+
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    head: dict[str, Tensor]
+
+
+def contents_of(model: Transformer | ScalarModel, tokenizer: Tokenizer) -> Contents:
+    """Return what a checkpoint of a model holds. A matrix that is embedding and head is in it once.
+    """
+    head = {}
     if isinstance(model, ScalarModel):
         head, model = model.head.state_dict(), model.backbone
-    tensors = {hf_name(name): x for name, x in model.state_dict().items()}
+    weights = {hf_name(name): x for name, x in model.state_dict().items()}
     if model.config.tie_embeddings:
-        del tensors[HEAD]
-    check_finite(tensors | head)
+        del weights[HEAD]
+    return Contents(to_hf_config(model, tokenizer), weights, head)
+
+
+def write_pretrained(contents: Contents, tokenizer: Tokenizer, folder: Path) -> None:
+    """Do what save_pretrained does, but for the check of the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     shards = [file.name for file in folder.glob(SHARD_NAMES)]
     for stale in (SUMS, SCORE, INDEX, WEIGHTS, "generation_config.json", *shards):
         (folder / stale).unlink(missing_ok=True)
-    hf = to_hf_config(model, tokenizer)
-    (folder / "config.json").write_text(json.dumps(hf, indent=2) + "\n", encoding="utf-8")
-    names = ["config.json", *tokenizer.save(folder, model_type=hf["model_type"]),
-             *write_weights(tensors, folder)]
-    if head:
-        write_tensors(head, folder / SCORE)
+    config = json.dumps(contents.config, indent=2) + "\n"
+    (folder / "config.json").write_text(config, encoding="utf-8")
+    names = ["config.json", *tokenizer.save(folder, model_type=contents.config["model_type"]),
+             *write_weights(contents.weights, folder)]
+    if contents.head:
+        write_tensors(contents.head, folder / SCORE)
         names.append(SCORE)
     seal(folder, *names)
 

@@ -6,6 +6,7 @@ A machine that runs out of memory kills the process without an error.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -29,6 +30,41 @@ def memory_of(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return how much more memory this process may take: 0 where the system does not say.
+
+    It is what the machine has free, or could free, within the limits of the process's container.
+    """
+    try:
+        lines = (proc / "meminfo").read_text().splitlines()
+        free: float = next(1024 * int(line.split()[1]) for line in lines
+                           if line.startswith("MemAvailable"))
+        groups = [line.split(":", 2) for line in (proc / "self/cgroup").read_text().splitlines()]
+    except (OSError, StopIteration):
+        return 0
+    for _, controllers, path in groups:
+        if controllers in CONTAINERS:
+            # a container may see its own group as the root
+            for folder in (cgroups / controllers / path.lstrip("/"), cgroups / controllers):
+                free = min(free, container_bytes(folder, *CONTAINERS[controllers]))
+    return max(0, free)
+
+
+# by the controllers of a group, version 2 and 1: the names of its limit, use, and what can be freed
+CONTAINERS = {"": ("memory.max", "memory.current", "inactive_file"),
+              "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")}
+
+
+def container_bytes(folder: Path, limit: str, used: str, freed: str) -> float:
+    """Return how much more memory a control group may take, infinity without a limit."""
+    try:
+        numbers = [int((folder / name).read_text()) for name in (limit, used)]
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return numbers[0] - numbers[1] + int(stat[freed])
+    except (OSError, ValueError, KeyError):
+        return float("inf")
 
 
 def parameters_of(config: ModelConfig) -> int:

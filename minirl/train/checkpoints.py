@@ -4,55 +4,107 @@
     train_sft(model, tokenizer, pairs, config, resume=state,
               save=lambda state: save_checkpoint(state, tokenizer, folder))
 
-A folder holds the newest two, checkpoint-<step>/, each with the weights in Hugging Face layout and
-its training state. Each gets its name when it is complete and on the disk (lm/files.py).
-
-Nothing is written twice. The model's weights are the checkpoint's, and a part that has not changed
-since the last checkpoint, such as a reference, is a hard link to that checkpoint's file.
+A folder holds the newest ones, checkpoint-<step>/, each with the weights in Hugging Face layout and
+the rest of its training state (state_files.py). Each gets its name when it is complete and on the
+disk (lm/files.py).
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
+import threading
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from minirl.lm import files
-from minirl.lm.checkpoint import CheckpointError, load_pretrained, save_pretrained
-from minirl.lm.digests import seal, verify
+from minirl.lm.checkpoint import load_pretrained
+from minirl.lm.memory import available_bytes
 from minirl.lm.tokenizer import Tokenizer
-from minirl.train.state import TrainState, check_state, check_weights
+from minirl.train import state_files
+from minirl.train.state import TrainState, check_weights
+from minirl.train.state_files import ResumeError, Snapshot, Start
 
 CHECKPOINT = re.compile(r"checkpoint-(0|[1-9]\d*)")
 KEEP = 2                                                   # the newest checkpoints
-STATE = "training_state.pt"
+METRICS = "metrics.jsonl"                                  # beside them, in a run directory
 
 
 def save_checkpoint(state: TrainState, tokenizer: Tokenizer, folder: Path, *,
-                    seconds: float = 0.0) -> None:
+                    seconds: float = 0.0, keep: int = KEEP, start: Start | None = None,
+                    background: Background | None = None) -> None:
     """Save a TrainState, so that load_checkpoint gives it back bit for bit, and delete all but the
-    newest two checkpoints. `seconds`: what training took so far.
+    `keep` newest checkpoints. `seconds`: what training took so far.
+
+    What equals `start` is not stored, and load_checkpoint wants it again. With `background`, the
+    tensors are copied, and written while the caller goes on; without the memory for that, they are
+    written at once.
 
     Raises NonFiniteError where a weight is NaN, infinite or absurdly large.
     """
-    model: Any = state.model
-    check_weights(model, state.step)
+    if background is not None:
+        background.wait()
+    check_weights(state.model, state.step)
+    moment = state_files.snapshot(state, tokenizer, seconds=seconds, start=start)
+    if background is not None and 2 * moment.nbytes <= available_bytes():
+        background.do(partial(write_checkpoint, moment.copied(), folder, keep))
+    else:
+        write_checkpoint(moment, folder, keep)
+
+
+def write_checkpoint(moment: Snapshot, folder: Path, keep: int) -> None:
+    """Write a checkpoint, and delete those that are older than the `keep` newest."""
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / METRICS).is_file():
+        files.sync(folder / METRICS)                       # it must hold a checkpoint's steps
     steps = checkpoint_steps(folder)
     before = folder / f"checkpoint-{steps[-1]}" if steps else None
-    with files.replacing_folder(folder / f"checkpoint-{state.step}") as partial:
-        save_pretrained(model, tokenizer, partial)
-        content = {"seconds": seconds, **state.state_dict()}
-        seal(partial, *save_training_state(content, partial, before))
-    for step in checkpoint_steps(folder)[:-KEEP]:
+    with files.replacing_folder(folder / f"checkpoint-{moment.numbers['step']}") as partial_folder:
+        state_files.write(moment, partial_folder, before)
+    for step in checkpoint_steps(folder)[:-keep]:
         files.delete_folder(folder / f"checkpoint-{step}")
+
+
+class Background:
+    """A thread that does one piece of work at a time, while its caller goes on.
+
+    An error in it is raised by the caller's next call. A process that ends does not wait for it:
+    what is half-written then is what a kill leaves.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Do this, once the work before is done."""
+        self.wait()
+        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        self._thread.start()
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            self._error = error
+
+    def wait(self) -> None:
+        """Wait until the work is done."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise the error that ended the work, if one did."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
@@ -63,13 +115,16 @@ def checkpoint_steps(folder: Path) -> list[int]:
 
 
 def load_checkpoint(folder: Path, *, device: torch.device,
-                    load: Callable[..., Any] = load_pretrained,
+                    load: Callable[..., Any] = load_pretrained, start: Start | None = None,
                     warn: Callable[[str], None] = warnings.warn,
                     ) -> tuple[Any, Tokenizer, dict[str, Any]] | None:
     """Return model, tokenizer and training state of the newest checkpoint, None without one.
 
-    A damaged one is put aside, and the one before it is taken; warn(message) says so. `load` loads
-    the model: lm.checkpoint.load_reward_model, where it is one.
+    A damaged one is put aside, and the one before it is taken; warn(message) says so, and where
+    another machine or number of threads may give other bits. `load` loads the model:
+    lm.checkpoint.load_reward_model, where it is one. `start` is the one that save_checkpoint had.
+
+    Raises ResumeError for a checkpoint of an earlier version, and where `start` is another model.
     """
     steps = checkpoint_steps(folder)
     while steps:
@@ -77,11 +132,26 @@ def load_checkpoint(folder: Path, *, device: torch.device,
         path = folder / f"checkpoint-{step}"
         try:
             model, tokenizer = load(path, device=device)
-            return model, tokenizer, load_training_state(path, step, model, device)
+            state = state_files.read(path, step, model, device, start)
+        except ResumeError:
+            raise
         except (ValueError, OSError) as error:
             then = f"goes on from checkpoint-{steps[-1]}" if steps else "begins again"
             warn(put_aside(path, error, then))
+        else:
+            if changes := changed_machine(state.get("machine"), device):
+                warn(f"{path} goes on with {changes}: the bits may differ from those of a run that "
+                     "was not stopped")
+            return model, tokenizer, state
     return None
+
+
+def changed_machine(came: Any, device: torch.device) -> str:
+    """Return what is not as it was when a checkpoint was written, "" where all is."""
+    now = state_files.machine(device)
+    changes = [f"{name} {now[name]} instead of {came[name]}" for name in now
+               if isinstance(came, dict) and name in came and came[name] != now[name]]
+    return ", ".join(changes)
 
 
 def put_aside(path: Path, error: Exception, then: str) -> str:
@@ -90,91 +160,3 @@ def put_aside(path: Path, error: Exception, then: str) -> str:
     files.remove(aside)
     os.replace(path, aside)
     return f"{path} is damaged ({error}): it is now {aside.name}, and the run {then}"
-
-
-# the files of a training state
-
-def part_file(name: str) -> str:
-    return f"training_state-{name}.pt"
-
-
-def save_training_state(state: dict, folder: Path, before: Path | None) -> list[str]:
-    """Write what the weights in the folder do not hold -> the names of the files.
-
-    `before` is the folder of the previous checkpoint. It may be deleted later: a hard link stays.
-    """
-    parts = state["parts"]
-    rest = {key: value for key, value in state.items() if key != "model"}
-    write_tensors({**rest, "parts": dict.fromkeys(parts)}, folder / STATE)
-    for name, part in parts.items():
-        file = folder / part_file(name)
-        if before is not None and holds(before / file.name, part):
-            link(before / file.name, file)
-        else:
-            write_tensors(part, file)
-    return [STATE, *map(part_file, parts)]
-
-
-def write_tensors(content: dict, file: Path) -> None:
-    with open(file, "wb") as f:                            # Python's errors say more than torch's
-        torch.save(content, f)
-
-
-def link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:                                        # a file system without hard links
-        shutil.copyfile(source, target)
-
-
-def holds(file: Path, content: dict) -> bool:
-    """Return whether a file of tensors and numbers exists and has exactly this content."""
-    try:
-        return same(torch.load(file, map_location="cpu", weights_only=True, mmap=True), content)
-    except Exception:                                      # missing, or damaged in one of many ways
-        return False
-
-
-def same(a: object, b: object) -> bool:
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b.detach().cpu())
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return type(a) is type(b) and a == b
-
-
-def load_training_state(folder: Path, step: int, model: nn.Module, device: torch.device) -> dict:
-    """Return the training state of a checkpoint of this step. `model` has been loaded from it, and
-    its weights are part of the state.
-
-    Raises ValueError, naming the file, where one is missing, damaged, or of another step.
-    """
-    verify(folder, *sorted(file.name for file in folder.glob("training_state*.pt")))
-    state = load_tensors(folder / STATE, device)
-    try:
-        state.setdefault("model", model.state_dict())      # an earlier version wrote them here, too
-        check_state(state)
-        if state["step"] != step:
-            raise ValueError(f"it is of step {state['step']}")
-        if not isinstance(state.get("seconds"), (int, float)):
-            raise ValueError("it has no seconds")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder / STATE} is no training state of step {step}: "
-                              f"{error}") from error
-    parts = {name: load_tensors(folder / part_file(name), device) if part is None else part
-             for name, part in state["parts"].items()}
-    return {**state, "parts": parts}
-
-
-def load_tensors(file: Path, device: torch.device) -> dict:
-    """Load tensors and numbers. A file that holds anything else is refused, and no code in it runs.
-    """
-    try:
-        return torch.load(file, map_location=device, weights_only=True)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:                             # missing, or damaged in one of many ways
-        raise CheckpointError(f"{file} cannot be read as a training state "
-                              f"({type(error).__name__})") from error

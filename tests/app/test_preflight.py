@@ -37,6 +37,7 @@ WRONG = {
         "--task products --guessed-share 0.5", "--tool-share 0.5", "--task products --digits 9",
         "--task products --tool-share 2", "--seed -1", "--seed 99999999999999999999",
         "--eval-problems 0", "--eval-problems 1000000000000", "--checkpoint-every 0",
+        "--keep-checkpoints 0",
         "--device abacus", "--dtype float99", "--sampler-dtype half", "--compile maybe",
         "--log mlflow", "--log tensorboard,", "--log ''",
         "--preset best",

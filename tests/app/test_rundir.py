@@ -171,7 +171,7 @@ def test_what_follows_a_spoilt_line_is_kept(spoilt, tmp_path, monkeypatch, capsy
     run = with_metrics(tmp_path, *LINES[:3], SPOILT[spoilt], *LINES[4:8], LINES[8][:7])
     (run.path / "checkpoint-6").mkdir()
     assert [m["step"] for m in run.metrics()] == [1, 2, 3, 5, 6, 7, 8]
-    monkeypatch.setattr("minirl.train.checkpoints.load_training_state", lambda *args: {"step": 6})
+    monkeypatch.setattr("minirl.train.state_files.read", lambda *args: {"step": 6})
     run.load_checkpoint(device="cpu", load=lambda folder, device: (None, None))
     assert (run.path / "metrics.jsonl").read_bytes().split(b"\n") == [
         *LINES[:3], SPOILT[spoilt], *LINES[4:6], b""]
@@ -193,7 +193,7 @@ def test_steps_that_are_missing_or_repeated_are_said(lines, says, tmp_path, monk
     """Two processes in one run left each step twice; an emptied file was taken as it was."""
     run = with_metrics(tmp_path, *[LINES[n] for n in lines])
     (run.path / "checkpoint-3").mkdir()
-    monkeypatch.setattr("minirl.train.checkpoints.load_training_state", lambda *args: {"step": 3})
+    monkeypatch.setattr("minirl.train.state_files.read", lambda *args: {"step": 3})
     run.load_checkpoint(device="cpu", load=lambda folder, device: (None, None))
     assert re.search(says, capsys.readouterr().err)
     assert len(run.metrics()) == len(lines)

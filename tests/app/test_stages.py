@@ -1,12 +1,13 @@
 """minirl/app/stages.py: whole runs, killed and resumed, and the runner itself."""
 
 import json
+import pickle
 import re
 import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from minirl.app.cli import main
 from minirl.app.commands import config_json, work
@@ -15,11 +16,13 @@ from minirl.app.runlog import RunLog
 from minirl.app.stages import Look, Stages
 from minirl.app.sums import BaseConfig, GRPOSettings, SumsSettings
 from minirl.lm.checkpoint import load_pretrained
+from minirl.lm.digests import read as read_sums
 from minirl.lm.digests import seal
 from minirl.lm.progress import Progress
 from minirl.train.grpo import GRPOConfig
 from minirl.train.metrics import NonFiniteError
 from minirl.train.sft import SFTConfig, train_sft
+from minirl.train.state_files import Start
 
 
 class Killed(BaseException):
@@ -40,9 +43,8 @@ def test_the_run_that_others_are_compared_with_learns_something(base, finished):
     """It did not: every reward was 0, and final/ was the base model to the bit. A resume that lost
     the optimizer, the reference or the checkpoint would have ended with the same weights."""
     assert final_weights(finished) != final_weights(base.parent)
-    state = torch.load(finished / "checkpoint-4" / "training_state.pt", weights_only=True)
-    averages = state["optimizer"]["state"][0]
-    assert averages["exp_avg"].any() and averages["step"] == 4
+    averages = load_file(finished / "checkpoint-4" / "optimizer.safetensors")
+    assert averages["state/0/exp_avg"].any() and averages["state/0/step"] == 4
 
 
 def test_a_run_leaves_its_files(finished):
@@ -75,13 +77,13 @@ def test_killed_at_any_step_it_resumes_bit_for_bit(
                 f.write('{"step": 9, "rew')
             raise Killed
 
-    def dying_save(self, state, tokenizer, seconds):
+    def dying_save(self, state, tokenizer, seconds, **options):
         if state.step == saved_at and moment == "within the checkpoint":
             partial = run / f"checkpoint-{saved_at}.partial"
             partial.mkdir()
             (partial / "model.safetensors").write_bytes(b"half")
             raise Killed
-        save(self, state, tokenizer, seconds)
+        save(self, state, tokenizer, seconds, **options)
         if state.step == saved_at and moment == "after the checkpoint":
             raise Killed
 
@@ -150,10 +152,11 @@ def same(run, finished):
 
 
 DAMAGES = {
-    "a bit in the training state": lambda folder: flip(folder / "training_state.pt"),
-    "a bit in the reference": lambda folder: flip(folder / "training_state-reference.pt"),
+    "a bit in the training state": lambda folder: flip(folder / "training_state.json"),
+    "a bit in the optimizer": lambda folder: flip(folder / "optimizer.safetensors"),
     "a bit in the weights": lambda folder: flip(folder / "model.safetensors"),
-    "no state": lambda folder: (folder / "training_state.pt").write_bytes(b"not a state"),
+    "no training state": lambda folder: (folder / "training_state.json").unlink(),
+    "no optimizer": lambda folder: (folder / "optimizer.safetensors").unlink(),
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),
     "no tokenizer": lambda folder: (folder / "tokenizer.json").unlink(),
     "nothing": lambda folder: [file.unlink() for file in folder.iterdir()]}
@@ -184,48 +187,64 @@ def test_where_no_checkpoint_is_whole_the_run_begins_again(base, finished, tmp_p
     assert "checkpoint-2 is damaged" in (said := capsys.readouterr().err) and "begins again" in said
 
 
-def test_of_a_checkpoint_that_is_put_aside_nothing_stays_in_metrics_and_samples(finished, tmp_path):
+def newest(run, base):
+    """Return the step of the checkpoint from which a run goes on."""
+    start = Start(load_pretrained(base)[0])
+    return run.load_checkpoint(device=torch.device("cpu"), start=start)[2]["step"]
+
+
+def test_of_a_checkpoint_that_is_put_aside_nothing_stays_in_metrics_and_samples(
+        base, finished, tmp_path):
     run = RunDir.resume(cut(finished, tmp_path / "run"))
-    flip(run.path / "checkpoint-4" / "training_state.pt")
-    assert run.load_checkpoint(device="cpu")[2]["step"] == 2
+    flip(run.path / "checkpoint-4" / "training_state.json")
+    assert newest(run, base) == 2
     assert [m["step"] for m in run.metrics()] == [1, 2]
     assert (run.path / "samples.md").read_text().count("## step") == 2       # before, and halfway
 
 
-def rewrite(folder, change):
-    """Another training state under a SHA256SUMS that knows it, as by hand."""
-    state = torch.load(folder / "training_state.pt", weights_only=True)
-    change(state)
-    torch.save(state, folder / "training_state.pt")
-    seal(folder, "training_state.pt")
+def rewrite(folder, change, name="training_state.json"):
+    """Other numbers or tensors under a SHA256SUMS that knows them, as by hand."""
+    file = folder / name
+    content = json.loads(file.read_text()) if file.suffix == ".json" else load_file(file)
+    change(content)
+    if file.suffix == ".json":
+        file.write_text(json.dumps(content))
+    else:
+        file.unlink()
+        save_file(content, file)
+    seal(folder, name)
 
 
 CHANGES = {"step 10**9": lambda state: state.update(step=10 ** 9),
            "step NaN": lambda state: state.update(step=float("nan")),
-           "no optimizer": lambda state: state.pop("optimizer"),
+           "no optimizer": lambda state: state["parts"].pop("optimizer"),
+           "no parts": lambda state: state.pop("parts"),
+           "parts that are none": lambda state: state.update(parts=[3]),
+           "a part that is elsewhere": lambda state: state["parts"].update(
+               {"../checkpoint-2/optimizer": state["parts"]["optimizer"]}),
            "no seconds": lambda state: state.pop("seconds"),
            "no numbers": lambda state: state.update(numbers=None)}
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_training_state_of_something_else_is_put_aside(change, finished, tmp_path, capsys):
+def test_a_training_state_of_something_else_is_put_aside(change, base, finished, tmp_path, capsys):
     """A step of 10**9 or NaN ended the run as if it were complete, a missing key in a traceback."""
     run = RunDir.resume(cut(finished, tmp_path / "run"))
     rewrite(run.path / "checkpoint-4", change)
-    assert run.load_checkpoint(device="cpu")[2]["step"] == 2
+    assert newest(run, base) == 2
     assert "no training state of step 4" in capsys.readouterr().err
 
 
 def test_a_training_state_of_another_model_is_one_line(base, finished, tmp_path, capsys):
     run = cut(finished, tmp_path / "run")
-    other = {"exp_avg": torch.zeros(3, 3)}
-    rewrite(run / "checkpoint-4", lambda state: state["optimizer"]["state"][0].update(other))
+    other = {"state/0/exp_avg": torch.zeros(3, 3)}
+    rewrite(run / "checkpoint-4", lambda tensors: tensors.update(other), "optimizer.safetensors")
     assert main(["grpo", "--resume", "--run-dir", str(run)]) == 2
     assert "it is of another model" in (said := capsys.readouterr().err) and "Traceback" not in said
 
 
 @pytest.mark.parametrize("damage", [name for name in DAMAGES if "state" not in name
-                                    and "reference" not in name])
+                                    and "optimizer" not in name])
 def test_a_final_that_is_not_whole_is_made_again(damage, base, finished, tmp_path, capsys):
     """Without its weights final/ still counted: "this run is complete", exit code 0."""
     run = tmp_path / "run"
@@ -235,15 +254,20 @@ def test_a_final_that_is_not_whole_is_made_again(damage, base, finished, tmp_pat
     assert "final is damaged" in capsys.readouterr().err and RunDir(run).finished
 
 
-def test_a_checkpoint_holds_everything_once(base, finished, tmp_path):
+def test_a_checkpoint_holds_each_weight_once(base, finished, tmp_path):
     """Weights stood in it twice, and the reference, which does not change, in each: 5 times their
-    size. Now it is 3 times, 2 of them Adam's averages, and the reference once for all of them."""
-    first, second = finished / "checkpoint-2", finished / "checkpoint-4"
-    weights = (first / "model.safetensors").stat().st_size
-    reference, again = (folder / "training_state-reference.pt" for folder in (first, second))
-    assert reference.samefile(again) and reference.stat().st_nlink == 2
-    own = (second / "training_state.pt").stat().st_size
-    assert 1.8 * weights < own < 2.2 * weights + 20_000    # names and shapes take a little
+    size. Now it is 3 times, 2 of them Adam's averages. The reference is the base model."""
+    files = {file.name: file for file in (finished / "checkpoint-4").iterdir()}
+    assert files.keys() == {"SHA256SUMS", "config.json", "model.safetensors", "tokenizer.json",
+                            "tokenizer_config.json", "training_state.json", "optimizer.safetensors"}
+    assert set(read_sums(finished / "checkpoint-4")) == files.keys() - {"SHA256SUMS"}
+    weights = sum(x.nbytes for x in load_file(files["model.safetensors"]).values())
+    averages = sum(x.nbytes for x in load_file(files["optimizer.safetensors"]).values() if x.dim())
+    assert averages == 2 * weights
+    state = json.loads(files["training_state.json"].read_text())
+    assert state["step"] == 4 and state["parts"]["reference"]["in"] == "start"
+    assert state["machine"] == {"threads": torch.get_num_threads(), "torch": torch.__version__,
+                                "device": "cpu"}
     # each folder is enough by itself
     run = cut(finished, tmp_path / "run")
     shutil.rmtree(run / "checkpoint-2")
@@ -251,29 +275,93 @@ def test_a_checkpoint_holds_everything_once(base, finished, tmp_path):
 
 
 def test_a_reference_that_changes_is_stored_as_it_is(base, tiny_grpo, tmp_path):
-    run = tmp_path / "run"
-    assert main(start(base, run, [*tiny_grpo, "--ref-sync-steps", "3"])) == 0
-    files = [run / f"checkpoint-{n}" / "training_state-reference.pt" for n in (2, 4)]
-    first, second = (torch.load(file, weights_only=True) for file in files)
-    assert not files[0].samefile(files[1])
-    assert torch.equal(first["lm_head.weight"], load_pretrained(base)[0].lm_head.weight)
-    assert not torch.equal(first["lm_head.weight"], second["lm_head.weight"])
+    """It is the base model until step 3 replaces it by the policy, which then goes on learning."""
+    run, flags = tmp_path / "run", ["--ref-sync-steps", "3", "--steps", "5", "--checkpoint-every",
+                                    "1", "--keep-checkpoints", "4"]
+    assert main(start(base, run, [*tiny_grpo, *flags])) == 0
+    assert RunDir(run).checkpoints() == [2, 3, 4, 5]
+    folders = {step: run / f"checkpoint-{step}" for step in (2, 3, 4, 5)}
+    places = {step: json.loads((folder / "training_state.json").read_text())["parts"]["reference"]
+              for step, folder in folders.items()}
+    assert [place["in"] for place in places.values()] == ["start", "model", "file", "file"]
+    file, again = (folders[step] / "reference.safetensors" for step in (4, 5))
+    reference, model = load_file(file), load_file(folders[3] / "model.safetensors")
+    assert {f"model.{name}": x.tolist() for name, x in reference.items() if name[0] != "l"}.items(
+        ) <= {name: x.tolist() for name, x in model.items()}.items()
+    assert again.samefile(file) and file.stat().st_nlink == 2
+    for step in (4, 3, 2):
+        resumed = cut(run, tmp_path / f"resumed-{step}")
+        for later in range(step + 1, 6):
+            shutil.rmtree(resumed / f"checkpoint-{later}")
+        assert main(["grpo", "--resume", "--run-dir", str(resumed)]) == 0 and same(resumed, run)
 
 
-def test_a_checkpoint_of_an_earlier_version_goes_on(base, finished, tmp_path, capsys):
-    """It has the weights and the parts in training_state.pt, and no SHA256SUMS."""
-    run = cut(finished, tmp_path / "run")
-    for step in (2, 4):
-        folder = run / f"checkpoint-{step}"
-        copy = RunDir(cut(finished, tmp_path / f"copy-{step}"))
-        _, _, state = copy.load_checkpoint(device="cpu")
-        if step == 4:
-            torch.save(state, folder / "training_state.pt")
-        for name in ("SHA256SUMS", "training_state-reference.pt"):
-            (folder / name).unlink()
+def test_where_the_base_model_has_changed_a_run_does_not_go_on(base, finished, tmp_path, capsys):
+    """The checkpoint is whole: it is neither put aside, nor taken with another reference."""
+    run, other = cut(finished, tmp_path / "run"), shutil.copytree(base, tmp_path / "other")
+    config = json.loads((run / "config.json").read_text())
+    config["settings"]["init"] = str(other)
+    (run / "config.json").write_text(json.dumps(config))
+    rewrite(other, lambda tensors: tensors["model.norm.weight"].add_(1e-3), "model.safetensors")
+    capsys.readouterr()
+    assert main(["grpo", "--resume", "--run-dir", str(run)]) == 2
+    assert (f"checkpoint-4: the reference is the model that the run started from, and that has "
+            f"changed since: restore it, or start a new run from this checkpoint with --init {run}"
+            ) in capsys.readouterr().err
+    shutil.rmtree(other)
+    shutil.copytree(base, other)
+    assert main(["grpo", "--resume", "--run-dir", str(run)]) == 0 and same(run, finished)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_another_number_of_threads_is_said(threads, base, finished, tmp_path, capsys):
+    """Sums are split among the threads, and a split changes their last bits."""
+    run, now = cut(finished, tmp_path / "run"), torch.get_num_threads()
+    rewrite(run / "checkpoint-4", lambda state: state["machine"].update(threads=now + threads))
     capsys.readouterr()
     assert main(["grpo", "--resume", "--run-dir", str(run)]) == 0 and same(run, finished)
-    assert "damaged" not in capsys.readouterr().err
+    said = [line for line in capsys.readouterr().err.splitlines() if "bits" in line]
+    assert said == [f"minirl: {run}/checkpoint-4 goes on with threads {now} instead of "
+                    f"{now + threads}: the bits may differ from those of a run that was not "
+                    "stopped"]
+
+
+def test_another_number_of_threads_is_said_before_there_is_a_checkpoint(finished, tmp_path, capsys):
+    run, now = cut(finished, tmp_path / "run"), torch.get_num_threads()
+    for step in (2, 4):
+        shutil.rmtree(run / f"checkpoint-{step}")
+    config = json.loads((run / "config.json").read_text()) | {"threads": now + 1}
+    (run / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    assert main(["grpo", "--resume", "--run-dir", str(run)]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "bits" in line]
+    assert len(said) == 1
+    assert f"{run} was started with {now + 1} threads, and goes on with {now}: the bits" in said[0]
+
+
+class Bomb:
+    """Unpickling runs code: this one writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_and_not_unpickled(
+        finished, tmp_path, capsys):
+    """Its training state may hold code, which loading would run."""
+    run = cut(finished, tmp_path / "run")
+    (run / "checkpoint-4" / "training_state.json").unlink()
+    (run / "checkpoint-4" / "training_state.pt").write_bytes(
+        pickle.dumps(Bomb(tmp_path / "executed")))
+    capsys.readouterr()
+    assert main(["grpo", "--resume", "--run-dir", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert "checkpoint-4 was written by an earlier version" in said and said.count("\n") == 1
+    assert f"--init {run}/checkpoint-4" in said and not (tmp_path / "executed").exists()
+    assert (run / "checkpoint-4").is_dir()
 
 
 @pytest.mark.parametrize("flags", [["--lr", "1e39"], ["--lr", "1e-3", "--weight-decay", "1e30"]])
@@ -318,24 +406,6 @@ def test_a_final_model_that_is_not_finite_is_not_saved(base, tmp_path):
     with pytest.raises(NonFiniteError):
         run.save_final(model, tokenizer)
     assert {path.name for path in run.path.iterdir()} == {".lock", "config.json"}
-
-
-def test_a_training_state_that_would_run_code_is_refused(finished, tmp_path, capsys):
-    """Pickles run code when they are read. A checkpoint from elsewhere may not."""
-    import pickle
-
-    class Bomb:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "exploded"), "w"))
-
-    run = tmp_path / "run"
-    shutil.copytree(finished, run)
-    shutil.rmtree(run / "final")
-    (run / "checkpoint-4" / "training_state.pt").write_bytes(pickle.dumps(Bomb()))
-    (run / "checkpoint-4" / "SHA256SUMS").unlink()
-    assert main(["grpo", "--resume", "--run-dir", str(run)]) == 0
-    assert not (tmp_path / "exploded").exists()
-    assert "cannot be read as a training state" in capsys.readouterr().err
 
 
 # the runner itself

@@ -54,7 +54,7 @@ def test_a_save_that_is_killed_at_any_call_leaves_whole_checkpoints(
         for step in RunDir(path).checkpoints():            # before anything is tidied
             model, _ = load_pretrained(path / f"checkpoint-{step}")
             assert step_of(model) == step
-            assert (path / f"checkpoint-{step}" / "training_state.pt").is_file()
+            assert (path / f"checkpoint-{step}" / "training_state.json").is_file()
         run = RunDir.resume(path)
         model, _, state = run.load_checkpoint(device="cpu")
         seen.append(state["step"])

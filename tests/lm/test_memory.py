@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minirl.lm import memory
-from minirl.lm.memory import check_room, parameters_of, sampling_bytes
+from minirl.lm.memory import available_bytes, check_room, parameters_of, sampling_bytes
 from minirl.lm.model import ModelConfig, Transformer
 from minirl.lm.sampling import sample
 
@@ -39,6 +39,33 @@ def test_the_whole_memory_is_enough(monkeypatch):
     message = "a model would take 2 GiB, and the machine has 2: give a smaller one"
     with pytest.raises(ValueError, match=message):
         check_room(2 ** 31 + 1, CPU, "a model", "give a smaller one")
+
+
+MEMINFO = "MemTotal:  9000 kB\nMemAvailable:  5000 kB\n"
+
+
+@pytest.mark.parametrize("group, files, room", [
+    ("0::/", {}, 5000),
+    ("0::/job", {"job/memory.max": "max", "job/memory.current": "4096"}, 5000),
+    ("0::/job", {"job/memory.max": "2048000", "job/memory.current": "1024000",
+                 "job/memory.stat": "anon 5\ninactive_file 102400\n"}, 1100),
+    ("0::/of/the/host", {"memory.max": "2048000", "memory.current": "2048000",
+                         "memory.stat": "inactive_file 0\n"}, 0),
+    ("9:cpu:/\n4:memory:/job", {"memory/job/memory.limit_in_bytes": "1024000",
+                                "memory/job/memory.usage_in_bytes": "1024000",
+                                "memory/job/memory.stat": "total_inactive_file 1024\n"}, 1),
+])
+def test_what_is_available_is_within_the_container(group, files, room, tmp_path):
+    """A copy that fits the machine and not its container would end the process."""
+    (tmp_path / "self").mkdir()
+    for name, text in {"meminfo": MEMINFO, "self/cgroup": group, **files}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert available_bytes(tmp_path, tmp_path) == 1024 * room
+
+
+def test_where_the_system_does_not_say_nothing_is_available(tmp_path):
+    assert available_bytes(tmp_path, tmp_path) == 0
 
 
 def test_a_million_million_completions_are_not_begun():
