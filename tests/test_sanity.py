@@ -150,23 +150,24 @@ def test_the_plan_has_every_run_once_and_the_dtypes_first(sanity, report):
 
 def test_a_study_goes_on_where_it_was_cut(sanity, modules, report, small, monkeypatch, tmp_path,
                                           capsys):
+    """Of the plan there are the dtypes, 2 bits, and one run each of a repair and of other knobs."""
+    plan = sanity.plan(small)
+    plan = plan[:4] + [next(run for run in plan if run.repair == "batch-invariant"), plan[-1]]
+    monkeypatch.setattr(sanity, "plan", lambda size: plan)
     monkeypatch.setattr(sanity, "perfectible_set", partial(sanity.perfectible_set, low=0.0))
     monkeypatch.setattr(sanity, "ASKED_AT_THE_END", 4)
-    out, device, plan = tmp_path / "runs", torch.device("cpu"), sanity.plan(small)
+    out, device = tmp_path / "runs", torch.device("cpu")
     left = iter([True, True, False])
     sanity.one_seed(0, out, small, device, lambda: next(left, False))
     first = out.read_text()
-    assert [report.run_of(json.loads(line)) for line in first.splitlines()] == [
-        report.run_of(vars(run)) for run in plan[:2]]
+    assert len(first.splitlines()) == 2
     sanity.one_seed(0, out, small, device, lambda: True)
     assert out.read_text().startswith(first)
     runs = modules["study"].records(out)
     assert [report.run_of(run) for run in runs] == [report.run_of(vars(run)) for run in plan]
     assert all(len(run["steps"]["accuracy"]) == 2 and not run["ended"] for run in runs)
-    mismatch = {(run["precision"], run["repair"]): run["steps"]["mismatch"][0] for run in runs
-                if report.run_of(run)[2:] == (1e-3, 4, 32)}
-    assert mismatch["float32", "none"] < mismatch["float16", "none"] < mismatch[2, "none"]
-    assert mismatch["bfloat16", "batch-invariant"] == 0 < mismatch["bfloat16", "none"]
+    single, bfloat, half, two_bits, invariant, _ = (run["steps"]["mismatch"][0] for run in runs)
+    assert invariant == 0 < single < half < bfloat < two_bits
     capsys.readouterr()
     report.show(runs, small, sanity.REPAIRS, tmp_path)
     assert capsys.readouterr().out.count("\n| ") >= len(plan)
