@@ -1,7 +1,6 @@
 """benchmarks/sanity.py: its toy, its sampler of few bits, its plan, and what its report says."""
 
 import importlib
-import json
 import random
 from functools import partial
 from pathlib import Path
