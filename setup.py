@@ -48,6 +48,7 @@ setup(
             "transformers>=5.0",   # the same weights, the same logits
             "datasets>=4.7",       # trl imports it, and so has its bound
             "accelerate>=1.10",    # the same
+            "gguf>=0.10",          # the weights of a real model, as a package has them
         ],
     },
     entry_points={"console_scripts": ["minirl=minirl.app.cli:main"]},
