@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from common import heading, row, spread, table_head
 
 SIDES = ("minirl", "transformers", "transformers, weights alone")
