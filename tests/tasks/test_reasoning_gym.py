@@ -51,13 +51,14 @@ def judged(task, problem, *texts):
                  **columns([problem], repeat=len(texts)))
 
 
-def test_a_data_set_is_a_task(stand_in):
+def test_a_data_set_is_a_task(stand_in, monkeypatch):
     task = ReasoningGym("sums", {"size": 50})
     assert task.name == "reasoning_gym:sums" and len(task.entries) == 50
     train = task.sample(200, random.Random(0))
     test = task.sample(200, random.Random(0), split="test")
     assert {split_of(p.prompt) for p in train} == {"train"}
     assert {split_of(p.prompt) for p in test} == {"test"}
+    monkeypatch.setattr(StandIn, "__getitem__", None)                  # none is made twice
     assert train == task.sample(200, random.Random(0)) and isinstance(hash(task), int)
     problem = train[0]
     assert problem.prompt == f"0+{problem.answer}?" and problem.entry["metadata"]
