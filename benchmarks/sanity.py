@@ -104,7 +104,7 @@ class Size:
 
 SIZES = {
     "toy": Size(16, 32, 2, 6_000, 256, 80, 8, 2e-3, (6e-4, 6e-3), (8, 32, 60), (64,)),
-    "large": Size(60, 128, 4, 12_000, 1_024, 200, 32, 1e-3, (3e-4, 3e-3), (30, 240), (256,)),
+    "large": Size(60, 64, 2, 12_000, 512, 200, 32, 1e-3, (3e-4, 3e-3), (30, 120), (128,)),
 }
 
 
@@ -132,6 +132,7 @@ def plan(size: Size) -> list[Run]:
     repairs = [replace(usual, precision=precision, repair=repair.name)
                for precision in (2, "bfloat16") for repair in REPAIRS[1:]
                if not (repair.batch_invariant and precision == 2)]
+    repairs.append(replace(usual, precision="float16", repair="policy gradient"))
     others = [replace(usual, lr=lr) for lr in size.lrs] + [
         replace(usual, length=length) for length in size.lengths] + [
         replace(usual, width=width) for width in size.widths]

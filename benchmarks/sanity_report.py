@@ -115,7 +115,7 @@ def show(records: Sequence[Record], size: Size, repairs: Sequence[Repair], figur
     plain = {"repair": "none"} | usual
     print("\nthe dtype of both, or the bits of a sampler beside a float32 learner\n")
     table([(name_of(x), of(records, {"precision": x} | plain)) for x in PRECISIONS])
-    for precision in (2, "bfloat16"):
+    for precision in (2, "bfloat16", "float16"):
         print(f"\nrepairs, {name_of(precision)}\n")
         table([(f"{repair.name}: {repair.what}",
                 of(records, {"precision": precision, "repair": repair.name} | usual))
