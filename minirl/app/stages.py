@@ -71,6 +71,7 @@ class Settings:
     device: str = "auto"               # auto, cpu or cuda
     dtype: str = "float32"             # of products: float32, bfloat16, float16 (weights: float32)
     sampler_dtype: str | None = None   # of the sampler's products (default: as --dtype)
+    batch_invariant: bool = False      # sampler and learner agree to the bit; slower
     compile: str = "auto"              # torch.compile: on, off, or auto (on CUDA, and in long runs)
     init: str | None = None            # checkpoint folder or hub id; without it a new base model
     system_prompt: str | None = None   # what a chat model is told first, before every prompt
@@ -85,12 +86,16 @@ class Settings:
         check(self, **INTERVALS)
         check_compile(self.compile)
         variables_of(self.chat_template_kwargs)
+        if self.batch_invariant and self.compile == "on":
+            raise ValueError("batch_invariant and compile on: a compiler chooses its own order of "
+                             "sums; leave one of the two out")
         tracker_names(self.log)
         self.precision(torch.device("cpu"))
 
     def precision(self, device: torch.device) -> AbstractContextManager:
         """Return the context in which the run computes."""
-        return compute_in(self.dtype, device, sampler=self.sampler_dtype)
+        return compute_in(self.dtype, device, sampler=self.sampler_dtype,
+                          batch_invariant=self.batch_invariant)
 
     def conversing(self, tokenizer: Tokenizer) -> Tokenizer:
         """Return the tokenizer, to which prompts are turns of a chat where there is a template."""

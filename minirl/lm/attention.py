@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from minirl.lm import batch_invariant
 from minirl.lm.cache import KVCache
 
 SHORT = 64      # queries: on a CPU, two matrix products are faster than the fused kernel up to here
@@ -46,6 +47,7 @@ class Rows:
                  starts: Tensor | None = None) -> None:
         self.B, self.T, self.cache = B, T, cache
         self.bias: Tensor | None = None
+        self.order: Tensor | None = None    # of the keys, where that is not the order of slots
         before = 0 if cache is None else cache.length
         if cache is not None and cache.slot is not None:  # a recorded step: T is 1
             self.longest, slots = before, cache.slot  # (T,)
@@ -61,15 +63,21 @@ class Rows:
                 self.bias = hide(keys > slots[:, None])[None, None]  # (1, 1, T, S)
         else:
             # A slot of padding sees itself, as a softmax over nothing would be NaN.
-            starts = torch.minimum(starts[:, None], slots)  # (B, T)
+            first, starts = starts[:, None], torch.minimum(starts[:, None], slots)  # (B, T)
             self.positions = (slots - starts).flatten()  # (N,)
             hidden = (keys > slots[:, None]) | (keys < starts[..., None])  # (B, T, S)
+            if batch_invariant.active():    # keys from a row's first token on, then nothing
+                self.order = (first + keys).clamp(max=self.longest - 1)  # (B, S)
+                hidden = keys > (slots - starts)[..., None]
             self.bias = hide(hidden).unsqueeze(1)  # (B, 1, T, S)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.unflatten(0, (self.B, self.T)).transpose(1, 2) for x in (q, k, v))
         if self.cache is not None:
             k, v = self.cache.append(layer, k, v)  # (B, K, S, D)
+        if self.order is not None:
+            order = self.order[:, None, :, None].expand_as(k)
+            k, v = k.gather(2, order), v.gather(2, order)
         out = attend(q, k, v, self.bias)  # (B, H, T, D)
         return out.transpose(1, 2).reshape(self.B * self.T, -1)
 
@@ -93,6 +101,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     is causal, and a single query sees all keys.
     """
     T, S = q.shape[2], k.shape[2]
+    if batch_invariant.active():
+        return batch_invariant.attend(q, k, v, bias)
     if not plain(T, q.device):
         return _fused(q, k, v, bias)
     if bias is None and T > 1:

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minirl.lm import batch_invariant
+from minirl.lm.logprobs import log_normaliser
+
 ROUNDING = 5e-7     # relative error of a sum of float32 probabilities, with a margin
 
 
@@ -44,7 +47,7 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p:
         logp = logits.log_softmax(-1)
         ids = scores.argmax(-1)
     else:
-        logp = (scores / temperature).log_softmax(-1)
+        logp = log_softmax(scores, temperature)
         logp = keep_likeliest(logp, top_k, top_p, min_p)  # (B, V), normalised
         cumulative = logp.exp().cumsum(-1)  # ends at 1, but for rounding
         # u < total, so the first id whose cumulative sum exceeds u has a probability above 0.
@@ -53,6 +56,13 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p:
         ids = torch.searchsorted(cumulative, u[:, None], right=True).squeeze(1)
         ids = ids.clamp(max=logits.shape[-1] - 1)    # for NaN, which sample reports
     return ids, logp.gather(1, ids[:, None]).squeeze(1)
+
+
+def log_softmax(scores: Tensor, temperature: float) -> Tensor:
+    """Return log softmax(scores / temperature), (B, V): the learner's bits, if batch-invariant."""
+    if batch_invariant.active():
+        return scores / temperature - log_normaliser(scores, temperature)[:, None]
+    return (scores / temperature).log_softmax(-1)
 
 
 def ids_of(tokens: Tensor, padding: Tensor | None, vocab_size: int) -> Tensor:

@@ -80,6 +80,12 @@ def _statistics(z: Tensor, temperature: float, with_entropy: bool) -> tuple[Tens
     return top.squeeze(-1) + log_s, entropy
 
 
+def log_normaliser(z: Tensor, temperature: float) -> Tensor:
+    """Return logsumexp(z / temperature) of logits (n, V), (n,): the number that linear_logprobs
+    subtracts, to the bit."""
+    return _statistics(z, temperature, False)[0]
+
+
 def _gradient(z: Tensor, temperature: float, logsumexp: Tensor, entropy: Tensor, grad_logp: Tensor,
               grad_entropy: Tensor | None) -> None:
     """Turn logits before the temperature (n, V) into their gradient, in place.

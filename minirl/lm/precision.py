@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from minirl.lm.batch_invariant import batch_invariant
 from minirl.lm.emulation import Emulated, has_instructions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -46,25 +47,31 @@ def pick_device(name: str) -> torch.device:
 
 # matrix products in a lower precision
 
-def compute_in(dtype: str, device: torch.device, *, sampler: str | None = None
-               ) -> AbstractContextManager:
+def compute_in(dtype: str, device: torch.device, *, sampler: str | None = None,
+               batch_invariant: bool = False) -> AbstractContextManager:
     """Return a context in which matrix products are computed in `dtype`: float32, bfloat16 or
     float16. With `sampler`, lm.sampling.sample computes in that dtype there.
 
-    A CPU without instructions for the dtype computes as lm/emulation.py says.
+    A CPU without instructions for the dtype computes as lm/emulation.py says. With
+    `batch_invariant`, sampler and learner agree to the bit: lm/batch_invariant.py.
     """
+    if batch_invariant and sampler not in (None, dtype):
+        raise ValueError(f"batch_invariant with dtype {dtype!r} and sampler_dtype {sampler!r}: a "
+                         "sampler that rounds otherwise cannot agree to the bit; leave one of the "
+                         "two out")
     for what, name in (("dtype", dtype), ("sampler_dtype", sampler or dtype)):
         if name not in DTYPES:
             raise ValueError(f"{what} is {name!r}: one of {', '.join(DTYPES)} is wanted")
-    return _compute_in(DTYPES[dtype], device, None if sampler is None else DTYPES[sampler])
+    return _compute_in(DTYPES[dtype], device, None if sampler is None else DTYPES[sampler],
+                       batch_invariant)
 
 
 @contextmanager
-def _compute_in(dtype: torch.dtype, device: torch.device, sampler: torch.dtype | None
-                ) -> Iterator[None]:
+def _compute_in(dtype: torch.dtype, device: torch.device, sampler: torch.dtype | None,
+                invariant: bool) -> Iterator[None]:
     before = _sampler.set(sampler)
     try:
-        with _products_in(dtype, device):
+        with _products_in(dtype, device), batch_invariant() if invariant else ExitStack():
             yield
     finally:
         _sampler.reset(before)
