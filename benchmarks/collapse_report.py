@@ -1,7 +1,8 @@
-"""What benchmarks/collapse.py prints and draws: two tables and a figure.
+"""What benchmarks/collapse.py prints and draws: a table and a figure.
 
-A record is a line of its file, for one run: seed, arm, looks at held-out sums (step, accuracy,
-pass, different), steps (for each metric one number per step), seconds.
+A record is a line of its file, for one run: seed, arm, what (the arm's numbers, in words), looks at
+held-out sums (step, accuracy, pass, different), steps (for each metric one number per step),
+seconds.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ LOOKS: dict[str, dict[str, Any]] = {
     PLAIN: dict(color="#111827", linewidth=3.2),
     "clip-higher": dict(color=PURPLE, linewidth=1.3),
     "entropy bonus": dict(color=RED, linewidth=1.3),
-    "large bonus": dict(color=RED, linewidth=1.6, linestyle=DASHES),
     "adaptive bonus": dict(color=GOLD, linewidth=1.3),
+    "strong adaptive bonus": dict(color=GOLD, linewidth=2.0, linestyle=DASHES),
     "Clip-Cov": dict(color=GREY, linewidth=1.3),
     "KL-Cov": dict(color=GREY, linewidth=1.6, linestyle=DASHES),
     "KL to the base": dict(color=BLUE, linewidth=2.4),
-    "smaller steps": dict(color=GREEN, linewidth=2.4)}
-HIGHEST = 1.2                      # nats; what explodes leaves the panel
+    "smaller steps": dict(color=GREEN, linewidth=2.4),
+    "fresh sums": dict(color=GREEN, linewidth=1.6, linestyle=DASHES)}
 
 
 class Arm(Protocol):
@@ -43,14 +44,14 @@ class Arm(Protocol):
 
 def of(runs: Sequence[Record], arm: Arm) -> list[Record]:
     """Return the runs of an arm, one per seed."""
-    return [run for run in runs if run["arm"] == arm.name]
+    return [run for run in runs if (run["arm"], run["what"]) == (arm.name, arm.what)]
 
 
-# the tables
+# the table
 
 def outcomes(runs: Sequence[Record], arms: Sequence[Arm]) -> None:
     """Print where the runs end: means over seeds of the last looks and steps."""
-    print(table_head("arm", "what it is", "entropy", "groups without spread", "Pass@16",
+    print(table_head("arm", "what it is", "entropy", "groups without spread", "reward", "Pass@16",
                      "different answers of 16", "accuracy", "by seed"))
     first = [run["looks"][0] for run in of(runs, arms[0])]
     early = [{name: values[:1] for name, values in run["steps"].items()}
@@ -68,34 +69,13 @@ def cells(steps: Sequence[dict[str, list[float]]],
           looks: Sequence[Sequence[dict[str, float]]]) -> list[str]:
     """Return means over steps, or looks, and seeds."""
     by_step = [statistics.mean(statistics.mean(seed[name]) for seed in steps)
-               for name in ("entropy", "frac_reward_zero_std")]
+               for name in ("entropy", "frac_reward_zero_std", "reward")]
     by_seed = {name: [statistics.mean(look[name] for look in seed) for seed in looks]
                for name in ("pass", "different", "accuracy")}
     means = [statistics.mean(values) for values in by_seed.values()]
-    return [f"{by_step[0]:.2f}", f"{by_step[1]:.0%}", f"{means[0]:.3f}", f"{means[1]:.1f}",
-            f"{means[2]:.3f}", " / ".join(f"{value:.3f}" for value in by_seed["accuracy"])]
-
-
-def positions(runs: Sequence[Record], arms: Sequence[Arm]) -> None:
-    """Print the entropy of each token, at the first step and at the end, and what was clipped."""
-    quarters = [f"entropy/quarter_{i}" for i in (1, 2, 3, 4)]
-    clips = ["clip_ratio/high_mean", "clip_ratio/low_mean"]
-    print(table_head("arm", "hundreds", "tens", "units", "EOS", "unique completions",
-                     "clipped above", "clipped below"))
-    names = [*quarters, "frac_unique_completions"]
-    print(row("the first step", *(f"{mean_of(runs, arms[0], name, 0, 1):.2f}" for name in names),
-              "", ""))
-    for arm in arms:
-        numbers = [mean_of(runs, arm, name, -LAST_STEPS, None) for name in (*names, *clips)]
-        print(row(arm.name, *(f"{number:.2f}" for number in numbers[:-2]),
-                  *(f"{number:.1%}" for number in numbers[-2:])))
-    print()
-
-
-def mean_of(runs: Sequence[Record], arm: Arm, name: str, start: int, end: int | None) -> float:
-    """Return the mean of a metric over steps start to end, and over seeds."""
-    return statistics.mean(statistics.mean(run["steps"][name][start:end])
-                           for run in of(runs, arm))
+    return [f"{by_step[0]:.3f}", f"{by_step[1]:.0%}", f"{by_step[2]:.3f}", f"{means[0]:.3f}",
+            f"{means[1]:.1f}", f"{means[2]:.3f}",
+            " / ".join(f"{value:.3f}" for value in by_seed["accuracy"])]
 
 
 # the figure
@@ -104,23 +84,23 @@ def draw(runs: Sequence[Record], arms: Sequence[Arm], out: Path) -> None:
     """Draw four panels over steps: two of what happens to the policy, two of what it costs."""
     figure, axes = new_figure(2, 2, (10.4, 6.6))
     panels: tuple[tuple[str, str, Callable[[Record], list[tuple[float, float]]]], ...] = (
-        ("Entropy of a token: it falls, or it explodes", "nats", step_curve("entropy")),
+        ("Entropy of a token collapses, or is held up", "nats, sums of the run",
+         step_curve("entropy")),
         ("Groups without spread, which teach nothing", "share of groups",
          step_curve("frac_reward_zero_std")),
-        ("Pass@16: fewer sums are solved by any of 16 samples", "Pass@16, held-out sums",
+        ("Pass@16: what no sample solves any more", "Pass@16, held-out sums",
          look_curve("pass")),
-        ("Accuracy: smaller steps win, then a KL to the base", "accuracy, held-out sums",
+        ("Accuracy: high entropy alone does not save it", "accuracy, held-out sums",
          look_curve("accuracy")))
     for axis, (title, label, curve) in zip(axes, panels, strict=True):
         for arm in sorted(arms, key=lambda arm: arm.name == PLAIN):  # plain on top
             axis.plot(*mean_curve([curve(run) for run in of(runs, arm)]), **LOOKS[arm.name])
         axis.set_xlim(left=0)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1)
         tidy(axis, title, x="step", y=label)
-    axes[0].set_ylim(0, HIGHEST)
-    axes[0].annotate("0.05 H: to 5.5 on two seeds of three", (0.36, 0.9), fontsize=8, color=RED,
-                     xycoords="axes fraction")
-    axes[1].set_ylim(0, 1)
+    axes[0].set_yscale("log")
+    axes[0].set_ylim(0.008, 1)
+    axes[3].set_ylim(0, 0.5)
     legend_below(figure, [entry(f"{arm.name}: {arm.what}", **LOOKS[arm.name]) for arm in arms],
                  title=f"Means of {len(of(runs, arms[0]))} seeds, the upper panels smoothed over 7 "
                        "steps")

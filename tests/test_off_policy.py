@@ -5,16 +5,18 @@ The worlds are small enough to list every completion: expectations are sums in f
 """
 
 import importlib
+import random
 from pathlib import Path
 
 import pytest
 import torch
 
-from minirl.equations.objectives import policy_gradient
 from minirl.testing.oracle import Oracle
+from minirl.train.presets import check_flags
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-NAMES = ("at_once", "collapse", "collapse_report", "off_policy", "off_policy_report")
+NAMES = ("at_once", "collapse", "collapse_report", "collapse_tuning", "off_policy",
+         "off_policy_report")
 
 
 @pytest.fixture(scope="module")
@@ -146,50 +148,37 @@ def test_medians_lie_on_the_line_between_steps(modules):
 
 # ---- the arms of collapse.py
 
-def gradient(objective, logp, old_logp, adv):
-    logp = logp.clone().requires_grad_()
-    objective(logp, old_logp, adv, torch.ones_like(logp).bool()).sum().backward()
-    return logp.grad
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_reads_the_same_sums_in_every_step(modules, seed):
+    """... each once in a step, and none of those that it is asked afterwards."""
+    task = modules["collapse"].FixedSums(seed)
+    steps = [[p.prompt for p in task.sample(8, random.Random(step))] for step in range(20)]
+    assert all(len(set(prompts)) == 8 for prompts in steps)
+    train = {prompt for prompts in steps for prompt in prompts}
+    held_out = {p.prompt for p in task.sample(64, random.Random(0), split="test")}
+    assert len(train) == 16 and len(held_out) > 50 and not train & held_out
 
 
-def test_kl_cov_by_hand(modules):
-    """100 tokens, so two are chosen: the likely one that is good, and the unlikely one that is bad.
-    d/dlogp of ρ A - |log ρ| is ρ A - sign(log ρ): at ρ = 2 it is 2 - 1 for the one, -2 - 1 for the
-    other, and ρ A = 2 for the rest. At ρ = 1 nothing is penalised."""
-    logp, adv = torch.full((1, 100), -1.0), torch.ones(1, 100)
-    logp[0, 0], logp[0, 1], adv[0, 0], adv[0, 1], adv[0, 2] = -0.1, -8.0, 3.0, -1.0, 1.0
-    objective = modules["collapse"].kl_cov(0)
-    on_policy = gradient(objective, logp, logp, adv)
-    torch.testing.assert_close(on_policy, gradient(lambda x, old, a, mask: policy_gradient(x, a),
-                                                   logp, logp, adv))
-    off_policy = gradient(objective, logp, logp - torch.tensor(2.0).log(), adv)
-    expected = torch.full((1, 100), 2.0)
-    expected[0, :2] = torch.tensor([5.0, -3.0])  # 2 * 3 - 1, 2 * -1 - 1
-    torch.testing.assert_close(off_policy, expected)
-
-
-def test_clip_cov_leaves_out_a_share_of_the_candidates(modules):
-    """Of 200 tokens, 100 have a covariance of 2: four of them, 2 % of all, get no gradient. The
-    seed says which."""
-    logp = torch.tensor([[-1.0] * 100 + [-3.0] * 100])       # ±1 around the mean
-    adv = torch.tensor([[2.0] * 100 + [-2.0] * 100])         # ±2: the covariance is 2 everywhere
-    adv[0, 100:] = -2.0
-    one, again, other = (gradient(modules["collapse"].clip_cov(seed), logp, logp, adv)
-                         for seed in (0, 0, 1))
-    assert (one == 0).sum() == 4
-    assert (one[one != 0] == adv[one != 0]).all()
-    assert torch.equal(one, again) and not torch.equal(one, other)
+def test_the_arms_of_both_files_say_what_differs(modules):
+    """A preset reads each number of its arm, and every remedy was tuned at the strength that it
+    has; the others have none to tune."""
+    arms, tuned = modules["collapse"].ARMS, modules["collapse_tuning"].ARMS
+    for arm in (*arms, *tuned):
+        check_flags("grpo", arm.preset, list(arm.numbers), arm.config)
+        assert arm.config.steps == 240 and arm.config.aggregate == "token_mean"
+    assert {arm.name for arm in arms if arm not in tuned} == {
+        "strong adaptive bonus", "smaller steps", "fresh sums"}
 
 
 def test_what_the_table_of_outcomes_says_of_two_seeds(modules):
     """Means over the steps and looks it is given, then over seeds."""
-    steps = [{"entropy": [0.1, 0.3], "frac_reward_zero_std": [0.5, 0.5]},
-             {"entropy": [0.4, 0.4], "frac_reward_zero_std": [1.0, 0.0]}]
+    steps = [{"entropy": [0.1, 0.3], "frac_reward_zero_std": [0.5, 0.5], "reward": [1.0, 0.5]},
+             {"entropy": [0.4, 0.4], "frac_reward_zero_std": [1.0, 0.0], "reward": [0.0, 0.5]}]
     looks = [[{"pass": 1.0, "different": 4, "accuracy": 0.2}],
              [{"pass": 0.5, "different": 2, "accuracy": 0.5},
               {"pass": 0.5, "different": 4, "accuracy": 0.7}]]
     assert modules["collapse_report"].cells(steps, looks) == [
-        "0.30", "50%", "0.750", "3.5", "0.400", "0.200 / 0.600"]
+        "0.300", "50%", "0.500", "0.750", "3.5", "0.400", "0.200 / 0.600"]
 
 
 # ---- the toy
