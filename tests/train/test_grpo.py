@@ -484,7 +484,8 @@ def test_the_defaults():
     options = dict(
         max_draws=1, mask_truncated=False, top_entropy=1.0, off_policy=0, old_logp="learner",
         importance="none", importance_max=3.0, importance_min=0.0, geometric_max=0.0,
-        geometric_min=0.0, off_policy_delta=0.0, pass_k=4, dual_clip=0.0, dppo_delta=0.2,
+        geometric_min=0.0, off_policy_delta=0.0, top_k=0, top_p=1.0, min_p=0.0,
+        repetition_penalty=1.0, pass_k=4, dual_clip=0.0, dppo_delta=0.2,
         sapo_temp_pos=1.0, sapo_temp_neg=1.05, vespo_k_pos=2.0, vespo_lambda_pos=3.0,
         vespo_k_neg=3.0, vespo_lambda_neg=2.0, cov_share=2e-4, cov_low=1.0, cov_high=5.0,
         cov_kl_coef=1.0, kl_estimator="k3", ref_mixup=1.0, entropy_coef=0.0,
