@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from minirl.equations.mismatch import effective_sample_size
 from minirl.equations.reduce import masked_mean
 from minirl.inference.collect import Collected, verdict_tensor
+from minirl.inference.mismatch import FAR
 from minirl.lm.rollouts import Rollouts
 from minirl.tasks.environment import STOPS, Session
 
@@ -24,6 +26,7 @@ class Sums:
         self._ends: dict[str, Tensor] = {}  # the least or the largest of what was added
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, float] = {}
+        self._log_weights: dict[str, list[Tensor]] = {}
 
     def add(self, name: str, values: Tensor | float, mask: Tensor | None = None, *,
             count: float | None = None) -> None:
@@ -55,10 +58,33 @@ class Sums:
         self.add("weights/zero_tokens", zero, mask)
         self.add("weights/zero_completions", (zero | ~mask).all(1), mask.any(1))
 
+    def add_distance(self, name: str, logp: Tensor, behavior_logp: Tensor, mask: Tensor) -> None:
+        """Add how far a policy is from the sampler μ on a micro-batch, (b, T) each.
+
+        name/frac_far is the share of tokens whose ratio is outside [0.9, 1.1]: a mean that is small
+        may hide them. name/sample_share is the effective sample size of the completions by their
+        ratios Π_t π_t/μ_t, as a share of their number: 1 where all weigh the same.
+        """
+        difference = torch.where(mask, logp - behavior_logp, 0).detach()
+        self.add(f"{name}/frac_far", (difference.exp() - 1).abs() > FAR, mask)
+        rows = difference.double().sum(1)[mask.any(1)]  # of those with a sampled token
+        self._log_weights.setdefault(f"{name}/sample_share", []).append(rows)
+
     def means(self) -> dict[str, float]:
         means = {name: float(total) / max(1, self._counts[name])
                  for name, total in self._sums.items()}
-        return {**means, **{name: float(end) for name, end in self._ends.items()}}
+        shares = {name: sample_share(torch.cat(rows)) for name, rows in self._log_weights.items()}
+        return {**means, **{name: float(end) for name, end in self._ends.items()}, **shares}
+
+
+def sample_share(log_weights: Tensor) -> float:
+    """Return the effective sample size of weights, given by their logarithms, over their number.
+
+    >>> sample_share(torch.tensor([0.0, 0.0])), sample_share(torch.tensor([1000.0, 0.0]))
+    (1.0, 0.5)
+    """
+    weights = (log_weights - log_weights.max()).exp() if len(log_weights) else log_weights
+    return float(effective_sample_size(weights)) / max(1, len(weights))
 
 
 def watch(sums: Sums, surrogate: Tensor, logp: Tensor, old_logp: Tensor, batch: Rollouts,
@@ -66,20 +92,25 @@ def watch(sums: Sums, surrogate: Tensor, logp: Tensor, old_logp: Tensor, batch: 
     """Add the per-token metrics of one micro-batch, in TRL's names. All tensors are (b, T).
 
     A token is clipped where the objective has no gradient although its advantage is not 0.
-    sampling/ratio is π_old/μ of a token, before any bound; where top_k, top_p or min_p cut the
-    sampler's distribution, that is the probability of what they keep. entropy/quarter_1 is the
-    entropy in the first quarters of completions: where a policy settles first shows there.
+    sampling/... compares π_old with the sampler μ: other kernels, or an older policy. drift/...
+    compares π itself with μ, at each update. sampling/ratio is π_old/μ of a token, before any
+    bound; where top_k, top_p or min_p cut the sampler's distribution, that is the probability of
+    what they keep. entropy/quarter_1 is the entropy in the first quarters of completions: where a
+    policy settles first shows there.
     """
     slope, = torch.autograd.grad(surrogate.sum(), logp, retain_graph=True)
-    difference = (old_logp - batch.behavior_logp).abs()
+    mu = batch.behavior_logp
     sums.add("clip_ratio/low_mean", (slope == 0) & (adv < 0), batch.mask)
     sums.add("clip_ratio/high_mean", (slope == 0) & (adv > 0), batch.mask)
     sums.add("entropy", entropy, batch.mask)
     quarters = 4 * (batch.mask.cumsum(1) - 1) // batch.mask.sum(1, keepdim=True).clamp(min=1)
     for i in range(4):
         sums.add(f"entropy/quarter_{i + 1}", entropy, batch.mask & (quarters == i))
-    sums.add_range("sampling/sampling_logp_difference", difference, batch.mask)
-    sums.add_range("sampling/ratio", (old_logp - batch.behavior_logp).exp(), batch.mask)
+    sums.add_range("sampling/sampling_logp_difference", (old_logp - mu).abs(), batch.mask)
+    sums.add_range("sampling/ratio", (old_logp - mu).exp(), batch.mask)
+    sums.add_distance("sampling", old_logp, mu, batch.mask)
+    sums.add_range("drift/logp_difference", (logp - mu).abs(), batch.mask)
+    sums.add_distance("drift", logp, mu, batch.mask)
 
 
 def describe(answers: Collected) -> dict[str, float]:

@@ -78,7 +78,8 @@ def test_what_is_watched_by_hand():
     batch = Rollouts(torch.zeros(2, 5).long(), mask, torch.ones(2).long(), behavior,
                      torch.zeros(2).bool())
     entropy = torch.tensor([[9.0, 1.0, 2.0, 3.0, 4.0], [9.0, 5.0, 7.0, 9.0, 9.0]])
-    logp = torch.zeros(2, 5, requires_grad=True)
+    # π/μ: 1.05 everywhere
+    logp = (behavior + math.log(1.05)).requires_grad_()
     sums = Sums()
     watch(sums, logp * 2, logp, old, batch, torch.ones(2, 5), entropy)
     means = sums.means()
@@ -89,6 +90,34 @@ def test_what_is_watched_by_hand():
     assert means["sampling/ratio/mean"] == pytest.approx(6.5 / 6)
     assert means["sampling/sampling_logp_difference/max"] == pytest.approx(math.log(2))
     assert means["sampling/sampling_logp_difference/mean"] == pytest.approx(2 * math.log(2) / 6)
+    assert means["sampling/frac_far"] == pytest.approx(2 / 6), "2 and 1/2"
+    # completions weigh 2 and 1/2: (2.5)² / (4 + 1/4) of 2
+    assert means["sampling/sample_share"] == pytest.approx(2.5 ** 2 / 4.25 / 2)
+    assert means["drift/frac_far"] == 0.0
+    assert means["drift/logp_difference/mean"] == pytest.approx(math.log(1.05), rel=1e-4)
+    # 1.05⁴ and 1.05²
+    a, b = 1.05 ** 4, 1.05 ** 2
+    assert means["drift/sample_share"] == pytest.approx((a + b) ** 2 / (a * a + b * b) / 2)
+
+
+def test_the_sample_share_is_the_batchs_under_any_split():
+    """Rows of 20 tokens with log-ratios of 0 to 200, whose weights overflow: a mean of the shares
+    of micro-batches would be 1. A row without a sampled token is none of them."""
+    slope = torch.tensor([10.0, 10.0 - math.log(3) / 20, 0.0, 5.0])
+    logp = slope[:, None].expand(4, 20)
+    mask = torch.ones(4, 20).bool()
+    mask[3] = False
+
+    def share(splits):
+        sums = Sums()
+        for rows in splits:
+            sums.add_distance("drift", logp[rows], torch.zeros(len(rows), 20), mask[rows])
+        return sums.means()["drift/sample_share"]
+
+    # weights 1, 1/3 and 0 of three rows: (4/3)² / (10/9)
+    expected = pytest.approx(16 / 10 / 3, rel=1e-4)
+    assert share([[0, 1, 2, 3]]) == expected and share([[3], [0], [2], [1]]) == expected
+    assert share([[3]]) == 0.0
 
 
 def test_variety_by_hand():
@@ -119,3 +148,40 @@ def test_the_mismatch_that_a_run_reports_is_that_of_its_own_samples(monkeypatch)
                 "ratio/max": difference.exp().max()}
     for name, value in expected.items():
         assert log[0][f"sampling/{name}"] == pytest.approx(float(value), rel=1e-3, abs=2e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"old_logp": "sampler"}, {"iterations": 2}])
+def test_drift_is_what_the_sampler_is_away_whatever_the_ratio_is_taken_to(options):
+    """Rollouts of the policy of a step ago. With old_logp = "sampler" the ratio is taken to μ, and
+    sampling/... reads as if nothing had moved; drift/... does not, under any split."""
+    def metrics(budget):
+        model, log = tiny(), Log()
+        config = GRPOConfig(steps=2, prompts_per_step=4, group_size=4, max_new_tokens=6, lr=0.02,
+                            warmup_steps=0, off_policy=1, token_budget=budget, **options)
+        grpo.train_grpo(model, TOKENIZER, Digits(length), config, log=log)
+        return log
+
+    fresh, old = metrics(10_000)
+    assert fresh["drift/frac_far"] == 0.0 or "iterations" in options
+    assert old["drift/logp_difference/mean"] > 0.01 and old["drift/frac_far"] > 0
+    assert 0 < old["drift/sample_share"] < 0.999
+    if "old_logp" in options:
+        assert old["sampling/ratio/min"] == old["sampling/ratio/max"] == 1.0
+        assert old["sampling/frac_far"] == 0.0 and old["sampling/sample_share"] == 1.0
+    elif "iterations" not in options:
+        assert old["sampling/frac_far"] == old["drift/frac_far"], "one update: π_old is π"
+    split = metrics(20)[1]
+    for name in old:
+        if name.startswith(("sampling/", "drift/")):
+            assert split[name] == pytest.approx(old[name], rel=1e-3, abs=1e-5), name
+
+
+def test_a_batch_invariant_run_reports_a_ratio_of_exactly_one():
+    model, log = tiny(), Log()
+    config = GRPOConfig(steps=2, prompts_per_step=4, group_size=4, max_new_tokens=6, token_budget=40)
+    with compute_in("bfloat16", model.device, batch_invariant=True):
+        grpo.train_grpo(model, TOKENIZER, Digits(length), config, log=log)
+    for step in log:
+        assert step["sampling/ratio/min"] == step["sampling/ratio/max"] == 1.0
+        assert step["drift/logp_difference/max"] == 0.0 and step["drift/sample_share"] == 1.0
+        assert step["grad_norm"] > 0
