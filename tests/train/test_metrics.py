@@ -178,7 +178,8 @@ def test_drift_is_what_the_sampler_is_away_whatever_the_ratio_is_taken_to(option
 
 def test_a_batch_invariant_run_reports_a_ratio_of_exactly_one():
     model, log = tiny(), Log()
-    config = GRPOConfig(steps=2, prompts_per_step=4, group_size=4, max_new_tokens=6, token_budget=40)
+    config = GRPOConfig(steps=2, prompts_per_step=4, group_size=4, max_new_tokens=6,
+                        token_budget=40)
     with compute_in("bfloat16", model.device, batch_invariant=True):
         grpo.train_grpo(model, TOKENIZER, Digits(length), config, log=log)
     for step in log:
