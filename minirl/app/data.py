@@ -17,7 +17,7 @@ from minirl.app.tasks import OF_A_FILE
 from minirl.lm.digests import digest
 from minirl.tasks.dataset import files_of
 from minirl.tasks.latex import is_installed
-from minirl.tasks.problem import Task, weights_of
+from minirl.tasks.problem import Task, listed, weights_of
 
 FILES = "data", "eval_data", "rankings", "chat_template"   # flags that name what is learnt from
 GYM = "reasoning_gym"
@@ -83,13 +83,10 @@ def check_answers(task: Task) -> None:
     """Raise ValueError for problems of which the rewards that count could judge the format alone.
     """
     counts = {name for name, weight in weights_of(task).items() if weight}
-    inner: Any = task
-    while hasattr(inner, "task"):                      # behind tools, and rewards of the user's
-        inner = inner.task
-    problems = getattr(inner, "problems", ())
+    problems = listed(task)
     if problems and counts <= {"accuracy", "format_reward"} and not any(
             problem.answer for problem in problems):
-        raise ValueError(f"{inner.name}: no problem has an answer, so that nothing but the format "
+        raise ValueError(f"{task.name}: no problem has an answer, so that nothing but the format "
                          "would be learnt: add a column 'answer', or name a --reward of yours")
 
 

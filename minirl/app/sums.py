@@ -28,7 +28,7 @@ from minirl.lm.tiny import SIZE_NAMES, TinySizes
 from minirl.tasks.arithmetic import SYMBOLS, completion, demonstrations
 from minirl.tasks.environment import MAX_CALLS, ToolTask
 from minirl.tasks.preferences import load_demonstrations
-from minirl.tasks.problem import Task
+from minirl.tasks.problem import Task, listed
 from minirl.tasks.products import Products, product_demonstrations
 from minirl.tasks.tools import TOOL_WORDS
 from minirl.tasks.user_rewards import SECONDS
@@ -183,10 +183,9 @@ def pairs_of_file(settings: SumsSettings) -> Sequence[Any]:
     that are not held out, with an answer."""
     if settings.task is None:
         return load_demonstrations(str(settings.data))
-    task = make_task(settings.task_fields)
-    problems: Any = task.task if isinstance(task, ToolTask) else task
+    problems: Sequence[Any] = listed(make_task(settings.task_fields))
     return [(problem.prompt, completion(problem, worked=True))
-            for problem in problems.split["train"] if problem.answer]
+            for problem in problems if problem.split == "train" and problem.answer]
 
 
 def demonstrations_of(task: Task, n: int, rng: random.Random, base: BaseConfig

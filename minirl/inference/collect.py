@@ -20,14 +20,16 @@ from minirl.inference.tool_use import begin_sessions, call_stops, encode_prompts
 from minirl.lm.model import Transformer
 from minirl.lm.rollouts import Rollouts
 from minirl.lm.sampling import check_context
+from minirl.lm.text import shortened
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.calls import Tool
 from minirl.tasks.environment import EnvironmentFactory, Session, tool_task, with_tools
-from minirl.tasks.problem import Problem, Task, columns, weights_of
+from minirl.tasks.problem import Problem, Task, columns, listed, weights_of
 from minirl.tasks.rewards import judge, weighted_sum
 from minirl.tasks.user_rollouts import rollout_of
 
 ROWS = 512        # completions that are sampled together, unless the caller says otherwise
+SHOWN = 100       # characters of a prompt in an error
 LOOKED_AT = 200   # problems of a split whose lengths stand for all
 
 
@@ -115,13 +117,14 @@ def check_prompts(tokenizer: Tokenizer, task: Task, *, max_new_tokens: int, cont
     rng = random.Random(0)
     prompts = [problem.prompt for split in ("train", "test")
                for problem in task.sample(LOOKED_AT, rng, split=split)]
+    prompts += [problem.prompt for problem in listed(task)]
     sessions: list[Session] = []
     if (calling := tool_task(task)) is not None:
         sessions, _ = begin_sessions(calling, tokenizer, task.sample(1, rng), 1)
     lengths = list(map(len, encode_prompts(tokenizer, prompts, sessions)))
     longest = max(lengths)
-    check_context(f"the prompt {prompts[lengths.index(longest)]!r}", longest, max_new_tokens,
-                  context)
+    prompt = shortened(prompts[lengths.index(longest)], SHOWN)
+    check_context(f"the prompt {prompt!r}", longest, max_new_tokens, context)
 
 
 def check_rewards(tokenizer: Tokenizer, task: Task) -> Tensor:

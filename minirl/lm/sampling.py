@@ -207,5 +207,5 @@ def check_context(what: str, tokens: int, max_new_tokens: int, context: int) -> 
     """Raise ValueError where a prompt of so many tokens leaves no room for a completion."""
     if tokens + max_new_tokens > context:
         raise ValueError(f"{what} has {tokens} tokens; with max_new_tokens {max_new_tokens} that "
-                         f"is more than the model's context of {context}: shorten the prompt or "
-                         "lower max_new_tokens")
+                         f"is more than the model's context of {context}: shorten the prompt, "
+                         "lower max_new_tokens, or use a model with a larger context")

@@ -98,6 +98,14 @@ def weights_of(task: Task) -> dict[str, float]:
     return dict(weights)
 
 
+def listed(task: Any) -> Sequence[Problem]:
+    """Return all problems of a task that has a list of them, behind tools and other rewards; none
+    of a task that makes them as they are drawn."""
+    while hasattr(task, "task"):
+        task = task.task
+    return getattr(task, "problems", ())
+
+
 def draw(n: int, split: str, one: Callable[[], tuple[Problem, str]]) -> list[Problem]:
     """Return n problems of a split. one() makes a problem and says which split it is in.
 

@@ -143,6 +143,17 @@ def test_a_base_model_for_a_file_reads_sums(file):
     assert sums_of(GRPOSettings(task="subtraction", digits=2)).name == "2-digit subtraction"
 
 
+def test_the_longest_prompt_of_a_file_is_found_before_the_run(base, tmp_path, capsys):
+    """Of a thousand problems 400 are drawn; a long one among the others ended a run in its middle.
+    """
+    rows = [{"prompt": f"{i}+{i}=", "answer": 2 * i} for i in range(1000)]
+    file = written(tmp_path / "a.jsonl", [*rows, {"prompt": "1+" * 100 + "1=", "answer": 101}])
+    for seed in ("0", "1"):
+        assert main(["grpo", "--data", str(file), "--init", str(base), "--seed", seed]) == 2
+        error = capsys.readouterr().err
+        assert "the prompt '1+1+" in error and " has 203 tokens" in error and len(error) < 500
+
+
 def test_problems_without_answers_want_a_reward(tmp_path):
     file = written(tmp_path / "prompts.jsonl", [{"prompt": "Write."}, {"prompt": "Sing."}])
     task = load_dataset(file)
