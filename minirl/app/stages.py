@@ -224,9 +224,11 @@ class Stages(Generic[S]):
                      seconds=self.seconds if run is self.run else 0.0,
                      trackers=self.settings.log)
 
-        def save(state: TrainState) -> None:
-            look.step(run, state.model, state.step, log.steps or state.step)
-            log.save(state)
+        def save(now: TrainState) -> None:
+            if state is not None:
+                state.clear()                # the page has its own; these files are deleted soon
+            look.step(run, now.model, now.step, log.steps or now.step)
+            log.save(now)
 
         with self.settings.precision(self.device):
             look.before(run, start, resumed=state is not None)

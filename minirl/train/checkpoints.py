@@ -132,7 +132,9 @@ def load_checkpoint(folder: Path, *, device: torch.device,
         path = folder / f"checkpoint-{step}"
         try:
             model, tokenizer = load(path, device=device)
-            state = state_files.read(path, step, model, device, start)
+            for p in model.parameters():                   # not mapped: the file is deleted soon
+                p.data = p.data.clone()
+            state = state_files.read(path, step, model, start)
         except ResumeError:
             raise
         except (ValueError, OSError) as error:

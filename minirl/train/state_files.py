@@ -214,10 +214,10 @@ def link(source: Path, target: Path) -> None:
 
 # reading
 
-def read(folder: Path, step: int, model: nn.Module, device: torch.device, start: Start | None
-         ) -> dict:
+def read(folder: Path, step: int, model: nn.Module, start: Start | None) -> dict:
     """Return the training state of a checkpoint of this step, as TrainState.state_dict() returned
-    it. `model` has been loaded from the checkpoint, and its weights are part of the state.
+    it, with tensors that are mapped from its files. `model` has been loaded from the checkpoint,
+    and its weights are part of the state.
 
     Raises CheckpointError, naming the file, where one is missing, damaged, or of another step;
     ResumeError for a checkpoint of an earlier version, and where `start` is not the run's.
@@ -232,7 +232,7 @@ def read(folder: Path, step: int, model: nn.Module, device: torch.device, start:
     content = read_json(folder / STATE)
     try:
         content["model"] = model.state_dict()
-        parts = {name: read_part(folder, name, entry, content, device, start)
+        parts = {name: read_part(folder, name, entry, content, start)
                  for name, entry in content["parts"].items()}
         content["optimizer"] = parts.pop("optimizer", None)
         content["parts"] = parts
@@ -250,7 +250,7 @@ def read(folder: Path, step: int, model: nn.Module, device: torch.device, start:
 
 
 def read_part(folder: Path, name: str, entry: dict[str, Any], content: dict[str, Any],
-              device: torch.device, start: Start | None) -> dict:
+              start: Start | None) -> dict:
     """Return the state_dict of a part."""
     if entry["in"] == MODEL:
         return content["model"]
@@ -269,5 +269,5 @@ def read_part(folder: Path, name: str, entry: dict[str, Any], content: dict[str,
         if file.parent != folder:
             raise ValueError(f"{name!r:.60} is no name of a part")
         verify(folder, file.name)
-        tensors = read_tensors(read_entries([file]), device=device)
+        tensors = read_tensors(read_entries([file]))
     return join(Split(entry["numbers"], entry["tied"], tensors))

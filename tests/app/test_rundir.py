@@ -7,6 +7,7 @@ import re
 import shutil
 
 import pytest
+import torch
 
 from minirl.app.rundir import RunDir
 from minirl.app.sums import SumsSettings
@@ -172,7 +173,7 @@ def test_what_follows_a_spoilt_line_is_kept(spoilt, tmp_path, monkeypatch, capsy
     (run.path / "checkpoint-6").mkdir()
     assert [m["step"] for m in run.metrics()] == [1, 2, 3, 5, 6, 7, 8]
     monkeypatch.setattr("minirl.train.state_files.read", lambda *args: {"step": 6})
-    run.load_checkpoint(device="cpu", load=lambda folder, device: (None, None))
+    run.load_checkpoint(device="cpu", load=lambda folder, device: (torch.nn.Module(), None))
     assert (run.path / "metrics.jsonl").read_bytes().split(b"\n") == [
         *LINES[:3], SPOILT[spoilt], *LINES[4:6], b""]
     said = capsys.readouterr().err
@@ -194,7 +195,7 @@ def test_steps_that_are_missing_or_repeated_are_said(lines, says, tmp_path, monk
     run = with_metrics(tmp_path, *[LINES[n] for n in lines])
     (run.path / "checkpoint-3").mkdir()
     monkeypatch.setattr("minirl.train.state_files.read", lambda *args: {"step": 3})
-    run.load_checkpoint(device="cpu", load=lambda folder, device: (None, None))
+    run.load_checkpoint(device="cpu", load=lambda folder, device: (torch.nn.Module(), None))
     assert re.search(says, capsys.readouterr().err)
     assert len(run.metrics()) == len(lines)
 

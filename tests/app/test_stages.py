@@ -475,6 +475,21 @@ def test_a_stage_that_was_cut_short_goes_on(stages):
     assert timeless(cut.path) == timeless(run.path) and cut.summary["steps"] == 6
 
 
+def test_the_state_that_a_stage_went_on_from_is_let_go(stages):
+    """Two copies of the weights stayed in memory, on a GPU in its own, as long as the run took."""
+    stages, model = stages
+    with pytest.raises(Killed):
+        stages("cut", QUICK, model, learn(stages, stop=5))
+    came = []
+
+    def page(model, *, resume, **hooks):
+        came.extend([resume["step"], resume])
+        return learn(stages)(model, resume=resume, **hooks)
+
+    stages("cut", QUICK, model, page)
+    assert came == [5, {}]
+
+
 def test_the_stage_that_has_the_name_of_the_command_is_the_run(stages, base):
     stages, model = stages
     stages.run.write_json("config.json", {"command": "sft"})

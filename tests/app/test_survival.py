@@ -303,16 +303,25 @@ def long_run(base, tiny_grpo, tmp_path_factory):
     return folder
 
 
+def wait(process, condition):
+    while process.poll() is None and not condition():
+        time.sleep(0.001)
+
+
 @pytest.mark.parametrize("number, lines",
                          [(signal.SIGKILL, 9), (signal.SIGTERM, 23), (signal.SIGINT, 5)])
-def test_a_real_signal_to_a_real_process(number, lines, base, long_run, tiny_grpo, tmp_path):
+@pytest.mark.parametrize("saving", [False, True])
+def test_a_real_signal_to_a_real_process(number, lines, saving, base, long_run, tiny_grpo,
+                                         tmp_path):
+    """Also while a checkpoint is being written, in a thread of its own."""
     run = tmp_path / "run"
     command = [sys.executable, "-m", "minirl", *start(base, run, [*tiny_grpo, *LONG])]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True)
     file = run / "metrics.jsonl"
-    while process.poll() is None and (not file.is_file() or file.read_bytes().count(b"\n") < lines):
-        time.sleep(0.002)
+    wait(process, lambda: file.is_file() and file.read_bytes().count(b"\n") >= lines)
+    if saving:
+        wait(process, lambda: any(run.glob("checkpoint-*.partial")))
     process.send_signal(number)
     said = process.communicate()[1]
     expected = -number if number == signal.SIGKILL else 128 + number

@@ -1,6 +1,7 @@
 """minirl/train/checkpoints.py: a page goes on from a checkpoint as if it had never stopped."""
 
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from minirl.train.checkpoints import (
     save_checkpoint,
 )
 from minirl.train.sft import SFTConfig, train_sft
+from minirl.train.state import TrainState, make_optimizer
 from tests.train.small import tiny, weights
 
 CPU = torch.device("cpu")
@@ -81,6 +83,18 @@ def test_the_newest_are_kept_and_the_others_deleted(keep, tmp_path):
     train_sft(tiny(), TOKENIZER, PAIRS, CONFIG,
               save=lambda state: save_checkpoint(state, TOKENIZER, tmp_path, keep=keep))
     assert checkpoint_steps(tmp_path) == list(range(7 - keep, 7))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_a_run_that_went_on_holds_no_file_of_the_checkpoint(tmp_path):
+    """A file that is deleted takes its room on the disk until nobody has mapped it."""
+    folder = cut_short(tmp_path / "run")
+    model, _, state = load_checkpoint(folder, device=CPU)
+    assert f"{folder}/checkpoint-3/optimizer.safetensors" in Path("/proc/self/maps").read_text()
+    again = TrainState(model, make_optimizer(model, CONFIG))
+    again.load_state_dict(state)
+    del state
+    assert f"{folder}/" not in Path("/proc/self/maps").read_text()
 
 
 # in the background
