@@ -2,10 +2,15 @@
 
 import json
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minirl.tasks import records
+from minirl.tasks.dataset import load_dataset
 from minirl.tasks.records import read_records
 
 ROWS = [{"question": "1+1?", "answer": "2"}, {"question": "가, 나\n\"다\"?", "answer": "#### 3"}]
@@ -129,3 +134,18 @@ def test_a_file_is_read_line_by_line(tmp_path, monkeypatch):
         read(written(tmp_path, "a.jsonl", '{"a": "' + "x" * 100 + '"}'))
     with pytest.raises(ValueError, match="a list of 209 bytes, .* write it as JSONL"):
         read(written(tmp_path, "a.json", '["' + "x" * 205 + '"]'))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(st.binary(max_size=60), st.lists(st.sampled_from(
+    [b'{"prompt": ', b'"a"', b"}", b"[", b"]", b"\n", b"\r", b",", b'"', b"prompt", b"answer",
+     b"\0", b"\xff", b"\xef\xbb\xbf", b"\t", b"1e999", b"NaN", b"null", b'[{"role": "user"}]']),
+    max_size=12).map(b"".join)), st.sampled_from([*records.ENDINGS[:-1], ""]))
+def test_any_bytes_are_records_or_one_line_that_says_why_not(content, ending):
+    with tempfile.TemporaryDirectory() as folder:
+        file = written(Path(folder), f"a{ending}", content)
+        for load in (read, load_dataset):
+            try:
+                load(file)
+            except ValueError as error:
+                assert str(file) in str(error)
