@@ -84,11 +84,11 @@ def draw(runs: Sequence[Record], arms: Sequence[Arm], out: Path) -> None:
     """Draw four panels over steps: two of what happens to the policy, two of what it costs."""
     figure, axes = new_figure(2, 2, (10.4, 6.6))
     panels: tuple[tuple[str, str, Callable[[Record], list[tuple[float, float]]]], ...] = (
-        ("Entropy of a token collapses, or is held up", "nats, sums of the run",
+        ("Entropy of a token: collapsed, or held up", "nats, while sampling",
          step_curve("entropy")),
         ("Groups without spread, which teach nothing", "share of groups",
          step_curve("frac_reward_zero_std")),
-        ("Pass@16: what no sample solves any more", "Pass@16, held-out sums",
+        ("Pass@16: kept by a KL, and by new prompts", "Pass@16, held-out sums",
          look_curve("pass")),
         ("Accuracy: high entropy alone does not save it", "accuracy, held-out sums",
          look_curve("accuracy")))
@@ -100,6 +100,7 @@ def draw(runs: Sequence[Record], arms: Sequence[Arm], out: Path) -> None:
         tidy(axis, title, x="step", y=label)
     axes[0].set_yscale("log")
     axes[0].set_ylim(0.008, 1)
+    axes[0].set_yticks([0.01, 0.03, 0.1, 0.3, 1], ["0.01", "0.03", "0.1", "0.3", "1"])
     axes[3].set_ylim(0, 0.5)
     legend_below(figure, [entry(f"{arm.name}: {arm.what}", **LOOKS[arm.name]) for arm in arms],
                  title=f"Means of {len(of(runs, arms[0]))} seeds, the upper panels smoothed over 7 "
