@@ -255,6 +255,9 @@ def add_precision(parser: Parser) -> None:
                         help="of training in float16, for the scale of the loss (default 150)")
     parser.add_argument("-o", "--out", type=Path, default=Path("precision.png"),
                         help="(default precision.png)")
+    parser.add_argument("--batch-invariant", action="store_true",
+                        help="with the arithmetic in which sampler and learner agree")
+    add_task(parser)
     add_policy(parser)
     parser.set_defaults(dtype="float32")
 

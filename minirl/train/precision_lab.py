@@ -10,7 +10,6 @@ Nothing is trained but a copy of the policy, on what the policy itself wrote.
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,7 +32,8 @@ SMALLEST = 2.0 ** -24          # of float16's numbers; half of it and less is ro
 UPDATES, UPDATE = 100, 1e-3    # so many steps of this size, from a weight of 1
 INTERVAL = 10                  # steps without an overflow until the scale doubles (pages: 2000)
 LENGTH = 256                   # tokens of a sequence of random products
-PROBLEMS = 32                  # of which the copy learns a completion each
+PROBLEMS = 32                  # of which the copy learns a completion each, at most
+MOST = 2 ** 20                 # gradients that are kept
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class PrecisionLab:
     mismatches   a pair of sampler and learner each, in every combination of the three dtypes
     products     of one matrix product, in a lower precision and in float32
     weights      dtype -> a weight of 1 after 0, 1, ... updates of -0.001 in that dtype
-    gradients    |gradient| of every weight in float32, without zeros, (n,)
+    gradients    |gradient| of weights in float32, without zeros, (n,): of all, or of every k-th
     steps        of training in float16
     """
 
@@ -78,10 +78,9 @@ def run_precision_lab(
         model, tokenizer, task, problems, sampler=sampler, learners=list(DTYPES), group=group,
         max_new_tokens=max_new_tokens, temperature=temperature, progress=progress,
         seed=derive_seed(seed, "precision", "sample"))]
-    drawn = task.sample(PROBLEMS, random.Random(derive_seed(seed, "precision", "problems")))
     with compute_in("float32", model.device):
-        rollouts = collect(model, tokenizer, task, drawn, max_new_tokens=max_new_tokens,
-                           temperature=temperature, generator=torch.Generator(
+        rollouts = collect(model, tokenizer, task, problems[:PROBLEMS], temperature=temperature,
+                           max_new_tokens=max_new_tokens, generator=torch.Generator(
                                model.device).manual_seed(seed)).rollouts
     learner = copy.deepcopy(model).eval().requires_grad_(True)
     return PrecisionLab(mismatches, product_mismatches(seed), lost_updates(),
@@ -94,12 +93,14 @@ def lab_report(lab: PrecisionLab) -> str:
     means = {pair.sampler: float(pair.differences.mean()) for pair in lab.mismatches
              if pair.sampler == pair.learner}
     times = means["bfloat16"] / max(means["float16"], 1e-12)
+    same = f"bfloat16 is {times:.1f} times as far off as float16" if any(means.values()) else (
+        "sampler and learner agree to the bit")
     products = ", ".join(f"{x.sampler} {short(float(x.differences.mean()))} and "
                          f"{short(float(x.sequence_log_ratios.std()))}" for x in lab.products)
     ends = ", ".join(f"{weights[-1]:.4g} in {dtype}" for dtype, weights in lab.weights.items())
     first, last = lab.steps[0].scale, lab.steps[-1].scale
     skipped = sum(step.skipped for step in lab.steps)
-    return (f"The same dtype on both sides: bfloat16 is {times:.1f} times as far off as float16.\n"
+    return (f"The same dtype on both sides: {same}.\n"
             f"One random product, a token and {LENGTH} of them: {products}.\n"
             f"{UPDATES} updates of -{UPDATE} leave of a weight of 1: {ends}.\n"
             f"Of the gradients, float16 makes {lab.lost():.2%} zero, and {lab.lost(first):.2%} "
@@ -145,13 +146,15 @@ def loss_on(model: Transformer, rollouts: Rollouts) -> Tensor:
 
 
 def gradient_sizes(model: Transformer, rollouts: Rollouts) -> Tensor:
-    """Return how large the gradients are, one number for each weight that has one: (n,)."""
+    """Return how large the gradients are, one number for each weight that has one, or for every
+    k-th of them: (n,), at most MOST."""
     model.zero_grad()
     with compute_in("float32", model.device):
         loss_on(model, rollouts).backward()
     sizes = torch.cat([p.grad.abs().flatten() for p in model.parameters() if p.grad is not None])
     model.zero_grad()
-    return sizes[sizes > 0].cpu()
+    sizes = sizes[sizes > 0]
+    return sizes[::-(-len(sizes) // MOST) or 1].cpu()
 
 
 def scaled_steps(model: Transformer, rollouts: Rollouts, steps: int, *, lr: float = 1e-4,

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from minirl.app.cli import main
 from minirl.app.rundir import RunDir
+from minirl.lm.checkpoint import load_pretrained, save_pretrained
 from minirl.lm.text import WIDTH
 from minirl.train import precision_lab
 
@@ -32,6 +34,24 @@ def test_a_table_five_sentences_and_a_picture(base, inside, capsys, quick):
     assert all(len(line) <= WIDTH + 20 for line in lines) and len(lines[1]) <= WIDTH
     assert (inside / "precision.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in inside.iterdir()] == ["precision.png"]
+
+
+def test_other_problems_and_batch_invariant_arithmetic(base, inside, capsys, quick):
+    """Any checkpoint on questions of one's own; in batch-invariant arithmetic each dtype differs
+    from the others and not from itself. A checkpoint in bfloat16 is measured in float32 as well."""
+    (inside / "questions.jsonl").write_text("".join(
+        json.dumps({"question": f"What is {i} + 1?", "answer": f"#### {i + 1}"}) + "\n"
+        for i in range(20)))
+    model, tokenizer = load_pretrained(base, dtype=torch.bfloat16)
+    save_pretrained(model, tokenizer, inside / "half")
+    assert main(["precision", "--init", "half", "--task", "gsm8k", "--data", "questions.jsonl",
+                 "--batch-invariant", "--problems", "2", "--samples", "2", "--steps", "1",
+                 "--max-new-tokens", "5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("GSM8K") and "agree to the bit" in "".join(lines)
+    for line in lines[2:11]:
+        sampler, learner, mean, largest = line.split()[:4]
+        assert (mean == largest == "0.0") == (sampler == learner)
 
 
 def grpo(base, folder, tiny_grpo, *flags):
