@@ -9,7 +9,7 @@ width), seed, kept and asked (problems), before (the base model's accuracy on th
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -190,12 +190,18 @@ def draw_curves(records: Sequence[Record], usual: Mapping[str, Any], repairs: Se
             axis.set_ylim(0, 1)
             axis.axhline(PASSED, color=GREY, linewidth=0.8, linestyle=":")
         else:
-            log_scale(axis, 1000)
-    seeds = len({record["seed"] for record in records})
-    for title, curves in zip(("left", "right"), columns, strict=True):
-        legend_below(figure, [entry(name, **look) for name, runs, look in curves if runs],
-                     title=f"{title}: means of {seeds} seeds, smoothed over 7 steps; dotted: 95 %")
+            low, high = axis.get_ylim()
+            log_scale(axis, high / max(low, 1e-9))
+    axes[0].legend(handles=legend(columns[0]), fontsize=8, frameon=False, ncols=2,
+                   loc="lower right")
+    legend_below(figure, legend(columns[1]), title="Right. Everywhere: means of "
+                 f"{len({record['seed'] for record in records})} seeds, smoothed over 7 steps; "
+                 "dotted: 95 %")
     save(figure, out)
+
+
+def legend(curves: Sequence[tuple[str, list[Record], dict[str, Any]]]) -> list[Any]:
+    return [entry(name, **look) for name, runs, look in curves if runs]
 
 
 def draw_mean(by_run: Sequence[Sequence[float]], axis: Any, look: Mapping[str, Any]) -> None:
@@ -207,15 +213,15 @@ def draw_mean(by_run: Sequence[Sequence[float]], axis: Any, look: Mapping[str, A
 
 def draw_knobs(records: Sequence[Record], plain: Mapping[str, Any],
                values: Mapping[str, Sequence[float]], out: Path) -> None:
-    """Draw the training accuracy at the end over the bits of the sampler, for each knob's values,
-    and the mismatch of the base model over the bits."""
+    """Draw the training accuracy at the end over the bits of the sampler, for each knob's values.
+    """
     figure, axes = new_figure(1, 3, (10.4, 3.6))
     looks = [dict(color=colour, marker="o", markersize=4) for colour in (GREEN, BLUE, RED, PURPLE)]
-    titles = {"lr": "The learning rate", "length": "The length", "width": "The width"}
+    titles = {"lr": "Learning rate", "length": "Digits of a number", "width": "Width of the model"}
     for axis, (knob, its_values) in zip(axes, values.items(), strict=True):
         for value, look in zip(its_values, looks, strict=False):
-            draw_over_bits(records, dict(plain) | {knob: value}, end, axis,
-                           look | {"label": f"{knob} {value:g}"})
+            draw_over_bits(records, dict(plain) | {knob: value}, axis,
+                           look | {"label": f"{value:g}"})
         tidy(axis, titles[knob], x="bits of the sampler's precision",
              y="training accuracy, last 10 steps")
         axis.set_ylim(0, 1)
@@ -226,12 +232,14 @@ def draw_knobs(records: Sequence[Record], plain: Mapping[str, Any],
 BITS: dict[str | int, int] = {2: 2, 3: 3, 4: 4, "bfloat16": 8, "float16": 11, "float32": 24}
 
 
-def draw_over_bits(records: Sequence[Record], values: Mapping[str, Any],
-                   number: Callable[[Record], float], axis: Any, look: Mapping[str, Any]) -> None:
+def draw_over_bits(records: Sequence[Record], values: dict[str, Any], axis: Any,
+                   look: dict[str, Any]) -> None:
     """Draw a point for each precision that was run, and faint ones for its seeds."""
-    points = [(i, [number(run) for run in of(records, values | {"precision": precision})])
+    points = [(i, [end(run) for run in of(records, values | {"precision": precision})])
               for i, precision in enumerate(BITS)]
     points = [(i, numbers) for i, numbers in points if numbers]
+    if not points:
+        return
     axis.plot([i for i, _ in points], [statistics.mean(numbers) for _, numbers in points], **look)
     for i, numbers in points:
         axis.plot([i] * len(numbers), numbers, ".", color=look["color"], alpha=0.3)

@@ -71,10 +71,12 @@ def legend_below(figure: Any, entries: Sequence[Any], title: str | None = None) 
         return
     lengths = [len(entry.get_label()) + 7 for entry in entries]
     for columns in range(len(entries), 0, -1):
-        rows = -(-len(entries) // columns)
-        longest = [max(lengths[i:i + rows]) for i in range(0, len(entries), rows)]
+        rows, longer = divmod(len(entries), columns)    # the first ones have a row more
+        starts = [rows * i + min(i, longer) for i in range(columns + 1)]
+        longest = [max(lengths[i:j]) for i, j in zip(starts, starts[1:], strict=False)]
         if sum(longest) <= 13 * figure.get_figwidth():                  # letters to an inch
             break
+    rows += longer > 0
     figure.set_figheight(figure.get_figheight() + 0.2 * (rows + (title is not None)))
     figure.legend(handles=list(entries), loc="outside lower left", ncols=columns, fontsize=8,
                   frameon=False, title=title, title_fontsize=8, alignment="left")
