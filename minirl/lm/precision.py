@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from minirl.lm import world
 from minirl.lm.batch_invariant import batch_invariant
 from minirl.lm.emulation import Emulated, has_instructions
 
@@ -188,7 +189,7 @@ class LossScaler:
     Raises     ValueError for numbers that no scale can have, and for calls out of order.
 
     Each step: scaler.scale(loss).backward(), for each optimizer unscale (which may be left out) and
-    step, then update. An optimizer whose gradients are not finite is skipped.
+    step, then update. An optimizer is skipped where a gradient is not finite in any process.
 
     >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
     >>> scaler, optimizer = LossScaler(init_scale=4.0), torch.optim.SGD([weight], lr=1.0)
@@ -233,7 +234,7 @@ class LossScaler:
         if inverse == float("inf"):
             raise ValueError(f"the scale has fallen to {self.value:g}: expected gradients that are "
                              "finite at some scale; look for a NaN in the weights or the loss")
-        finite = all(bool(grad.isfinite().all()) for grad in grads)
+        finite = world.finite(grads)
         for grad in grads:
             grad.mul_(inverse)
         self._finite[id(optimizer)] = finite

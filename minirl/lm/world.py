@@ -1,8 +1,9 @@
 """The processes that train one model together: torch.distributed, where it is initialised.
 
-`total` sums a number over the processes, and `add_gradients` sums a model's gradients. Each process
-divides its loss by `total` of its own number of rows, or tokens. Then the sum of the gradients is
-the gradient of the mean over all rows, however these are spread over the processes.
+`total` sums a number over the processes, `add_gradients` sums a model's gradients, and `finite`
+says the same in all of them. Each process divides its loss by `total` of its own number of rows, or
+tokens. Then the sum of the gradients is the gradient of the mean over all rows, however these are
+spread over the processes.
 
 The training pages do not spread rows yet: every process samples and trains on all of them. Each
 row then counts once per process, in the totals and in the sums of gradients alike. So the update is
@@ -12,6 +13,7 @@ the same as with one process. Where torch.distributed is not initialised, there 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TypeVar
 
 import torch
@@ -47,6 +49,18 @@ def total(x: Number) -> Number:
                           device=device)
     dist.all_reduce(number)
     return type(x)(number.item())
+
+
+def anywhere(flag: bool) -> bool:
+    """Return whether the flag is true in any process. Every process must call it."""
+    return total(int(flag)) > 0
+
+
+def finite(tensors: Iterable[Tensor]) -> bool:
+    """Return whether all of these are finite, in every process: what decides about a step, which
+    all processes must take or skip together. Of a sharded tensor each process looks at its part."""
+    parts = (x.to_local() if hasattr(x, "to_local") else x for x in tensors)
+    return not anywhere(not all(bool(x.isfinite().all()) for x in parts))
 
 
 def add_gradients(model: nn.Module) -> None:

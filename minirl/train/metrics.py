@@ -11,6 +11,7 @@ from minirl.equations.mismatch import effective_sample_size
 from minirl.equations.reduce import masked_mean
 from minirl.inference.collect import Collected, verdict_tensor
 from minirl.inference.mismatch import FAR
+from minirl.lm import world
 from minirl.lm.rollouts import Rollouts
 from minirl.tasks.environment import STOPS, Session
 
@@ -184,7 +185,7 @@ def check_gradients(models: Sequence[nn.Module], step: int, rows: Tensor | Seque
     """Raise NonFiniteError, showing the first text, if the gradient on these rows is not finite,
     although the loss is scaled as little as it may be."""
     grads = [p.grad for model in models for p in model.parameters() if p.grad is not None]
-    if not all(bool(grad.isfinite().all()) for grad in grads):
+    if not world.finite(grads):
         raise NonFiniteError(f"step {step}: the gradient on these rows overflows in float16, and "
                              "the scale of the loss cannot fall further: use --dtype bfloat16 or "
                              f"float32. {where(rows, texts)}")
