@@ -4,8 +4,17 @@ import subprocess
 import sys
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from minirl.lm.figures import COLOURS, drawable, line_styles, smooth
+from minirl.lm.figures import (
+    COLOURS,
+    drawable,
+    entry,
+    legend_below,
+    line_styles,
+    new_figure,
+    smooth,
+)
 
 
 def test_smooth_takes_the_neighbours_that_are_there():
@@ -31,3 +40,12 @@ def test_it_loads_no_matplotlib_before_something_is_drawn():
     code = ("import sys, minirl.lm.figures; "
             "sys.exit('matplotlib' in sys.modules or 'torch' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_legend_below_is_no_wider_than_its_figure():
+    """matplotlib puts 9 entries of 8 columns into one column of two rows and seven of one. They
+    were counted as five columns of two rows, and the last entry was cut off."""
+    figure, _ = new_figure(1, 1, (10.4, 3))
+    legend_below(figure, [entry("x" * n) for n in (4, 16, 13, 19, 16, 19, 15, 4, 20)])
+    FigureCanvasAgg(figure).draw()
+    assert figure.legends[0].get_window_extent().x1 <= figure.bbox.x1
