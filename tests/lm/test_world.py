@@ -1,5 +1,6 @@
 """minirl/lm/world.py, and a model whose parameters two processes share (FSDP)."""
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import multiprocessing, nn
@@ -10,9 +11,13 @@ from minirl.lm import world
 from minirl.lm.decoding import is_sharded
 from minirl.lm.heads import ScalarModel
 from minirl.lm.logprobs import token_logprobs
+from minirl.lm.precision import compute_in
 from minirl.lm.sampling import sample
 from minirl.lm.tiny import TinySizes, make_base
+from minirl.train import metrics
+from minirl.train.metrics import NonFiniteError, Sums
 from minirl.train.sft import SFTConfig, train_sft
+from minirl.train.state import TrainState, apply_update, make_optimizer
 from tests.lm.models import build_model
 
 STARTS, ENDS = torch.tensor([2, 2, 3, 1, 2, 4]), torch.tensor([5, 9, 4, 7, 8, 6])
@@ -37,6 +42,8 @@ def test_there_is_one_process_unless_torch_distributed_is_initialised():
     x = torch.tensor([1.0, 2.0])
     assert (world.size(), world.rank()) == (1, 0)
     assert world.total(x) is x and world.total(3) == 3
+    assert world.anywhere(True) and not world.anywhere(False)
+    assert world.finite([x]) and not world.finite([x, torch.tensor([1.0, float("nan")])])
 
 
 def test_the_gradients_of_one_process_stay_as_they_are():
@@ -59,6 +66,7 @@ def one_process(rank, store):
         check_totals(rank)
         check_gradients(rank)
         check_training(alone)
+        check_an_overflow(rank)
         check_a_sharded_model()
     finally:
         dist.destroy_process_group()
@@ -111,6 +119,34 @@ def check_training(alone):
     both = [torch.empty_like(weights) for _ in range(2)]
     dist.all_gather(both, weights)
     assert torch.equal(*both)
+
+
+def check_an_overflow(rank):
+    """A gradient that is infinite in one process, in its part of a sharded weight: both processes
+    skip the step and lower the scale. Process 0 took the step, and then waited for the other."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = fully_shard(nn.Linear(1, 2, bias=False), mesh=init_device_mesh("cpu", (2,)))
+    before = model.weight.full_tensor().clone()
+    with compute_in("float16", torch.device("cpu")):
+        state = TrainState(model, make_optimizer(model, SFTConfig(lr=0.1)))
+    for overflow, scale in ((True, 4.0), (False, 2.0)):
+        state.scaler.value = scale
+        state.backward(model(torch.ones(1, 1)).sum(), [0], ["a"])
+        if overflow and rank == 1:
+            model.weight.grad.to_local().fill_(float("inf"))
+        sums = Sums()
+        apply_update(state, 0.1, 1.0, sums)
+        assert sums.means()["frac_skipped_steps"] == overflow
+        assert state.scaler.value == (2.0 if overflow else scale)
+        assert torch.equal(model.weight.full_tensor(), before) == overflow
+    grads = [torch.full((2,), float("nan") if rank == 0 else 1.0)]
+    assert not world.finite(grads), "in process 1, too"
+    plain = nn.Linear(1, 1)
+    plain.weight.grad = torch.full((1, 1), float("inf") if rank == 1 else 1.0)
+    with pytest.raises(NonFiniteError, match="the gradient on these rows overflows"):
+        metrics.check_gradients([plain], 1, [0], ["a"])
 
 
 def check_a_sharded_model():
