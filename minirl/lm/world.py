@@ -59,8 +59,9 @@ def anywhere(flag: bool) -> bool:
 def finite(tensors: Iterable[Tensor]) -> bool:
     """Return whether all of these are finite, in every process: what decides about a step, which
     all processes must take or skip together. Of a sharded tensor each process looks at its part."""
-    parts = (x.to_local() if hasattr(x, "to_local") else x for x in tensors)
-    return not anywhere(not all(bool(x.isfinite().all()) for x in parts))
+    parts = [x.to_local() if hasattr(x, "to_local") else x for x in tensors]
+    fine = bool(nn.utils.get_total_norm(parts).isfinite())    # one pass, nearly always
+    return not anywhere(not fine and not all(bool(x.isfinite().all()) for x in parts))
 
 
 def add_gradients(model: nn.Module) -> None:

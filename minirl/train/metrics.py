@@ -181,14 +181,15 @@ def check_finite(loss: Tensor, step: int, rows: Tensor | Sequence[int],
 
 
 def check_gradients(models: Sequence[nn.Module], step: int, rows: Tensor | Sequence[int],
-                    texts: Sequence[object]) -> None:
-    """Raise NonFiniteError, showing the first text, if the gradient on these rows is not finite,
-    although the loss is scaled as little as it may be."""
-    grads = [p.grad for model in models for p in model.parameters() if p.grad is not None]
-    if not world.finite(grads):
-        raise NonFiniteError(f"step {step}: the gradient on these rows overflows in float16, and "
-                             "the scale of the loss cannot fall further: use --dtype bfloat16 or "
-                             f"float32. {where(rows, texts)}")
+                    texts: Sequence[object], *, scaled: bool = False) -> None:
+    """Raise NonFiniteError, showing the first text, if the gradient on these rows is not finite;
+    `scaled`: although the loss is scaled as little as it may be."""
+    if world.finite(p.grad for model in models for p in model.parameters() if p.grad is not None):
+        return
+    why = ("overflows in float16, and the scale of the loss cannot fall further: use --dtype "
+           "bfloat16 or float32" if scaled else
+           "is not finite, although the loss is: look for a log-ratio that exploded, or lower lr")
+    raise NonFiniteError(f"step {step}: the gradient on these rows {why}. {where(rows, texts)}")
 
 
 def where(rows: Tensor | Sequence[int], texts: Sequence[object]) -> str:

@@ -43,15 +43,18 @@ class TrainState:
     def backward(self, loss: Tensor, rows: Tensor | Sequence[int], texts: Sequence[object]) -> None:
         """Add the gradient of a loss on these rows; in float16 that of the scaled loss.
 
-        Raises NonFiniteError, showing the first text, where it is not finite at the smallest scale.
+        Raises NonFiniteError, showing the first text, where it is not finite; in float16 where it
+        is not at the smallest scale.
         """
         if self.scaler is None:
             loss.backward()
-            return
-        self.scaler.scale(loss).backward()
-        if self.scaler.value <= SMALLEST_SCALE:        # apply_update cannot go lower
-            parts = [part for part in self.parts.values() if isinstance(part, nn.Module)]
-            check_gradients([self.model, *parts], self.step + 1, rows, texts)
+        else:
+            self.scaler.scale(loss).backward()
+            if self.scaler.value > SMALLEST_SCALE:     # apply_update can go lower
+                return
+        parts = [part for part in self.parts.values() if isinstance(part, nn.Module)]
+        check_gradients([self.model, *parts], self.step + 1, rows, texts,
+                        scaled=self.scaler is not None)
 
     def state_dict(self) -> dict:
         """Return tensors and numbers only, with the model's weights: a run can resume from this."""

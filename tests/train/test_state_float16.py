@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from minirl.lm.heads import ScalarModel
+from minirl.lm.logprobs import token_logprobs
 from minirl.lm.precision import LossScaler, compute_in
 from minirl.tasks.steps import Solution
 from minirl.train.distill import DistillConfig, train_distill
@@ -173,3 +174,73 @@ def test_other_precisions_scale_nothing(dtype):
     with compute_in(dtype, CPU):
         state = TrainState(model, make_optimizer(model, SFTConfig()))
     assert state.scaler is None and state.parts == {}
+
+
+DTYPES = ["float32", "bfloat16", "float16"]
+
+
+def planted(name, dtype, monkeypatch):
+    """Run a page until a planted number stops it -> the rows that it trained on, micro-batch after
+    micro-batch, and the error. No weight may have changed."""
+    model, rows = tiny(), []
+    before, backward = weights(model), TrainState.backward
+
+    def watched(state, loss, its_rows, texts):
+        rows.append([int(row) for row in its_rows])
+        backward(state, loss, its_rows, texts)
+
+    monkeypatch.setattr(TrainState, "backward", watched)
+    monkeypatch.setattr("minirl.train.state.LossScaler", partial(LossScaler, SMALLEST_SCALE))
+    with pytest.raises(NonFiniteError) as error, compute_in(dtype, CPU):
+        PLANTED[name](model)
+    assert torch.equal(weights(model), before), "it never reaches the weights"
+    return rows, str(error.value)
+
+
+SMALL = {"token_budget": 20}
+PLANTED = {
+    "sft": lambda model: train_sft(model, TOKENIZER, PAIRS, SFTConfig(batch_size=12, **SMALL)),
+    "grpo": lambda model: train_grpo(model, TOKENIZER, TASK, GRPOConfig(
+        prompts_per_step=2, group_size=4, **SMALL, **RL)),
+    "ppo": lambda model: train_ppo(model, TOKENIZER, TASK, PPOConfig(
+        episodes=8, minibatch_size=8, **SMALL, **RL)),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", PLANTED)
+def test_an_infinite_gradient_is_reported_with_its_rows(name, dtype, monkeypatch):
+    """The loss is finite; the gradient of the third micro-batch is not. In float32 it was reported
+    without a row, after all micro-batches."""
+    calls, forward = [], token_logprobs
+
+    def logprobs(*args, **options):
+        calls.append(1)
+        out = forward(*args, **options)
+        logp = out[0] if isinstance(out, tuple) else out
+        if len(calls) == 3 and logp.requires_grad:
+            logp.register_hook(lambda grad: grad * float("inf"))
+        return out
+
+    monkeypatch.setattr(f"minirl.train.{name}.token_logprobs", logprobs)
+    rows, error = planted(name, dtype, monkeypatch)
+    assert len(rows) == 3 and f"Rows {rows[2]}" in error
+    assert ("overflows in float16" if dtype == "float16" else "although the loss is") in error
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_loss_that_is_not_finite_is_reported_with_its_rows(name, dtype, value, monkeypatch):
+    """In float16 at any scale: no smaller one would help."""
+    page = __import__(f"minirl.train.{name}", fromlist=["aggregate"])
+    calls, aggregate = [], page.aggregate
+
+    def broken(*args, **options):
+        calls.append(1)
+        return aggregate(*args, **options) * (value if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(page, "aggregate", broken)
+    rows, error = planted(name, dtype, monkeypatch)
+    assert len(rows) == 1, "the loss of the second micro-batch has no backward pass"
+    assert "the loss is" in error and f"{rows[0]}" not in error and "Rows [" in error
