@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -234,13 +235,13 @@ BITS: dict[str | int, int] = {2: 2, 3: 3, 4: 4, "bfloat16": 8, "float16": 11, "f
 
 def draw_over_bits(records: Sequence[Record], values: dict[str, Any], axis: Any,
                    look: dict[str, Any]) -> None:
-    """Draw a point for each precision that was run, and faint ones for its seeds."""
-    points = [(i, [end(run) for run in of(records, values | {"precision": precision})])
-              for i, precision in enumerate(BITS)]
-    points = [(i, numbers) for i, numbers in points if numbers]
-    if not points:
+    """Draw the mean of each precision that was run, with a line between neighbours alone, and the
+    seeds as faint points."""
+    by_bits = [[end(run) for run in of(records, values | {"precision": precision})]
+               for precision in BITS]
+    if not any(by_bits):
         return
-    axis.plot([i for i, _ in points], [statistics.mean(numbers) for _, numbers in points], **look)
-    for i, numbers in points:
-        axis.plot([i] * len(numbers), numbers, ".", color=look["color"], alpha=0.3)
+    axis.plot([statistics.mean(ends) if ends else nan for ends in by_bits], **look)
+    for i, ends in enumerate(by_bits):
+        axis.plot([i] * len(ends), ends, ".", color=look["color"], alpha=0.3)
     axis.set_xticks(range(len(BITS)), [f"{bits}" for bits in BITS.values()])
