@@ -1,6 +1,8 @@
 """minirl/app/precision.py, and runs whose sampler and learner compute in dtypes of their own"""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from minirl.app.rundir import RunDir
 from minirl.lm.checkpoint import load_pretrained, save_pretrained
 from minirl.lm.text import WIDTH
 from minirl.train import precision_lab
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
@@ -76,3 +80,21 @@ def test_sampler_and_learner_compute_in_their_own_dtypes(base, tmp_path, tiny_gr
     settings = json.loads((mixed.path / "config.json").read_text())["settings"]
     assert settings["dtype"] == "float32" and settings["sampler_dtype"] == "bfloat16"
     assert "loss_scale" not in mixed.metrics()[0]
+
+
+def repairs(readme):
+    """The flags of each row of a README's table of repairs."""
+    rows = [line.split("|") for line in readme.read_text(encoding="utf-8").splitlines()
+            if re.match(r"\| [^|]+ \| `--[^|`]+` \|", line)]
+    return [row[2].strip().strip("`") for row in rows]
+
+
+def test_both_readmes_list_the_same_repairs():
+    english, korean = (repairs(ROOT / name) for name in ("README.md", "README.ko.md"))
+    assert english == korean and len(english) == 12
+
+
+@pytest.mark.parametrize("flags", repairs(ROOT / "README.md"))
+def test_a_repair_is_one_command_away(base, tmp_path, tiny_grpo, flags):
+    run = grpo(base, tmp_path / "run", tiny_grpo, *flags.split())
+    assert run.finished and run.metrics()[-1]["drift/logp_difference/mean"] >= 0
