@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 from common import row, table_head
 from minirl.lm.figures import COLOURS, DASHES, entry, legend_below, new_figure, save, smooth, tidy
+from study import Record
 
 PLAIN = "plain GRPO"
 LAST_LOOKS, LAST_STEPS = 3, 24     # the end of a run: means over these
-Record = dict[str, Any]
 BLUE, RED, GREEN, PURPLE, GOLD, GREY = COLOURS
 # what helps is wide, and what is alike has one colour
 LOOKS: dict[str, dict[str, Any]] = {

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 from common import row, table_head
 from minirl.lm.figures import COLOURS, DASHES, entry, legend_below, new_figure, save, tidy
+from study import Record
 
 LAST_LOOKS = 3                     # the end of a run: a mean over these
 FARTHEST = 0.5                     # drift; all worlds go farther
 GRID = [FARTHEST * i / 50 for i in range(51)]
-Record = dict[str, Any]
 
 
 class Method(Protocol):

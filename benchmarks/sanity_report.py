@@ -26,11 +26,11 @@ from minirl.lm.figures import (
     smooth,
     tidy,
 )
+from study import Record
 
 PASSED = 0.95                      # training accuracy, as a mean over WINDOW steps in a row
 WINDOW, LAST = 5, 10               # steps
 KNOBS = ("precision", "repair", "lr", "length", "width")
-Record = dict[str, Any]
 BLUE, RED, GREEN, PURPLE, GOLD, GREY = COLOURS
 PRECISIONS: dict[str | int, dict[str, Any]] = {
     "float32": dict(color="#111827", linewidth=2.4), "float16": dict(color=GREEN, linewidth=1.8),

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 from common import row, table_head
 from minirl.lm.figures import COLOURS, DASHES, entry, legend_below, new_figure, save, tidy
+from study import Record
 
 BASE = "base model"                # the name of the lines about where all methods start
 ONLINE = "the policy"              # the data source of the online methods
 GREY = "#9ca3af"
 COLUMNS = 4                        # of panels
-Record = dict[str, Any]
 Point = tuple[int, float]          # completions, accuracy
 
 

@@ -4,27 +4,23 @@ benchmarks/collapse.py.
 The worlds are small enough to list every completion: expectations are sums in float64.
 """
 
-import importlib
 import random
-from pathlib import Path
 
 import pytest
 import torch
 
 from minirl.testing.oracle import Oracle
 from minirl.train.presets import check_flags
+from tests.benchmark_modules import imported
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 NAMES = ("at_once", "collapse", "collapse_report", "collapse_tuning", "off_policy",
          "off_policy_report")
 
 
 @pytest.fixture(scope="module")
 def modules():
-    """The benchmarks, which import their neighbours by name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield {name: importlib.import_module(name) for name in NAMES}
+    with imported(*NAMES) as modules:
+        yield modules
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,7 @@
 """benchmarks/sanity.py: its toy, its sampler of few bits, its plan, and what its report says."""
 
-import importlib
 import random
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,17 +10,15 @@ import torch.nn.functional as F
 from minirl.inference.collect import collect
 from minirl.lm.logprobs import rollout_logprobs
 from minirl.tasks.user_rollouts import with_rollouts
+from tests.benchmark_modules import imported
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 NAMES = ("sanity", "sanity_report", "sanity_toy", "study")
 
 
 @pytest.fixture(scope="module")
 def modules():
-    """The benchmarks, which import their neighbours by name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield {name: importlib.import_module(name) for name in NAMES}
+    with imported(*NAMES) as modules:
+        yield modules
 
 
 @pytest.fixture(scope="module")

@@ -1,25 +1,20 @@
 """What benchmarks/test_time_report.py computes of samples, and the chains of thought that
 benchmarks/test_time.py lets models read."""
 
-import importlib
 import math
 import random
-from pathlib import Path
 
 import pytest
 
 from minirl.tasks.arithmetic import Arithmetic
 from minirl.tasks.rewards import accuracy as right_answers
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+from tests.benchmark_modules import imported
 
 
 @pytest.fixture(scope="module")
 def modules():
-    """The two modules, which import their neighbours by name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("test_time"), importlib.import_module("test_time_report")
+    with imported("test_time", "test_time_report") as modules:
+        yield tuple(modules.values())
 
 
 @pytest.fixture(scope="module")

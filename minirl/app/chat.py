@@ -4,10 +4,10 @@ every prompt of a task a user's turn."""
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from minirl.app.flags import json_object
 from minirl.lm.chat import Chat, ChatTemplateError
 from minirl.lm.files import read_json
 from minirl.lm.text import flag
@@ -45,14 +45,7 @@ def conversing(tokenizer: Tokenizer, system_prompt: str | None = None, chat_temp
 
 def variables_of(text: str | None) -> dict[str, Any]:
     """Return what --chat-template-kwargs says. Raises ValueError for anything but an object."""
-    try:
-        variables = {} if text is None else json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"chat_template_kwargs is {text!r:.80}, no JSON ({error}): an object such "
-                         """as '{"enable_thinking": false}' is wanted""") from error
-    if not isinstance(variables, dict):
-        raise ValueError(f"chat_template_kwargs is a {type(variables).__name__}: an object such as "
-                         """'{"enable_thinking": false}' is wanted""")
+    variables = json_object("chat_template_kwargs", text, '{"enable_thinking": false}')
     Chat(variables=variables)
     return variables
 

@@ -4,13 +4,13 @@ find as they were."""
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from minirl.app.chat import AUTO, NONE
+from minirl.app.flags import json_object
 from minirl.app.preflight import refuse
 from minirl.app.survival import warn
 from minirl.app.tasks import OF_A_FILE
@@ -56,15 +56,7 @@ def measured_on(data: str, name: str | None, run: Mapping[str, Any]) -> dict[str
 
 def config_of(text: str | None) -> dict[str, Any]:
     """Return what --task-config says. Raises ValueError for anything but a JSON object."""
-    try:
-        config = json.loads(text or "{}")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"task_config is {text!r:.80}, no JSON ({error}): an object such as "
-                         """'{"max_terms": 3}' is wanted""") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"task_config is a {type(config).__name__}: an object such as "
-                         """'{"max_terms": 3}' is wanted""")
-    return config
+    return json_object("task_config", text, '{"max_terms": 3}')
 
 
 def check_data_flags(name: str, flags: Collection[str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,3 +99,19 @@ def keys_of(path: str) -> list[str]:
     table = module(name).values[variable]
     assert isinstance(table, ast.Dict), f"{path} is not spelt out"
     return [module(name).value(key) for key in table.keys]
+
+
+def json_object(name: str, text: str | None, example: str) -> dict[str, Any]:
+    """Return the JSON object that the text of a flag is; {} where it was not given.
+
+    Raises ValueError for anything else.
+    """
+    try:
+        content = {} if text is None else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is {text!r:.80}, no JSON ({error}): an object such as "
+                         f"'{example}' is wanted") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} is a {type(content).__name__}: an object such as '{example}' is "
+                         "wanted")
+    return content

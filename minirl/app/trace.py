@@ -7,7 +7,7 @@ import argparse
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,7 @@ from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
 from minirl.lm.text import table, visible
 from minirl.lm.tokenizer import Tokenizer
-from minirl.tasks.environment import tool_task
-from minirl.tasks.problem import Problem, RewardFunction, Task, weights_of
+from minirl.tasks.problem import JudgedTask, Problem, Task, weights_of
 from minirl.tasks.tools import ToolError, calculate
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.instructgpt import scored_by
@@ -60,13 +59,10 @@ KL = {"k3": "exp(d) - d - 1, where d = log π_ref - log π = {ref_logp} - {logp}
 
 
 @dataclass(frozen=True)
-class OneProblem:
-    """A task of one problem."""
+class OneProblem(JudgedTask):
+    """A task of one problem, judged as the task is that it comes from."""
 
-    name: str
-    rewards: Mapping[str, RewardFunction]
-    weights: Mapping[str, float]
-    problem: Problem
+    problem: Problem = field(kw_only=True)
 
     def sample(self, n: int, rng: random.Random, *, split: str = "train") -> Sequence[Problem]:
         return [self.problem] * n
@@ -137,11 +133,7 @@ def with_one_problem(task: Task, prompt: str | None, answer: str | None, seed: i
         except ToolError as error:
             raise ValueError(f"the answer to {prompt!r} is not known ({error}): say what is right "
                              "with --answer") from error
-    one = OneProblem(task.name, task.rewards, weights_of(task), problem)
-    if (tools := tool_task(task)) is None:
-        return one
-    return replace(tools, task=replace(one, rewards=tools.task.rewards,
-                                       weights=weights_of(tools.task)))
+    return OneProblem(task, task.rewards, weights_of(task), problem=problem)
 
 
 def run(page: str, model: Transformer, tokenizer: Tokenizer, task: Task, config: Config,

@@ -79,7 +79,7 @@ def tracker_names(names: str | None) -> list[str]:
 
 
 class Trackers:
-    """All trackers of a run, opened at its first step."""
+    """All trackers of a run that has made `step` steps so far."""
 
     def __init__(self, names: str | None, run: RunDir, step: int) -> None:
         self.open: dict[str, Tracker] = {}

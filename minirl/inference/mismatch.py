@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minirl.equations.kl import k1, k3
-from minirl.equations.mismatch import effective_sample_size, importance_ratio, sequence_weights
+from minirl.equations.mismatch import effective_sample_size
 from minirl.equations.reduce import masked_mean
 from minirl.inference.collect import Counter, collect_in_parts
 from minirl.lm.logprobs import rollout_logprobs
@@ -57,8 +57,7 @@ class Mismatch:
     @property
     def share_far(self) -> float:
         """The share of tokens whose ratio π / μ is outside [0.9, 1.1]."""
-        ratio = importance_ratio(self.logp, self.behavior_logp)[self.mask]
-        return float(((ratio < 1 - FAR) | (ratio > 1 + FAR)).double().mean())
+        return float(far(self.logp - self.behavior_logp)[self.mask].double().mean())
 
     @property
     def sequence_log_ratios(self) -> Tensor:
@@ -68,8 +67,7 @@ class Mismatch:
     @property
     def sample_share(self) -> float:
         """The effective sample size of the sequence weights, as a share of the completions."""
-        weights = sequence_weights(self.logp, self.behavior_logp, self.mask)
-        return float(effective_sample_size(weights)) / len(weights)
+        return sample_share(self.sequence_log_ratios)
 
     @property
     def k1(self) -> float:
@@ -93,6 +91,22 @@ class Mismatch:
                 break
             out.append(float(ratios[at].std()))
         return out
+
+
+def far(log_ratios: Tensor) -> Tensor:
+    """Return which ratios are outside [0.9, 1.1], given by their logarithms: bool, the same shape.
+    """
+    return (log_ratios.exp() - 1).abs() > FAR
+
+
+def sample_share(log_weights: Tensor) -> float:
+    """Return the effective sample size of weights, given by their logarithms, over their number.
+
+    >>> sample_share(torch.tensor([0.0, 0.0])), sample_share(torch.tensor([1000.0, 0.0]))
+    (1.0, 0.5)
+    """
+    weights = (log_weights - log_weights.max()).exp() if len(log_weights) else log_weights
+    return float(effective_sample_size(weights)) / max(1, len(weights))
 
 
 def measure_mismatch(

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from minirl.equations.mismatch import effective_sample_size
 from minirl.equations.reduce import masked_mean
 from minirl.inference.collect import Collected, verdict_tensor
-from minirl.inference.mismatch import FAR
+from minirl.inference.mismatch import far, sample_share
 from minirl.lm import world
 from minirl.lm.rollouts import Rollouts
 from minirl.tasks.environment import STOPS, Session
@@ -67,7 +66,7 @@ class Sums:
         ratios Π_t π_t/μ_t, as a share of their number: 1 where all weigh the same.
         """
         difference = torch.where(mask, logp - behavior_logp, 0).detach()
-        self.add(f"{name}/frac_far", (difference.exp() - 1).abs() > FAR, mask)
+        self.add(f"{name}/frac_far", far(difference), mask)
         rows = difference.double().sum(1)[mask.any(1)]  # of those with a sampled token
         self._log_weights.setdefault(f"{name}/sample_share", []).append(rows)
 
@@ -76,16 +75,6 @@ class Sums:
                  for name, total in self._sums.items()}
         shares = {name: sample_share(torch.cat(rows)) for name, rows in self._log_weights.items()}
         return {**means, **{name: float(end) for name, end in self._ends.items()}, **shares}
-
-
-def sample_share(log_weights: Tensor) -> float:
-    """Return the effective sample size of weights, given by their logarithms, over their number.
-
-    >>> sample_share(torch.tensor([0.0, 0.0])), sample_share(torch.tensor([1000.0, 0.0]))
-    (1.0, 0.5)
-    """
-    weights = (log_weights - log_weights.max()).exp() if len(log_weights) else log_weights
-    return float(effective_sample_size(weights)) / max(1, len(weights))
 
 
 def watch(sums: Sums, surrogate: Tensor, logp: Tensor, old_logp: Tensor, batch: Rollouts,

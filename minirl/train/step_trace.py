@@ -85,7 +85,7 @@ class StepTracer:
         if event == "line" and now != before:
             self.at = now
             variables = frame.f_locals
-            if variables["state"].step == self.step if "state" in variables else False:
+            if "state" in variables and variables["state"].step == self.step:
                 self.look(before, now, variables)
         return self.line
 
@@ -109,8 +109,7 @@ class StepTracer:
         for part, slope in zip(self.parts, slopes(
                 model, gradient, norm, [part.batch for part in self.parts],
                 variables["config"].temperature), strict=True):
-            share = part.numbers["coefficient"].double() * slope / norm if norm else slope
-            part.numbers["gradient_share"] = share
+            part.numbers["gradient_share"] = part.numbers["coefficient"] * slope / (norm or 1.0)
 
     def close(self, variables: Mapping[str, Any]) -> None:
         """Add what the update made of each token's log-prob, and keep the update."""

@@ -1,13 +1,17 @@
 """minirl/app/trace.py: `minirl trace`, in the terminal and as HTML."""
 
 import json
+import random
 import re
 
 import pytest
 
 from minirl.app.cli import main
-from minirl.app.trace import EXPLAIN, describe, explanations, report
-from minirl.tasks.problem import JudgedTask
+from minirl.app.trace import EXPLAIN, describe, explanations, report, with_one_problem
+from minirl.tasks.environment import tool_task, with_tools
+from minirl.tasks.problem import JudgedTask, Problem
+from minirl.tasks.products import Products
+from minirl.tasks.tools import calculate
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.presets import PRESETS
 from minirl.train.step_trace import traced
@@ -64,6 +68,16 @@ def test_rewards_without_a_verdict(trace):
     data = describe("grpo", "grpo", "here", tracer.trace, TOKENIZER)
     assert data["rows"][0]["reward"] is None
     assert "none" in report(data, row=1)
+
+
+def test_one_problem_keeps_the_tools_and_the_judges_of_its_task():
+    task = with_tools(Products(1), [calculate])
+    one = with_one_problem(task, "6*7=", None, seed=0)
+    assert one.sample(2, random.Random(0)) == [Problem("6*7=", "42")] * 2
+    assert tool_task(one) is task and one.name == task.name
+    assert dict(one.weights) == dict(task.weights) and set(one.rewards) == set(task.rewards)
+    drawn = with_one_problem(task, None, None, seed=3).sample(1, random.Random(9))
+    assert drawn == task.sample(1, random.Random(3))
 
 
 def test_the_printed_row(trace):
