@@ -246,9 +246,10 @@ def build_tokenizer(texts: Iterable[str] = (), *, vocab_size: int | None = None,
                     special_tokens: Sequence[str] = TAGS) -> Tokenizer:
     """Return a byte-level tokenizer, which encodes any text in UTF-8.
 
-    PAD, BOS, EOS and the tags are one id each. Without `texts` each byte is a token, 256 beside the
-    special ones. With `texts`, byte pairs are merged (BPE) until there are `vocab_size` tokens;
-    digits are never merged, so that numbers line up in columns.
+    PAD, BOS, EOS and the tags are one id each; the tags are part of a text, the other three are
+    not. Without `texts` each byte is a token, 256 beside the special ones. With `texts`, byte pairs
+    are merged (BPE) until there are `vocab_size` tokens; digits are never merged, so that numbers
+    line up in columns.
     """
     special = [PAD, BOS, EOS, *special_tokens]
     if len(set(special)) < len(special):
@@ -272,7 +273,19 @@ def build_tokenizer(texts: Iterable[str] = (), *, vocab_size: int | None = None,
         special_tokens=[special_token(text) for text in special],
         show_progress=False)
     backend.train_from_iterator(texts, trainer)
-    return Tokenizer(backend, pad=PAD, bos=BOS, eos=EOS)
+    return Tokenizer(_plain_tags(backend), pad=PAD, bos=BOS, eos=EOS)
+
+
+def _plain_tags(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Return the same tokenizer, in which no token is special but PAD, BOS and EOS.
+
+    Training marks them all, and transformers and TRL leave special tokens out of a completion's
+    text: a reward would find no <answer> there. Published models write their tags likewise.
+    """
+    content = json.loads(backend.to_str())
+    for token in content["added_tokens"]:
+        token["special"] = token["content"] in (PAD, BOS, EOS)
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

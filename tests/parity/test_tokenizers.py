@@ -306,3 +306,18 @@ def test_our_tokenizer_has_the_same_ids_beside_every_model(tmp_path, shape, text
     for text in ("3+4=", "", "we'll\n\nsee 1234 ?!\n", "e\u0301", "<think>7</think>", *CORPUS):
         assert theirs.encode(text) == ours.encode_prompt(text) == tokenizer.encode_prompt(text)
     assert theirs.encode("3+4=")[0] == tokenizer.bos_id
+
+
+def test_tags_are_text_to_transformers_and_a_completions_end_is_not(tmp_path):
+    """TRL decodes completions without special tokens. The tags were some: the answer stood there
+    without its <answer>, and a format reward was 0 for every completion."""
+    from minirl.lm.tokenizer import build_tokenizer
+
+    ours = build_tokenizer()
+    ours.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "<think>3+4</think><answer>7</answer>"
+    ids = [*ours.encode(text), ours.eos_id]
+    assert theirs.batch_decode([ids], skip_special_tokens=True) == [text]
+    assert ours.decode_completion(ids) == text and theirs.encode(text) == ours.encode_prompt(text)
+    assert load_tokenizer(tmp_path).encode(text) == ours.encode(text)
