@@ -6,10 +6,11 @@ batch-invariant arithmetic costs, in which the two agree to the bit.
     python benchmarks/mismatch.py --out FILE --cost                       tokens per second
     python benchmarks/mismatch.py --out FILE --draw                       tables and figure
 
-What is measured is added to FILE. Each dtype samples with seed 0; the same tokens are scored in the
-same dtype, and in float32. bfloat16 is measured in batch-invariant arithmetic, too. The cost is
-that of one call each, in seconds of the processor: the sampler as it is and batch-invariant, and a
-forward and a backward pass of the learner over what was sampled, for completions of fixed lengths.
+What is measured is added to FILE; --only names what to measure of a checkpoint. Each dtype samples
+with seed 0; the same tokens are scored in the same dtype, and in float32. bfloat16 is measured in
+batch-invariant arithmetic, too. The cost is that of one call each, in seconds of the processor: the
+sampler as it is and batch-invariant, and a forward and a backward pass of the learner over what was
+sampled, for completions of fixed lengths. Of several --cost the table has the medians.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
-from common import commit, heading, make_model, row, table_head
+from common import commit, heading, make_model, row, spread, table_head
 from minirl.inference.evaluate import distinct_problems
 from minirl.inference.mismatch import Mismatch, measure_mismatch, short
 from minirl.lm.chat import Chat
@@ -50,6 +52,7 @@ from minirl.tasks.gsm8k import load_gsm8k
 from study import FIGURES, Record, add_record, records
 
 CPU = torch.device("cpu")
+WAYS = {**{dtype: (dtype, False) for dtype in DTYPES}, "batch-invariant": ("bfloat16", True)}
 LEAST = 16                          # completions of a length, for a point of the spreads
 BLUE, RED, _, _, _, GREY = COLOURS
 COLOUR = {"float32": GREY, "bfloat16": RED, "float16": BLUE}
@@ -68,6 +71,8 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=64)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS),
+                        help="dtypes of the sampler, or bfloat16 in batch-invariant arithmetic")
     parser.add_argument("--cost", action="store_true", help="measure what it costs")
     parser.add_argument("--draw", action="store_true", help="tables, and the figure")
     parser.add_argument("--figure", type=Path, default=FIGURES / "mismatch.png")
@@ -91,13 +96,14 @@ def main() -> None:
 # the mismatch
 
 def measure(args: argparse.Namespace) -> None:
-    """Measure a checkpoint in each dtype, and in bfloat16 once more where it is batch-invariant."""
+    """Measure a checkpoint in each dtype, and in bfloat16 once more where it is batch-invariant: or
+    in what --only names."""
     model, tokenizer = load_pretrained(args.init, dtype=torch.float32, device=CPU)
     if tokenizer.named_templates:
         tokenizer = tokenizer.with_chat(Chat())
     task: Any = Arithmetic("addition", 3) if args.data is None else load_gsm8k(args.data)
     problems = distinct_problems(task, args.problems, random.Random(0), split="test")
-    for dtype, invariant in [*((dtype, False) for dtype in DTYPES), ("bfloat16", True)]:
+    for dtype, invariant in (WAYS[name] for name in args.only):
         began = time.process_time()
         with compute_in("float32", CPU, batch_invariant=invariant):
             pairs = measure_mismatch(
@@ -193,14 +199,24 @@ def learn(model: Any, rollouts: Any, *, exact: bool) -> None:
 def cost_table(lines: Sequence[Record]) -> None:
     if not lines:
         return
-    print("\n" + table_head("model", "rows", "new tokens", "dtype", "sampler, tokens/s",
-                            "batch-invariant", "times", "learner, tokens/s", "batch-invariant",
-                            "times"))
+    print("\n" + table_head("model", "rows", "new tokens", "dtype", "times measured",
+                            "sampler, tokens/s", "batch-invariant", "times as slow",
+                            "learner, tokens/s", "batch-invariant", "times as slow"))
+    groups: dict[tuple[Any, ...], list[list[float]]] = {}
     for line in lines:
-        a, b, exact_a, exact_b = line["rates"]
-        print(row(line["model"], line["rows"], line["length"], line["dtype"], f"{a:,.0f}",
-                  f"{exact_a:,.0f}", f"{a / exact_a:.1f}", f"{b:,.0f}", f"{exact_b:,.0f}",
-                  f"{b / exact_b:.1f}"))
+        key = tuple(line[name] for name in ("model", "rows", "length", "dtype"))
+        groups.setdefault(key, []).append(line["rates"])
+    for key, measured in groups.items():
+        usual, exact, learner, exact_learner = zip(*measured, strict=True)
+        print(row(*key, len(measured), *slowdown_cells(usual, exact),
+                  *slowdown_cells(learner, exact_learner)))
+
+
+def slowdown_cells(usual: Sequence[float], exact: Sequence[float]) -> tuple[str, str, str]:
+    """Return both rates, and how many times as slow the second is: medians, with the spread of the
+    last."""
+    slower = [a / b for a, b in zip(usual, exact, strict=True)]
+    return f"{median(usual):,.0f}", f"{median(exact):,.0f}", spread(slower)
 
 
 # the figure

@@ -4,6 +4,7 @@ and learner compute in different precision?
 
     python benchmarks/sanity.py --out FILE [--seeds 3]          train what FILE does not hold yet
     python benchmarks/sanity.py --out FILE --device cuda --size large --minutes 10       on a GPU
+    python benchmarks/sanity.py --out FILE --only float16       the runs of one precision
     python benchmarks/sanity.py --out FILE --draw               tables and figures of what it holds
 
 A base model that copies numbers with slips is asked 40 times each; numbers that it copies in 20 %
@@ -22,7 +23,7 @@ import copy
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -130,9 +131,8 @@ def plan(size: Size) -> list[Run]:
     first = [replace(usual, precision=precision)
              for precision in ("float32", "bfloat16", "float16", 2, 3, 4)]
     repairs = [replace(usual, precision=precision, repair=repair.name)
-               for precision in (2, "bfloat16") for repair in REPAIRS[1:]
+               for precision in (2, "bfloat16", "float16") for repair in REPAIRS[1:]
                if not (repair.batch_invariant and precision == 2)]
-    repairs.append(replace(usual, precision="float16", repair="policy gradient"))
     others = [replace(usual, lr=lr) for lr in size.lrs] + [
         replace(usual, length=length) for length in size.lengths] + [
         replace(usual, width=width) for width in size.widths]
@@ -222,6 +222,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--minutes", type=float, default=float("inf"),
                         help="begin no run after that many")
+    parser.add_argument("--only", nargs="+", choices=tuple(map(str, report.PRECISIONS)),
+                        help="train these dtypes, or samplers of so many bits, alone")
     parser.add_argument("--draw", action="store_true", help="train nothing")
     parser.add_argument("--figures", type=Path, default=FIGURES)
     args = parser.parse_args()
@@ -231,16 +233,18 @@ def main() -> None:
         print(f"{heading(args.device)}, commit {commit()}\n", flush=True)
         for seed in range(args.seeds):
             one_seed(seed, args.out, SIZES[args.size], torch.device(args.device),
-                     in_time=lambda: time.monotonic() < end)
+                     in_time=lambda: time.monotonic() < end, only=args.only)
     report.show(records(args.out), SIZES[args.size], REPAIRS, args.figures)
 
 
 def one_seed(seed: int, out: Path, size: Size, device: torch.device,
-             in_time: Callable[[], bool]) -> None:
-    """Train what the file does not have, and add a line for each run."""
+             in_time: Callable[[], bool], only: Collection[str] | None = None) -> None:
+    """Train what the file does not have, and add a line for each run. `only`: these precisions."""
     finished = {report.run_of(record) for record in records(out) if record["seed"] == seed}
     bases: dict[tuple[int, int], Base] = {}
     for run in plan(size):
+        if only and str(run.precision) not in only:
+            continue
         if report.run_of(asdict(run)) in finished or not in_time():
             continue
         key = run.length, run.width
