@@ -109,11 +109,13 @@ def train_distill(
         seed_of = partial(derive_seed, seed, "distill", state.step)
 
         # 1. sample a completion of each prompt, from the student or from the teacher
-        problems = task.sample(config.prompts_per_step, random.Random(seed_of("problems")))
+        problems = world.share(task.sample(config.prompts_per_step,
+                                           random.Random(seed_of("problems"))))
         on_policy = random.Random(seed_of("author")).random() < config.on_policy_share
         answers = collect(model if on_policy else teacher, tokenizer, task, problems,
                           max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-                          generator=torch.Generator(model.device).manual_seed(seed_of("sample")))
+                          generator=torch.Generator(model.device).manual_seed(
+                              seed_of("sample", *world.place())))
         rollouts = answers.rollouts
 
         # 2. score: the teacher reads the same completions, behind its own prompts if it has any
@@ -133,7 +135,7 @@ def train_distill(
                                          warmup=min(config.warmup_steps, config.steps - 1))
         shuffle = torch.Generator().manual_seed(seed_of("shuffle"))
         order = torch.randperm(len(rollouts), generator=shuffle).to(model.device)
-        for minibatch in filter(len, order.tensor_split(config.minibatches)):  # none is empty
+        for minibatch, B in world.minibatches(order.tensor_split(config.minibatches)):
             total = world.total(normaliser(rollouts.mask[minibatch], config.aggregate,
                                            max_length=config.max_new_tokens))
             for part in micro_batches(rollouts.lengths[minibatch], config.token_budget):
@@ -152,11 +154,11 @@ def train_distill(
                         temperature=config.temperature)  # (b, T)
                 loss = -aggregate(value, batch.mask, config.aggregate, total=total)
                 check_finite(loss, state.step + 1, rows, answers.completions)
-                sums.add("loss", loss, count=len(rows) / len(minibatch))
+                sums.add("loss", loss, count=len(rows) / B)
                 state.backward(loss, rows, answers.completions)
             apply_update(state, lr, config.max_grad_norm, sums)
         state.step += 1
-        state.num_tokens += int(rollouts.lengths.sum())  # prompts included
+        state.num_tokens += world.total(int(rollouts.lengths.sum()))  # prompts included
         if config.teacher_decay < 1:
             update_ema(teacher.parameters(), model.parameters(), decay=config.teacher_decay)
 

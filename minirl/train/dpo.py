@@ -104,7 +104,7 @@ def train_dpo(
         began, sums = time.perf_counter(), Sums()
 
         # 1. batch: the next rankings of this epoch's shuffle, every completion a row
-        batch = epoch_batch(len(rankings), config.batch_size, state.step, seed, "dpo")
+        batch = world.share(epoch_batch(len(rankings), config.batch_size, state.step, seed, "dpo"))
         sizes = [len(completions[i]) for i in batch]
         lengths = torch.tensor([K * len(prompts[i]) + sum(map(len, completions[i]))
                                 for i, K in zip(batch, sizes, strict=True)])
@@ -141,7 +141,7 @@ def train_dpo(
             sums.add("logps/rejected", logp[rejected])
         apply_update(state, lr, config.max_grad_norm, sums)
         state.step += 1
-        state.num_tokens += sum(len(prompts[i]) + len(y) for i in batch for y in completions[i])
+        state.num_tokens += world.total(int(lengths.sum()))
 
         # 3. report
         if log is not None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from minirl.equations.advantages import dynamic_sampling, zero_spread
 from minirl.equations.rewards import overlong_penalty
 from minirl.inference.collect import Collected, collect
+from minirl.lm import world
 from minirl.lm.model import Transformer
 from minirl.lm.rollouts import Rollouts
 from minirl.lm.tokenizer import Tokenizer
@@ -56,11 +57,11 @@ def score(answers: Collected, model: Transformer, tokenizer: Tokenizer, task: Ta
     """
     answers = fill_up(answers, model, tokenizer, task, config, seed_of)
     rewards = check_judged(answers.rewards).view(-1, config.group_size)  # (P', G)
-    sums.add("frac_reward_zero_std", zero_spread(rewards).float().mean())
+    sums.add("frac_reward_zero_std", zero_spread(rewards).float())
     kept = dynamic_sampling(rewards) if config.dynamic_sampling else torch.ones(len(rewards)).bool()
     if config.max_draws > 1:
-        sums.add("dynamic_sampling/drawn", float(len(kept)))
-        sums.add("dynamic_sampling/kept", float(kept.sum()))
+        sums.add("dynamic_sampling/drawn", world.total(float(len(kept))))
+        sums.add("dynamic_sampling/kept", world.total(float(kept.sum())))
     if config.overlong_cache:
         lengths = answers.rollouts.completion_lengths.cpu().view_as(rewards)
         penalty = overlong_penalty(lengths, max_length=config.max_new_tokens,
@@ -73,7 +74,7 @@ def score(answers: Collected, model: Transformer, tokenizer: Tokenizer, task: Ta
 
 def fill_up(answers: Collected, model: Transformer, tokenizer: Tokenizer, task: Task,
             config: GroupConfig, seed_of: Callable[..., int]) -> Collected:
-    """DAPO's dynamic sampling: draw more prompts until `prompts_per_step` groups differ.
+    """DAPO's dynamic sampling: draw more prompts until as many groups differ as were asked for.
 
     Paper      DAPO, arXiv:2503.14476, section 3.2 and algorithm 1, lines 4 to 8: a batch that is
                not full is filled up before the update.
@@ -84,16 +85,18 @@ def fill_up(answers: Collected, model: Transformer, tokenizer: Tokenizer, task: 
     """
     if not config.dynamic_sampling:
         return answers
+    wanted = len(answers.problems)
     for draw in range(1, config.max_draws):
         kept = dynamic_sampling(answers.rewards.view(-1, config.group_size))  # (P',)
-        missing = config.prompts_per_step - int(kept.sum())
+        missing = wanted - int(kept.sum())
         if missing == 0:
             break
-        problems = task.sample(missing, random.Random(seed_of("problems", draw)))
+        place = (draw, *world.place())
+        problems = task.sample(missing, random.Random(seed_of("problems", *place)))
+        generator = torch.Generator(model.device).manual_seed(seed_of("sample", *place))
         more = collect(model, tokenizer, task, problems, group=config.group_size,
                        max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-                       **config.filters,
-                       generator=torch.Generator(model.device).manual_seed(seed_of("sample", draw)))
+                       **config.filters, generator=generator)
         answers = joined(answers, more, tokenizer.pad_id)
     return answers
 

@@ -127,19 +127,18 @@ def train_grpo(
         seed_of = partial(derive_seed, seed, "grpo", state.step)
 
         # 1. sample G completions per prompt from π_old, and judge them
-        problems = task.sample(P, random.Random(seed_of("problems")))
+        problems = world.share(task.sample(P, random.Random(seed_of("problems"))))
         answers = collect(
             policies[0], tokenizer, task, problems, group=G, **config.filters,
             max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-            generator=torch.Generator(model.device).manual_seed(seed_of("sample")))
+            generator=torch.Generator(model.device).manual_seed(seed_of("sample", *world.place())))
 
         # 2. score: the rewards, and which rows to learn from
         answers, rewards, chosen = score(answers, policies[0], tokenizer, task, config, seed_of,
                                          sums)  # DAPO's dynamic sampling draws more
         rollouts = answers.rollouts.rows(chosen)
-        adv = credit(advantages(rewards), answers)[chosen]  # (B', T)
-        if config.mask_truncated:
-            rollouts = rollouts.without(rollouts.truncated)
+        adv = credit(world.of_all(advantages)(rewards), answers)[chosen]  # (B', T)
+        rollouts = rollouts.without(rollouts.truncated) if config.mask_truncated else rollouts
 
         # 3. freeze what the update may not touch
         old_logp = rollouts.behavior_logp if config.old_logp == "sampler" else (
@@ -155,9 +154,10 @@ def train_grpo(
         shuffle = torch.Generator().manual_seed(seed_of("shuffle"))
         for _ in range(config.iterations):
             order = torch.randperm(len(rollouts), generator=shuffle).to(model.device)
-            for minibatch in filter(len, order.tensor_split(config.minibatches)):  # none is empty
+            for minibatch, B in world.minibatches(order.tensor_split(config.minibatches)):
                 total = world.total(normaliser(rollouts.mask[minibatch], config.aggregate,
                                                max_length=config.max_new_tokens))
+                bonus.begin(counted[minibatch])
                 for part in micro_batches(rollouts.lengths[minibatch], config.token_budget):
                     rows = minibatch[part]
                     batch = rollouts.rows(rows)
@@ -178,14 +178,14 @@ def train_grpo(
                         sums.add("kl", kl, batch.mask)
                         surrogate = surrogate - config.kl_coef * kl
                     loss = -aggregate(surrogate, batch.mask, config.aggregate, total=total)
-                    loss = loss - bonus.of(entropy, counted[rows, :T], counted[minibatch])
+                    loss = loss - bonus.of(entropy, counted[rows, :T])
                     check_finite(loss, state.step + 1, chosen[rows], answers.completions)
-                    sums.add("loss", loss, count=len(rows) / len(minibatch))
+                    sums.add("loss", loss, count=len(rows) / B)
                     state.backward(loss, chosen[rows], answers.completions)
                 apply_update(state, lr, config.max_grad_norm, sums)
                 bonus.adapt(sums)
         state.step += 1
-        state.num_tokens += int(answers.rollouts.lengths.sum())  # prompts included
+        state.num_tokens += world.total(int(answers.rollouts.lengths.sum()))  # prompts included
         if reference and config.ref_sync_steps and state.step % config.ref_sync_steps == 0:
             for ref, new in zip(reference.parameters(), model.parameters(), strict=True):
                 ref.lerp_(new.detach(), config.ref_mixup)  # α = 1: a copy

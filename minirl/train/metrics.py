@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,10 +72,14 @@ class Sums:
         self._log_weights.setdefault(f"{name}/sample_share", []).append(rows)
 
     def means(self) -> dict[str, float]:
-        means = {name: float(total) / max(1, self._counts[name])
-                 for name, total in self._sums.items()}
-        shares = {name: sample_share(torch.cat(rows)) for name, rows in self._log_weights.items()}
-        return {**means, **{name: float(end) for name, end in self._ends.items()}, **shares}
+        """Return the metrics of what all processes added."""
+        parts = world.gather((self._sums, self._counts, self._ends, self._log_weights))
+        sums, counts, ends, log_weights = (merged([part[i] for part in parts]) for i in range(4))
+        return {**{name: float(sum(s)) / max(1, sum(counts[name])) for name, s in sums.items()},
+                **{name: float((min if name.endswith("/min") else max)(end))
+                   for name, end in ends.items()},
+                **{name: sample_share(torch.cat(sum(rows, [])))
+                   for name, rows in log_weights.items()}}
 
 
 def watch(sums: Sums, surrogate: Tensor, logp: Tensor, old_logp: Tensor, batch: Rollouts,
@@ -104,15 +109,17 @@ def watch(sums: Sums, surrogate: Tensor, logp: Tensor, old_logp: Tensor, batch: 
 
 
 def describe(answers: Collected) -> dict[str, float]:
-    """Metrics of one batch of completions, in TRL's names.
+    """Metrics of one batch of completions, that of all processes, in TRL's names.
 
     `reward` and `reward_std` are over the completions with a verdict; a reward function that gave
     none has no rewards/<name>/mean. A completion is unique if no other one of the same prompt is
     the same text: a policy that has collapsed writes few.
     """
-    rewards, lengths = answers.rewards, answers.rollouts.completion_lengths.float()
+    rewards, rollouts = world.together(answers.rewards), answers.rollouts
     judged = ~rewards.isnan()
-    verdicts = {name: verdict_tensor(column) for name, column in answers.verdicts.items()}
+    verdicts = {name: world.together(verdict_tensor(column))
+                for name, column in answers.verdicts.items()}
+    lengths = world.together(rollouts.completion_lengths.float())
     return {
         "reward": mean_judged(rewards),
         "reward_std": float(rewards[judged].std()) if judged.sum() > 1 else 0.0,
@@ -122,17 +129,24 @@ def describe(answers: Collected) -> dict[str, float]:
         "completions/mean_length": float(lengths.mean()),
         "completions/min_length": float(lengths.min()),
         "completions/max_length": float(lengths.max()),
-        "completions/clipped_ratio": float(answers.rollouts.truncated.float().mean()),
+        "completions/clipped_ratio": float(world.together(rollouts.truncated.float()).mean()),
         **describe_variety(answers),
         **describe_calls(answers.sessions)}
 
 
+def merged(parts: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Return what several dicts have under each of their names."""
+    return {name: [part[name] for part in parts if name in part]
+            for name in dict.fromkeys(name for part in parts for name in part)}
+
+
 def describe_variety(answers: Collected) -> dict[str, float]:
     """Return the share of different prompts, and of different completions of a prompt."""
-    prompts = [str(problem.prompt) for problem in answers.problems]
-    group = len(answers.completions) // max(1, len(prompts))
+    prompts = world.flat([str(problem.prompt) for problem in answers.problems])
+    completions = world.flat(answers.completions)
+    group = len(completions) // max(1, len(prompts))
     rows = [prompt for prompt in prompts for _ in range(group)]
-    pairs = set(zip(rows, answers.completions, strict=True))
+    pairs = set(zip(rows, completions, strict=True))
     return {"frac_unique_prompts": len(set(prompts)) / max(1, len(prompts)),
             "frac_unique_completions": len(pairs) / max(1, len(rows))}
 
@@ -140,13 +154,13 @@ def describe_variety(answers: Collected) -> dict[str, float]:
 def describe_calls(sessions: Sequence[Session]) -> dict[str, float]:
     """Metrics of tool use, in TRL's names: calls per completion, the share of calls that failed,
     and why completions stopped. None without tools."""
-    if not sessions:
+    seen = world.flat([(session.calls, session.failures, session.stop) for session in sessions])
+    if not seen:
         return {}
-    calls = sum(session.calls for session in sessions)
-    stops = {stop: sum(session.stop == stop for session in sessions) for stop in STOPS}
-    return {"tools/call_frequency": calls / len(sessions),
-            "tools/failure_frequency": sum(x.failures for x in sessions) / max(1, calls),
-            **{f"stops/{stop}": count / len(sessions) for stop, count in stops.items()}}
+    calls, failures, stops = zip(*seen, strict=True)
+    return {"tools/call_frequency": sum(calls) / len(seen),
+            "tools/failure_frequency": sum(failures) / max(1, sum(calls)),
+            **{f"stops/{stop}": stops.count(stop) / len(seen) for stop in STOPS}}
 
 
 def mean_judged(rewards: Tensor) -> float:
@@ -154,8 +168,9 @@ def mean_judged(rewards: Tensor) -> float:
 
 
 def check_judged(rewards: Tensor) -> Tensor:
-    """Return the rewards. Raise ValueError if all of them are NaN: there is nothing to learn."""
-    if bool(rewards.isnan().all()):
+    """Return the rewards. Raise ValueError if all of them are NaN, in every process: there is
+    nothing to learn."""
+    if not world.anywhere(not rewards.isnan().all()):
         raise ValueError(f"none of the {rewards.numel()} completions got a reward: every verdict "
                          "was None or NaN; check the reward functions and the problems' answers")
     return rewards
@@ -173,7 +188,8 @@ def check_gradients(models: Sequence[nn.Module], step: int, rows: Tensor | Seque
                     texts: Sequence[object], *, scaled: bool = False) -> None:
     """Raise NonFiniteError, showing the first text, if the gradient on these rows is not finite;
     `scaled`: although the loss is scaled as little as it may be."""
-    if world.finite(p.grad for model in models for p in model.parameters() if p.grad is not None):
+    grads = [p.grad for model in models for p in model.parameters() if p.grad is not None]
+    if world.finite_here(grads):           # others may be at another micro-batch
         return
     why = ("overflows in float16, and the scale of the loss cannot fall further: use --dtype "
            "bfloat16 or float32" if scaled else

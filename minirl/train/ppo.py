@@ -128,11 +128,11 @@ def train_ppo(
         seed_of = partial(derive_seed, seed, "ppo", state.step)
 
         # 1. sample G completions per prompt from π_old, and judge them
-        problems = task.sample(P, random.Random(seed_of("problems")))
+        problems = world.share(task.sample(P, random.Random(seed_of("problems"))))
         answers = collect(
             model, tokenizer, task, problems, group=G,
             max_new_tokens=config.max_new_tokens, temperature=config.temperature,
-            generator=torch.Generator(model.device).manual_seed(seed_of("sample")))
+            generator=torch.Generator(model.device).manual_seed(seed_of("sample", *world.place())))
 
         # 2. score: the rewards, and which rows to learn from
         rewards = check_judged(answers.rewards).to(model.device)  # (P,), NaN: no verdict
@@ -148,9 +148,9 @@ def train_ppo(
         shaped = kl_shaped_rewards(scores, old_logp, ref_logp, mask, kl_coef)  # (B', T)
         adv, returns = gae(shaped, old_values, mask, gamma=config.gamma, lam=config.lam,
                            bootstrap=torch.where(rollouts.truncated, v_end, 0))  # (B', T) each
-        explained = float(explained_variance(old_values, returns, mask))
-        adv = masked_whiten(adv, mask) if config.whiten_advantages else adv
-        kl = float(k1(old_logp, ref_logp).sum(1).mean())  # nats per completion; 0 off the mask
+        adv = world.over_tokens(masked_whiten)(adv, mask) if config.whiten_advantages else adv
+        explained = world.over_tokens(explained_variance)(old_values, returns, mask)
+        score, kl = map(world.mean, (scores, k1(old_logp, ref_logp).sum(1)))  # kl: of a completion
 
         # 4. update: surrogate and its other terms, aggregate, backward, clip, step
         warmup = warmup_to_constant(state.step, warmup=config.warmup_steps)
@@ -158,7 +158,7 @@ def train_ppo(
         shuffle = torch.Generator().manual_seed(seed_of("shuffle"))
         for _ in range(config.epochs):
             order = torch.randperm(len(rollouts), generator=shuffle).to(model.device)
-            for minibatch in order.split(config.minibatch_size):
+            for minibatch, B in world.minibatches(world.split(order, config.minibatch_size)):
                 total = world.total(normaliser(rollouts.mask[minibatch], config.aggregate,
                                                max_length=config.max_new_tokens))
                 for part in micro_batches(rollouts.lengths[minibatch], config.token_budget):
@@ -180,23 +180,23 @@ def train_ppo(
                                               entropy_coef=config.entropy_coef)
                     loss = -aggregate(surrogate, batch.mask, config.aggregate, total=total)
                     check_finite(loss, state.step + 1, chosen[rows], answers.completions)
-                    sums.add("loss", loss, count=len(rows) / len(minibatch))
+                    sums.add("loss", loss, count=len(rows) / B)
                     state.backward(loss, chosen[rows], answers.completions)
                 ptx.add_gradient(shuffle, sums, state.step + 1)  # eq. 2's second term
                 apply_update(state, lr, config.max_grad_norm, sums,
                              (value_model, value_optimizer, value_lr))
                 update_ema(average.parameters(), model.parameters(), decay=config.ema_decay)
         state.step += 1
-        state.num_tokens += int(answers.rollouts.lengths.sum())  # prompts included
+        state.num_tokens += world.total(int(answers.rollouts.lengths.sum()))  # prompts included
         if kl_control is not None:
-            state.numbers["kl_coef"] = kl_control(kl_coef, kl, len(rollouts))
+            state.numbers["kl_coef"] = kl_control(kl_coef, kl, world.total(len(rollouts)))
 
         # 5. report
         if log is not None:
             log(state.step, {**describe(answers), **sums.means(), "learning_rate": lr,
-                             "objective/scores": float(scores.mean()), "objective/kl": kl,
-                             "objective/rlhf_reward": float(shaped.sum(1).mean()),
-                             "kl_coef": kl_coef, "value/explained_variance": explained,
+                             "objective/scores": score, "objective/kl": kl,
+                             "objective/rlhf_reward": score - kl_coef * kl, "kl_coef": kl_coef,
+                             "value/explained_variance": float(explained),
                              "num_tokens": state.num_tokens,
                              "step_time": time.perf_counter() - began})
         if save is not None:

@@ -109,8 +109,8 @@ def train_process_reward(
         began, sums = time.perf_counter(), Sums()
 
         # 1. batch: the next solutions of this epoch's shuffle
-        batch = torch.tensor(epoch_batch(len(solutions), config.batch_size, state.step, seed,
-                                         "prm"))
+        batch = torch.tensor(world.share(epoch_batch(
+            len(solutions), config.batch_size, state.step, seed, "prm")), dtype=torch.long)
         total = world.total(float((~labels[batch].isnan()).sum()))  # steps with a label
         lengths = torch.tensor([len(prompts[i]) + len(completions[i]) for i in batch.tolist()])
 
@@ -131,7 +131,7 @@ def train_process_reward(
             sums.add("mean_reward", scores.sigmoid(), judged)
         apply_update(state, lr, config.max_grad_norm, sums)
         state.step += 1
-        state.num_tokens += int(lengths.sum())
+        state.num_tokens += world.total(int(lengths.sum()))
 
         # 3. report
         if log is not None:

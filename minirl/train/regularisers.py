@@ -43,13 +43,16 @@ class EntropyBonus:
         if self.adapts:
             numbers.update(entropy_coef=config.entropy_coef, entropy_bonus=0.0)
 
-    def of(self, entropy: Tensor, counted: Tensor, minibatch: Tensor) -> Tensor | float:
+    def begin(self, counted: Tensor) -> None:
+        """Begin a minibatch, of which these tokens count, (B', T) bool."""
+        self.total = world.total(normaliser(counted, "token_mean"))
+
+    def of(self, entropy: Tensor, counted: Tensor) -> Tensor | float:
         """Return the part of the bonus that these tokens, (b, T), add to their minibatch's."""
         coef = self.numbers["entropy_bonus"] if self.adapts else self.config.entropy_coef
         if not (coef or self.adapts):
             return 0.0
-        total = world.total(normaliser(minibatch, "token_mean"))
-        mean = aggregate(entropy, counted, "token_mean", total=total)
+        mean = aggregate(entropy, counted, "token_mean", total=self.total)
         self.mean += mean.item()
         return coef * mean
 

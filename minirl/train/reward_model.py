@@ -93,7 +93,7 @@ def train_reward_model(
         began, sums = time.perf_counter(), Sums()
 
         # 1. batch: the next rankings of this epoch's shuffle; those of one K are compared together
-        batch = epoch_batch(len(rankings), config.batch_size, state.step, seed, "rm")
+        batch = world.share(epoch_batch(len(rankings), config.batch_size, state.step, seed, "rm"))
         total = world.total(len(batch))
         by_size: dict[int, list[int]] = defaultdict(list)
         for i in batch:
@@ -121,7 +121,8 @@ def train_reward_model(
                 sums.add("mean_reward", scores)
         apply_update(state, lr, config.max_grad_norm, sums)
         state.step += 1
-        state.num_tokens += sum(len(prompts[i]) + len(y) for i in batch for y in completions[i])
+        state.num_tokens += world.total(sum(len(prompts[i]) + len(y)
+                                            for i in batch for y in completions[i]))
 
         # 3. report
         if log is not None:

@@ -81,14 +81,14 @@ def train_sft(
         began, sums = time.perf_counter(), Sums()
 
         # 1. batch: the next demonstrations of this epoch's shuffle
-        batch = epoch_batch(len(pairs), config.batch_size, state.step, seed, "sft")
+        batch = world.share(epoch_batch(len(pairs), config.batch_size, state.step, seed, "sft"))
         lengths = torch.tensor([len(prompts[i]) + len(completions[i]) for i in batch])
         total = world.total(sum(sum(own_tokens[i]) for i in batch))
 
         # 2. update: the mean log-prob of all completion tokens, backward, clip, step
         lr = config.lr * cosine_to_floor(state.step, steps, floor=config.min_lr_ratio,
                                          warmup=min(config.warmup_steps, steps - 1))
-        with seeded(derive_seed(seed, "sft", state.step, "dropout"), model.device):
+        with seeded(derive_seed(seed, "sft", state.step, "dropout", *world.place()), model.device):
             for part in micro_batches(lengths, config.token_budget):
                 rows = [batch[i] for i in part]
                 tokens, mask = completion_batch([prompts[i] for i in rows],
@@ -102,7 +102,7 @@ def train_sft(
                 sums.add("loss", -logp, mask)
         apply_update(state, lr, config.max_grad_norm, sums)
         state.step += 1
-        state.num_tokens += int(lengths.sum())
+        state.num_tokens += world.total(int(lengths.sum()))
 
         # 3. report
         if log is not None:

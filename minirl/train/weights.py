@@ -16,6 +16,7 @@ still counts in the mean: it is left out of the numerator alone, as in TRL.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from typing import Protocol
 
@@ -31,6 +32,7 @@ from minirl.equations.mismatch import (
     sequence_weights,
     truncated_weights,
 )
+from minirl.lm import world
 from minirl.lm.logprobs import token_logprobs
 from minirl.lm.model import Transformer
 from minirl.lm.rollouts import Rollouts, micro_batches
@@ -116,8 +118,8 @@ def counted_tokens(model: Transformer, rollouts: Rollouts, config: EntropyConfig
     Paper      Beyond the 80/20 rule, arXiv:2506.01939: tokens at which the policy hesitates are
                forks, and a fifth of the tokens is enough to learn from.
 
-    The whole batch has one threshold, so no split into micro-batches changes it. That costs one
-    more forward pass. (TRL: a threshold for each micro-batch, at no cost.)
+    The whole batch has one threshold, so no split into micro-batches, or over processes, changes
+    it. That costs one more forward pass. (TRL: a threshold for each micro-batch, at no cost.)
     """
     if config.top_entropy == 1:
         return rollouts.mask
@@ -127,4 +129,5 @@ def counted_tokens(model: Transformer, rollouts: Rollouts, config: EntropyConfig
         _, its_entropy = token_logprobs(model, part.tokens, mask=part.mask,
                                         temperature=config.temperature, return_entropy=True)
         entropy[rows, :part.tokens.shape[1]] = its_entropy.float()
-    return entropy_mask(entropy, rollouts.mask, quantile=config.top_entropy)
+    mask = partial(entropy_mask, quantile=config.top_entropy)
+    return world.over_tokens(mask)(entropy, rollouts.mask)

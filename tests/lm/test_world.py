@@ -1,12 +1,22 @@
 """minirl/lm/world.py, and a model whose parameters two processes share (FSDP)."""
 
+import contextlib
+from functools import partial
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import multiprocessing, nn
 
+from minirl.equations.entropy import entropy_mask
 from minirl.equations.objectives import clipped_surrogate
-from minirl.equations.reduce import AGGREGATIONS, aggregate, normaliser
+from minirl.equations.reduce import (
+    AGGREGATIONS,
+    aggregate,
+    explained_variance,
+    masked_whiten,
+    normaliser,
+)
 from minirl.lm import world
 from minirl.lm.decoding import is_sharded
 from minirl.lm.heads import ScalarModel
@@ -53,6 +63,25 @@ def test_the_gradients_of_one_process_stay_as_they_are():
     assert model.weight.grad.tolist() == [[1.0, 2.0]]
 
 
+def test_one_process_has_the_whole_batch():
+    x, mask = torch.tensor([[1.0, 2.0], [4.0, 0.0]]), torch.tensor([[True, True], [True, False]])
+    assert world.share([1, 2, 3]) == [1, 2, 3] and world.place() == ()
+    assert world.gather(x) == [x] and world.together(x) is x and world.own(x, 2) is x
+    assert world.flat([1, 2]) == [1, 2] and world.first("a") == "a" and world.mean(x) == 1.75
+    assert torch.equal(world.of_all(lambda x: x - x.mean())(x), x - 1.75)
+    assert world.over_tokens(masked_whiten) is masked_whiten
+    parts = world.minibatches(torch.arange(2).tensor_split(3))
+    assert [(part.tolist(), rows) for part, rows in parts] == [([0], 1), ([1], 1)]  # none is empty
+    assert [part.tolist() for part in world.split(torch.arange(5), 2)] == [[0, 1], [2, 3], [4]]
+    world.barrier()
+
+
+def test_without_torchrun_a_block_is_as_it_would_be_outside(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with world.joined(torch.device("cpu")):
+        assert not dist.is_initialized()
+
+
 def test_two_processes(tmp_path):
     """All of it in one pair of processes, as a pair takes seconds to start."""
     multiprocessing.spawn(one_process, args=(str(tmp_path / "store"),), nprocs=2)
@@ -64,6 +93,7 @@ def one_process(rank, store):
     dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
     try:
         check_totals(rank)
+        check_shares(rank)
         check_gradients(rank)
         check_training(alone)
         check_an_overflow(rank)
@@ -80,6 +110,37 @@ def check_totals(rank):
     total = world.total(x)
     assert total.tolist() == [1.0, 20.0] and not total.requires_grad
     assert x.tolist() == [rank, 10.0]
+
+
+def check_shares(rank):
+    """Five rows: process 0 has two of them, process 1 three."""
+    mine = world.share(list("abcde"))
+    assert mine == (list("cde") if rank else list("ab")) and world.place() == (rank, 2)
+    assert world.share(["a"]) == (["a"] if rank else [])
+    assert world.gather(mine) == [["a", "b"], ["c", "d", "e"]] and world.flat(mine) == list("abcde")
+    assert world.first(rank) == 0 and world.gather({"x": (rank,)})[1] == {"x": (1,)}
+    rows = torch.arange(5.0)[:, None]
+    own = rows[2:] if rank else rows[:2]
+    assert torch.equal(world.together(own), rows) and world.mean(own) == 2.0
+    assert torch.equal(world.own(rows, len(own)), own)
+    assert torch.equal(world.of_all(lambda x: x - x.mean())(own), own - 2)
+
+    x, mask = ADV[:, None] * torch.arange(9), MASK                       # (6, 9)
+    here = slice(2, 6) if rank else slice(0, 2)
+    whitened = world.over_tokens(masked_whiten)(x[here], mask[here])
+    torch.testing.assert_close(whitened, masked_whiten(x, mask)[here])
+    high = world.over_tokens(partial(entropy_mask, quantile=0.3))(x[here], mask[here])
+    assert torch.equal(high, entropy_mask(x, mask, quantile=0.3)[here])
+    explained = world.over_tokens(explained_variance)(x[here], x[here].square(), mask[here])
+    torch.testing.assert_close(explained, explained_variance(x, x.square(), mask))
+
+    # one row and none, three and one, none and none: the last is left out
+    counts = ((1, 3, 0), (0, 1, 0))[rank]
+    minibatches = list(world.minibatches(torch.arange(count) for count in counts))
+    assert [(len(part), rows) for part, rows in minibatches] == list(
+        zip(counts[:2], (1, 4), strict=True))
+    assert len(list(world.minibatches(torch.arange(4 if rank else 0).split(2)))) == 2
+    assert list(map(len, world.split(torch.arange(5), 3))) == [2, 2, 1]  # of 3: two here
 
 
 def check_gradients(rank):
@@ -109,7 +170,7 @@ def two_steps():
 
 
 def check_training(alone):
-    """Each process trains on the same rows: the same weights as with one process, and in both.
+    """Each process trains on its share: the same weights as with one process, and in both.
 
     The norms say more, as AdamW's steps are the same for half of the gradient.
     """
@@ -145,7 +206,8 @@ def check_an_overflow(rank):
     assert not world.finite(grads), "in process 1, too"
     plain = nn.Linear(1, 1)
     plain.weight.grad = torch.full((1, 1), float("inf") if rank == 1 else 1.0)
-    with pytest.raises(NonFiniteError, match="the gradient on these rows is not finite"):
+    with (pytest.raises(NonFiniteError, match="the gradient on these rows is not finite")
+          if rank == 1 else contextlib.nullcontext()):  # torchrun ends the others
         metrics.check_gradients([plain], 1, [0], ["a"])
 
 

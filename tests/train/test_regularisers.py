@@ -29,7 +29,8 @@ def test_every_estimator_is_its_equation():
 def test_without_a_coefficient_there_is_no_bonus():
     numbers = {}
     bonus = EntropyBonus(GRPOConfig(), numbers)
-    assert bonus.of(ENTROPY, MASK, MASK) == 0.0
+    bonus.begin(MASK)
+    assert bonus.of(ENTROPY, MASK) == 0.0
     bonus.adapt(sums := Sums())
     assert numbers == {} and sums.means() == {}
 
@@ -38,7 +39,8 @@ def test_a_constant_bonus_by_hand():
     """0.5 times the mean entropy of the tokens that count; its gradient is 0.5/3 for each."""
     numbers, entropy = {}, ENTROPY.clone().requires_grad_()
     bonus = EntropyBonus(GRPOConfig(entropy_coef=0.5), numbers)
-    value = bonus.of(entropy, MASK, MASK)
+    bonus.begin(MASK)
+    value = bonus.of(entropy, MASK)
     value.backward()
     assert value.item() == pytest.approx(0.3)
     assert entropy.grad.tolist() == [pytest.approx([1 / 6, 1 / 6, 0]),
@@ -48,7 +50,8 @@ def test_a_constant_bonus_by_hand():
 
 def test_micro_batches_add_up_to_the_minibatch():
     bonus = EntropyBonus(GRPOConfig(entropy_coef=0.5), {})
-    parts = [bonus.of(ENTROPY[i:i + 1], MASK[i:i + 1], MASK).item() for i in range(2)]
+    bonus.begin(MASK)
+    parts = [bonus.of(ENTROPY[i:i + 1], MASK[i:i + 1]).item() for i in range(2)]
     assert parts == pytest.approx([0.25, 0.05])
 
 
@@ -63,7 +66,8 @@ def test_the_coefficient_adapts_by_hand():
                                   (ENTROPY, 0.09, 0.0), (ENTROPY, 0.07, 0.0),
                                   (0.5 * ENTROPY, 0.09, 0.09)):
         before = numbers["entropy_bonus"]
-        parts = [bonus.of(entropy[i:i + 1], MASK[i:i + 1], MASK) for i in range(2)]
+        bonus.begin(MASK)
+        parts = [bonus.of(entropy[i:i + 1], MASK[i:i + 1]) for i in range(2)]
         mean = 0.6 if entropy is ENTROPY else 0.3
         assert sum(map(float, parts)) == pytest.approx(before * mean)
         bonus.adapt(sums := Sums())
@@ -76,6 +80,7 @@ def test_an_entropy_at_its_target_is_low_enough():
     """As in TRL: the coefficient rises, and the next update has a bonus."""
     numbers = {}
     bonus = EntropyBonus(GRPOConfig(entropy_coef=0.25, entropy_target=0.5), numbers)
-    bonus.of(torch.full((2, 3), 0.5), MASK, MASK)
+    bonus.begin(MASK)
+    bonus.of(torch.full((2, 3), 0.5), MASK)
     bonus.adapt(Sums())
     assert numbers["entropy_bonus"] == numbers["entropy_coef"] > 0.25
