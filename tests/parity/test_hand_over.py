@@ -23,7 +23,7 @@ def script(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
     functions = runpy.run_path(str(FOLDER / "hand_over_to_trl.py"))["hand_over"].__globals__
     functions["be_quiet"]()
-    args = functions["arguments"](["--steps", "2", "--prompts", "2", "--asked", "4"])
+    args = functions["arguments"](["--steps", "2", "--prompts", "4", "--asked", "4"])
     task = functions["read_task"](args.data)
     model, tokenizer = functions["stand_in"](task.task.problems, sums=320)
     return SimpleNamespace(functions=functions, args=args, task=task, model=model,
