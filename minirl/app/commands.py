@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import platform
@@ -19,6 +20,7 @@ from minirl.app.chat import SAID, as_asked
 from minirl.app.data import check_unchanged, config_of, digests_of, measured_on
 from minirl.app.distill import DistillSettings, check_distill, distill
 from minirl.app.flags import fields_of
+from minirl.app.follower import Follower
 from minirl.app.instructgpt import InstructSettings
 from minirl.app.looks import watched
 from minirl.app.plots import plot_runs
@@ -42,6 +44,7 @@ from minirl.app.survival import warn
 from minirl.app.tasks import DEFAULT, make_task, with_changes
 from minirl.inference.picture import show_samples
 from minirl.inference.tables import evaluation_table
+from minirl.lm import world
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.files import read_json
 from minirl.lm.model import Transformer
@@ -105,8 +108,28 @@ def train(args: argparse.Namespace) -> None:
     if args.profile and TRAINING[command].configs[command] not in KINDS:
         raise ValueError("--profile is for commands of one page: profile minirl grpo or minirl sft,"
                          " from a stage's --init")
+    with world.joined(), contextlib.redirect_stdout(sys.stdout if world.rank() == 0 else None):
+        run, configs = opened_run(args)
+        work_on(run, configs, profile=args.profile)
+
+
+def opened_run(args: argparse.Namespace) -> tuple[RunDir, dict[str, Any]]:
+    """Open a run, a new one or one to go on with, in all processes: the first of them writes it.
+    """
+    opened: Any = None
+    if world.rank() > 0:
+        path, configs = world.gather(opened)[0]
+        return Follower(path), configs
+    if args.profile and world.size() > 1:
+        raise ValueError("--profile is for one process: leave torchrun out")
     run, configs = resumed_run(args) if args.resume else started_run(args)
-    settings = configs["settings"]
+    world.gather((run.path, configs))
+    return run, configs
+
+
+def work_on(run: RunDir, configs: Mapping[str, Any], *, profile: bool) -> None:
+    """Do what is left of a run, and print what comes of it."""
+    settings, command = configs["settings"], run.config["command"]
     device = pick_device(settings.device)
     for dtype in sorted({settings.dtype, settings.sampler_dtype or settings.dtype}):
         say_what_it_costs(dtype, device)
@@ -114,12 +137,13 @@ def train(args: argparse.Namespace) -> None:
         "from nothing" if command == "sft" else "from a new base model")
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else (
         f"{device.type}, {torch.get_num_threads()} threads")
+    place += f", {world.size()} processes" if world.size() > 1 else ""
     print(f"minirl {command}: {make_task(run.config['task']).name}, {start}, seed {settings.seed}, "
           f"{place} -> {run.path}/", flush=True)
     if run.finished:
         print(f"this run is complete; its figures are in {run.path}/summary.json")
     else:
-        print(work(run, configs, device, profile=args.profile))
+        print(work(run, configs, device, profile=profile))
 
 
 def work(run: RunDir, configs: Mapping[str, Any], device: torch.device, *,
@@ -146,8 +170,10 @@ def resumed_run(args: argparse.Namespace) -> tuple[RunDir, dict[str, Any]]:
     if not run.finished:
         check_unchanged(run.config)
         say_what_differs(run)
-    classes = sections(args.command).items()
-    return run, {section: run.read_config(section, cls) for section, cls in classes}
+    configs = {section: run.read_config(section, cls)
+               for section, cls in sections(args.command).items()}
+    check_processes(configs)
+    return run, configs
 
 
 def started_run(args: argparse.Namespace) -> tuple[RunDir, dict[str, Any]]:
@@ -160,6 +186,7 @@ def started_run(args: argparse.Namespace) -> tuple[RunDir, dict[str, Any]]:
     training, settings = TRAINING[command], configs["settings"]
     base = configs.get("base", BaseConfig())
     training.check(configs, list(flags), starting_point(settings, base, preset))
+    check_processes(configs)
     config = config_json(command, configs, preset)
     run = (new_run(RUNS, command, config) if args.run_dir is None
            else RunDir.create(args.run_dir, config))
@@ -171,12 +198,30 @@ def started_run(args: argparse.Namespace) -> tuple[RunDir, dict[str, Any]]:
 
 
 def say_what_differs(run: RunDir) -> None:
-    """Print a line where the run goes on with another number of threads, and has no checkpoint,
-    which would say so itself."""
-    before, now = run.config.get("threads"), torch.get_num_threads()
-    if before not in (None, now) and not run.checkpoints():
-        warn(f"{run.path} was started with {before} threads, and goes on with {now}: the bits may "
-             "differ from those of a run that was not stopped")
+    """Print a line where the run goes on with another number of threads or processes, and has no
+    checkpoint, which would say so itself."""
+    if run.checkpoints():
+        return
+    for name, now in parallel().items():
+        if (before := run.config.get(name)) not in (None, now):
+            warn(f"{run.path} was started with {before} {name}, and goes on with {now}: the bits "
+                 "may differ from those of a run that was not stopped")
+
+
+def parallel() -> dict[str, int]:
+    """Return in how many threads and processes the run computes, as config.json says it."""
+    return {"threads": torch.get_num_threads(), "processes": world.size()}
+
+
+def check_processes(configs: Mapping[str, Any]) -> None:
+    """Raise ValueError where a step has fewer prompts than there are processes."""
+    for name in ("prompts_per_step", "episodes"):
+        for config in configs.values():
+            prompts = getattr(config, name, world.size())
+            if prompts < world.size():
+                raise ValueError(f"{name} is {prompts}, and there are {world.size()} processes: "
+                                 f"each wants a prompt of every step; raise {flag(name)}, or start "
+                                 "fewer processes")
 
 
 def sections(command: str) -> dict[str, type]:
@@ -210,7 +255,7 @@ def config_json(command: str, configs: Mapping[str, Any], preset: str) -> dict[s
     return {"command": command, "preset": preset, "task": configs["settings"].task_fields,
             "files": digests_of(configs),
             **{section: dataclasses.asdict(config) for section, config in configs.items()},
-            "torch": torch.__version__, "threads": torch.get_num_threads(),
+            "torch": torch.__version__, **parallel(),
             "python": platform.python_version(), "platform": platform.platform()}
 
 

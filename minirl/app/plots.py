@@ -85,7 +85,8 @@ METRICS = {
 HELD_OUT = {"rewards/accuracy/mean": "accuracy", "completions/mean_length": "mean_length",
             "rewards/true_reward/mean": "true_reward", "rewards/reward_model/mean": "score"}
 LONGEST_NAME = 36
-ENVIRONMENT = {"torch", "threads", "python", "platform"}     # of config.json: no part of a method
+# of config.json: no part of a method
+ENVIRONMENT = {"torch", "threads", "processes", "python", "platform"}
 
 
 def plot_runs(runs: Sequence[RunDir], out: Path) -> None:

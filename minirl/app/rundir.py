@@ -18,15 +18,14 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from minirl.app.survival import GO_ON, warn
-from minirl.lm import files
+from minirl.lm import files, world
 from minirl.lm.checkpoint import CheckpointError, load_pretrained, save_pretrained
 from minirl.lm.digests import SUMS, DigestError, verify
 from minirl.lm.digests import read as read_sums
@@ -75,7 +74,7 @@ class RunDir:
                     files.sync(folder.parent)
                 run._lock = files.Lock.of(run.path)
                 run._refuse_if_taken()                     # by one that had the lock before
-                run.write_json("config.json", config)
+                run._write("config.json", json.dumps(config, indent=2) + "\n")
         except OSError:
             if run._lock is not None:
                 (run.path / files.LOCK).unlink(missing_ok=True)
@@ -103,12 +102,13 @@ class RunDir:
         It inherits the run's settings and task. `configs` are its own sections of config.json.
         """
         path = self.path / name
-        if (path / "config.json").exists():
-            return RunDir.resume(path)
-        config = {"command": command, "stage_of": self.config.get("command")}
-        config |= {key: self.config[key] for key in ("task", "settings") if key in self.config}
-        config |= {key: dataclasses.asdict(value) for key, value in configs.items()}
-        return RunDir.create(path, config)
+        with world.writing():
+            if (path / "config.json").exists():
+                return RunDir.resume(path)
+            config = {"command": command, "stage_of": self.config.get("command")}
+            config |= {key: self.config[key] for key in ("task", "settings") if key in self.config}
+            config |= {key: dataclasses.asdict(value) for key, value in configs.items()}
+            return RunDir.create(path, config)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -145,7 +145,8 @@ class RunDir:
         if "stage_of" in self.config:
             return RunDir(self.path.parent).resume_command
         path = shlex.quote(str(self.path))
-        return f"minirl {self.config.get('command')} --resume --run-dir {path}"
+        many = f"torchrun --nproc-per-node {world.size()} -m " if world.size() > 1 else ""
+        return f"{many}minirl {self.config.get('command')} --resume --run-dir {path}"
 
     @property
     def finished(self) -> bool:
@@ -164,21 +165,29 @@ class RunDir:
         self.write_text(name, json.dumps(content, indent=2) + "\n")
 
     def write_text(self, name: str, content: str) -> None:
-        with self.replacing(name) as partial:
+        with world.writing():
+            self._write(name, content)
+
+    def _write(self, name: str, content: str) -> None:
+        with files.replacing(self.path / name, GO_ON) as partial:
             partial.write_text(content, encoding="utf-8")
 
-    def replacing(self, name: str) -> AbstractContextManager[Path]:
+    @contextlib.contextmanager
+    def replacing(self, name: str) -> Iterator[Path]:
         """A path beside `name` to write to; it takes the name when the block ends well."""
-        return files.replacing(self.path / name, GO_ON)
+        with world.writing(), files.replacing(self.path / name, GO_ON) as partial:
+            yield partial
 
-    def replacing_folder(self, name: str) -> AbstractContextManager[Path]:
+    @contextlib.contextmanager
+    def replacing_folder(self, name: str) -> Iterator[Path]:
         """The same for a folder. A folder that already has the name makes room for the new one."""
-        return files.replacing_folder(self.path / name, GO_ON)
+        with world.writing(), files.replacing_folder(self.path / name, GO_ON) as partial:
+            yield partial
 
     # metrics
 
     def append_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        with files.room(self.path, GO_ON):
+        with world.writing(), files.room(self.path, GO_ON):
             append_metrics(self.path / "metrics.jsonl", step, metrics)
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -220,12 +229,13 @@ class RunDir:
 
         Metrics and samples are cut to its step.
         """
-        checkpoint = load_checkpoint(self.path, device=device, load=load, start=start, warn=warn)
-        last = checkpoint[2]["step"] if checkpoint else 0
-        with files.room(self.path, GO_ON):
+        with world.writing(), files.room(self.path, GO_ON):
+            checkpoint = load_checkpoint(self.path, device=device, load=load, start=start,
+                                         warn=warn)
+            last = checkpoint[2]["step"] if checkpoint else 0
             cut_metrics(self.path / "metrics.jsonl", last, warn)
-        if (samples := self._sections(last)) != self._sections(sys.maxsize):
-            self.write_text("samples.md", samples)
+            if (samples := self._sections(last)) != self._sections(sys.maxsize):
+                self._write("samples.md", samples)
         return checkpoint
 
     def save_final(self, model: Transformer | ScalarModel, tokenizer: Tokenizer) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from minirl.app.rundir import RunDir
 from minirl.app.survival import GO_ON, Stopped, catching_signals, tell_at_once
 from minirl.app.trackers import Trackers
-from minirl.lm import files
+from minirl.lm import files, world
 from minirl.lm.progress import Progress
 from minirl.lm.tokenizer import Tokenizer
 from minirl.train.checkpoints import Background
@@ -46,7 +46,7 @@ class RunLog:
         self.step = self._saved = state["step"] if state else 0
         self._began = time.perf_counter() - (state["seconds"] if state else seconds)
         self._tokens: float | None = state["num_tokens"] if state else 0
-        self._trackers = Trackers(trackers, run, self.step)
+        self._trackers = Trackers(trackers if world.rank() == 0 else None, run, self.step)
         self._signal: int | None = None
         self._open = contextlib.ExitStack()
 
@@ -78,6 +78,8 @@ class RunLog:
     def save(self, state: TrainState) -> None:
         with files.room(self.run.path, GO_ON):
             self._background.check()
+        if number := max(world.gather(self._signal or 0)):  # all processes stop at one step
+            self._signal = number
         if state.step % self.every == 0 or state.step == self.steps or self._signal is not None:
             self.run.save_checkpoint(state, self.tokenizer, self.seconds,
                                      background=self._background, **self.options)
@@ -86,7 +88,9 @@ class RunLog:
             raise self._stopped(self._signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is not None or self.step == self._saved:
+        # torchrun hands Ctrl-C on as SIGTERM, too; and a process cannot stop before the others
+        again = number == self._signal if world.size() > 1 else self._signal is not None
+        if again or world.size() == 1 and self.step == self._saved:
             raise self._stopped(number)
         self._signal = number
         tell_at_once(f"{signal.Signals(number).name}: stopping when this step is saved; "

@@ -9,6 +9,7 @@ import time
 
 from tqdm import tqdm
 
+from minirl.lm import world
 from minirl.lm.text import visible
 
 BAR_AFTER = 2.0           # seconds: shorter work shows nothing
@@ -35,8 +36,8 @@ class Progress:
         self._initial = initial
         self._written: tuple[int, str] | None = None               # what the newest line says
         self._lock, self._closed = threading.Lock(), threading.Event()
-        self._stream, self._bar = sys.stderr, None
-        if self._stream is None:                                   # a program without a console
+        self._stream, self._bar = sys.stderr if world.rank() == 0 else None, None
+        if self._stream is None:                                   # or a program without a console
             return
         if self._stream.isatty():
             # smoothing 0, the mean rate: tqdm takes the newest rate since it last drew, and the

@@ -32,7 +32,7 @@ ENDED = ("gloo", "nccl", "connection", "process group", "rendezvous", "store")  
 
 
 @contextlib.contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def joined() -> Iterator[None]:
     """Join the processes that torchrun started, for the length of a block; without torchrun, be the
     only one. On CUDA each process has the GPU of its number on this machine.
 
@@ -41,9 +41,9 @@ def joined(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield
         return
-    if device.type == "cuda":
+    if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group()                              # gloo, and NCCL for what is on a GPU
     try:
         yield
     except RuntimeError as error:
@@ -56,7 +56,7 @@ def joined(device: torch.device) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-class WorldError(RuntimeError):
+class WorldError(ConnectionError):
     """Another process ended early. What went wrong is in its own output."""
 
 
@@ -227,6 +227,10 @@ def barrier() -> None:
     anywhere(False)
 
 
-def first(x: T) -> T:
-    """Return what the first process has: a small object, on which all of them agree."""
-    return gather(x)[0]
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """What one process writes in this block is there for all of them after it, and was not there
+    for any of them before."""
+    barrier()
+    yield
+    barrier()

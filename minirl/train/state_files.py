@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from minirl.lm import world
 from minirl.lm.checkpoint import CheckpointError, Contents, contents_of, write_pretrained
 from minirl.lm.digests import seal, verify
 from minirl.lm.files import read_json
@@ -170,8 +171,8 @@ def snapshot(state: TrainState, tokenizer: Tokenizer, *, seconds: float, start: 
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Return what the bits of a result depend on, beside the program."""
-    return {"threads": torch.get_num_threads(), "torch": torch.__version__,
-            "device": torch.device(device).type}
+    return {"threads": torch.get_num_threads(), "processes": world.size(),
+            "torch": torch.__version__, "device": torch.device(device).type}
 
 
 def write(moment: Snapshot, folder: Path, before: Path | None) -> None:

@@ -266,8 +266,8 @@ def test_a_checkpoint_holds_each_weight_once(base, finished, tmp_path):
     assert averages == 2 * weights
     state = json.loads(files["training_state.json"].read_text())
     assert state["step"] == 4 and state["parts"]["reference"]["in"] == "start"
-    assert state["machine"] == {"threads": torch.get_num_threads(), "torch": torch.__version__,
-                                "device": "cpu"}
+    assert state["machine"] == {"threads": torch.get_num_threads(), "processes": 1,
+                                "torch": torch.__version__, "device": "cpu"}
     # each folder is enough by itself
     run = cut(finished, tmp_path / "run")
     shutil.rmtree(run / "checkpoint-2")

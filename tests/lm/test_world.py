@@ -64,10 +64,10 @@ def test_the_gradients_of_one_process_stay_as_they_are():
 
 
 def test_one_process_has_the_whole_batch():
-    x, mask = torch.tensor([[1.0, 2.0], [4.0, 0.0]]), torch.tensor([[True, True], [True, False]])
+    x = torch.tensor([[1.0, 2.0], [4.0, 0.0]])
     assert world.share([1, 2, 3]) == [1, 2, 3] and world.place() == ()
     assert world.gather(x) == [x] and world.together(x) is x and world.own(x, 2) is x
-    assert world.flat([1, 2]) == [1, 2] and world.first("a") == "a" and world.mean(x) == 1.75
+    assert world.flat([1, 2]) == [1, 2] and world.mean(x) == 1.75
     assert torch.equal(world.of_all(lambda x: x - x.mean())(x), x - 1.75)
     assert world.over_tokens(masked_whiten) is masked_whiten
     parts = world.minibatches(torch.arange(2).tensor_split(3))
@@ -118,7 +118,7 @@ def check_shares(rank):
     assert mine == (list("cde") if rank else list("ab")) and world.place() == (rank, 2)
     assert world.share(["a"]) == (["a"] if rank else [])
     assert world.gather(mine) == [["a", "b"], ["c", "d", "e"]] and world.flat(mine) == list("abcde")
-    assert world.first(rank) == 0 and world.gather({"x": (rank,)})[1] == {"x": (1,)}
+    assert world.gather({"x": (rank,)})[1] == {"x": (1,)}
     rows = torch.arange(5.0)[:, None]
     own = rows[2:] if rank else rows[:2]
     assert torch.equal(world.together(own), rows) and world.mean(own) == 2.0
