@@ -159,14 +159,16 @@ def alive(process: int) -> bool:
 class Kill:
     """A kill that was.
 
-    kind   "saving", "first seconds" or "training"
-    again  how many steps are done again: those after the newest checkpoint
-    lost   what was there before the kill and is gone, and processes that did not end
+    kind     "saving", "first seconds" or "training"
+    again    how many steps are done again: those after the newest checkpoint
+    lost     what was there before the kill and is gone, and processes that did not end
+    seconds  until the others had ended, where one of several processes was killed; else 0
     """
 
     kind: str
     again: int
     lost: list[str] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def kill_once(job: Job, run: Path, rng: random.Random, *, whole: int, aim: str) -> Kill | None:
@@ -197,15 +199,18 @@ def kill_once(job: Job, run: Path, rng: random.Random, *, whole: int, aim: str) 
         victims = ranks(process.pid) if job.processes > 1 else []
         one = rng.choice([None, *victims])
         strike(process, victims, one)
-        saving = bool(half_written(run) - earlier)
+        saving, struck = bool(half_written(run) - earlier), time.perf_counter()
         lost = [] if ends(process, ALONE) else [f"a process lived on for {ALONE} s"]
+        seconds = 0.0 if one is None else round(time.perf_counter() - struck, 1)
     if process.returncode == 0:
         return None
     if one is None and process.returncode != -signal.SIGKILL:
         raise RuntimeError(f"minirl {job.command} ended with {process.returncode}: see "
                            f"{log_of(run)}")
     kind = SAVING if saving else aim if aim != SAVING else TRAINING
-    return after(run, kind, before, lost)
+    kill = after(run, kind, before, lost)
+    kill.seconds = seconds
+    return kill
 
 
 def strike(process: subprocess.Popen, victims: list[int], one: int | None) -> None:

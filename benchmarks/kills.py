@@ -62,7 +62,7 @@ PAGES: dict[str, tuple[str, list[str]]] = {    # command and flags; all but sft 
 }
 AT_ONCE = 8                # kills of one run, at most
 COMPLAINTS = ("is damaged", "begins again", "cannot be read", "is missing", "are repeated",
-              "Traceback", "bits may differ")
+              "bits may differ")
 
 
 def vowels(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float | None]:
@@ -88,8 +88,7 @@ def killed_run(job: Job, run: Path, kills: int, rng: random.Random, whole: int) 
 
 
 def complaints(run: Path) -> list[str]:
-    """Return the lines of a run's log that a run which goes on as if nothing had been does not
-    write."""
+    """Return the lines of a log that a run which goes on as if nothing had been does not write."""
     lines = log_of(run).read_text(encoding="utf-8", errors="replace").splitlines()
     return [line for line in lines if any(words in line for words in COMPLAINTS)]
 
@@ -204,7 +203,8 @@ def table(lines: Sequence[Record]) -> None:
     """Print a row for each page and number of processes, and their sum."""
     print(table_head("page", "processes", "runs", "kills", "while saving",
                      f"in the first {FIRST:g} s", "steps done again, at most",
-                     "lost", "runs with other bits", "other threads are said"))
+                     "the others ended within, s", "lost", "runs with other bits",
+                     "other threads are said"))
     groups = sorted({(line["processes"], list(PAGES).index(line["page"])) for line in lines})
     for processes, page in groups:
         name = list(PAGES)[page]
@@ -220,6 +220,7 @@ def table_row(name: str, processes: str, lines: Sequence[Record]) -> None:
     threads = [bool(line["said"]) for line in lines if line["what"] == "threads"]
     print(row(name, processes, len(runs), len(kills), *(kinds[kind] for kind in KINDS[:2]),
               max((kill["again"] for kill in kills), default=0),
+              max((kill["seconds"] for kill in kills), default=0.0) or "-",
               sum(len(line["lost"]) for line in runs),
               sum(bool(line["differing"]) for line in runs),
               f"{sum(threads)} of {len(threads)}"))

@@ -129,7 +129,7 @@ def test_where_one_of_several_processes_is_killed_the_others_have_to_end(
 
 def test_the_table_adds_up(modules, capsys):
     def line(page, kinds, lost=(), differing=()):
-        kills = [{"kind": kind, "again": 3, "lost": []} for kind in kinds]
+        kills = [{"kind": kind, "again": 3, "lost": [], "seconds": 0.0} for kind in kinds]
         return {"what": "kills", "page": page, "processes": 1, "kills": kills, "lost": list(lost),
                 "differing": list(differing)}
 
@@ -141,6 +141,6 @@ def test_the_table_adds_up(modules, capsys):
         {"what": "threads", "page": "grpo", "processes": 1, "said": []}])
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
     assert [[cell.strip() for cell in row] for row in rows] == [
-        ["sft", "1", "2", "3", "1", "0", "3", "0", "0", "1 of 1"],
-        ["grpo", "1", "2", "3", "2", "1", "3", "1", "1", "0 of 1"],
-        ["all", "", "4", "6", "3", "1", "3", "1", "1", "1 of 2"]]
+        ["sft", "1", "2", "3", "1", "0", "3", "-", "0", "0", "1 of 1"],
+        ["grpo", "1", "2", "3", "2", "1", "3", "-", "1", "1", "0 of 1"],
+        ["all", "", "4", "6", "3", "1", "3", "-", "1", "1", "1 of 2"]]
