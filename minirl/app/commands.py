@@ -110,7 +110,8 @@ def train(args: argparse.Namespace) -> None:
                          " from a stage's --init")
     with world.joined(), contextlib.redirect_stdout(sys.stdout if world.rank() == 0 else None):
         run, configs = opened_run(args)
-        work_on(run, configs, profile=args.profile)
+        with world.noticing(f": go on with {run.resume_command}"):
+            work_on(run, configs, profile=args.profile)
 
 
 def opened_run(args: argparse.Namespace) -> tuple[RunDir, dict[str, Any]]:

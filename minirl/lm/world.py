@@ -45,12 +45,8 @@ def joined() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group()                              # gloo, and NCCL for what is on a GPU
     try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, dist.DistError) or any(x in str(error).lower() for x in ENDED):
-            raise WorldError(f"another of the {size()} processes has ended, so process {rank()} "
-                             "stops, too") from error
-        raise
+        with noticing():
+            yield
     finally:
         with contextlib.suppress(RuntimeError):            # the others are gone
             dist.destroy_process_group()
@@ -58,6 +54,18 @@ def joined() -> Iterator[None]:
 
 class WorldError(ConnectionError):
     """Another process ended early. What went wrong is in its own output."""
+
+
+@contextlib.contextmanager
+def noticing(advice: str = "") -> Iterator[None]:
+    """Raise WorldError, with the advice, where another process ends within the block."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or any(x in str(error).lower() for x in ENDED):
+            raise WorldError(f"another of the {size()} processes has ended, so process {rank()} "
+                             f"stops, too{advice}") from error
+        raise
 
 
 def size() -> int:
