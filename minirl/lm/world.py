@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 Number = TypeVar("Number", Tensor, float, int)
 T = TypeVar("T")
+M = TypeVar("M", bound=Any)   # a Transformer, which is above this module
 ENDED = ("gloo", "nccl", "connection", "process group", "rendezvous", "store")  # words of errors
 
 
@@ -216,8 +217,7 @@ def add_gradients(model: nn.Module) -> None:
     """Replace the gradient of every parameter by its sum over all processes.
 
     A process that had no rows has no gradients, and adds zeros. Parameters that FSDP shards are
-    left out: FSDP reduces their gradients itself, to the mean over the processes unless
-    set_gradient_divide_factor(1.0) is called.
+    left out: FSDP adds their gradients itself (see `shard`).
     """
     if size() == 1:
         return
@@ -226,6 +226,29 @@ def add_gradients(model: nn.Module) -> None:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
             dist.all_reduce(p.grad)
+
+
+def shard(model: M) -> M:
+    """Leave each process a part of every parameter, of its gradient and of what an optimizer keeps
+    for it, by torch's FSDP2 -> the same model. Its blocks are made whole for as long as they
+    compute.
+
+    Source     torch.distributed.fsdp.fully_shard; ZeRO, arXiv:1910.02054, stage 3.
+
+    Gradients are summed over the processes, not averaged, as `total` wants it. Every forward and
+    backward pass is made by all processes together, so all must have as many micro-batches, and
+    sample as many tokens: for the pages that learn from texts alone.
+    """
+    from torch.distributed.device_mesh import init_device_mesh  # a second to import
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(next(model.parameters()).device.type, (size(),))
+    for part in (*model.layers, model):
+        fully_shard(part, mesh=mesh)
+        part.set_gradient_divide_factor(1.0)
+        if dist.get_backend() == "gloo":                      # it cannot multiply while it adds
+            part.set_force_sum_reduction_for_comms(True)      # torch >= 2.8
+    return model
 
 
 # one process writes, the others wait

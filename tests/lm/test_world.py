@@ -78,7 +78,7 @@ def test_one_process_has_the_whole_batch():
 
 def test_without_torchrun_a_block_is_as_it_would_be_outside(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with world.joined(torch.device("cpu")):
+    with world.joined():
         assert not dist.is_initialized()
 
 
@@ -158,15 +158,16 @@ def check_gradients(rank):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
-def two_steps():
+def two_steps(shard=lambda model: model):
     """Two steps of train_sft: all weights of a tiny model, and the norms of its gradients."""
     model, tokenizer = make_base(SMALL, seed=0, device="cpu")
-    pairs = [("1+1=", "2"), ("12+30=", "42"), ("9+9=", "18"), ("7+0=", "7")]
+    model, pairs = shard(model), [("1+1=", "2"), ("12+30=", "42"), ("9+9=", "18"), ("7+0=", "7")]
     norms = []
     train_sft(model, tokenizer, pairs, SFTConfig(batch_size=2, warmup_steps=0), seed=0,
               log=lambda step, metrics: norms.append(metrics["grad_norm"]))
     assert len(norms) == 2
-    return nn.utils.parameters_to_vector(model.parameters()).detach(), torch.tensor(norms)
+    whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
+    return nn.utils.parameters_to_vector(whole).detach(), torch.tensor(norms)
 
 
 def check_training(alone):
@@ -174,12 +175,11 @@ def check_training(alone):
 
     The norms say more, as AdamW's steps are the same for half of the gradient.
     """
-    weights, norms = two_steps()
-    torch.testing.assert_close(weights, alone[0], rtol=0, atol=1e-6)
-    torch.testing.assert_close(norms, alone[1], rtol=1e-6, atol=0)
-    both = [torch.empty_like(weights) for _ in range(2)]
-    dist.all_gather(both, weights)
-    assert torch.equal(*both)
+    for shard in (lambda model: model, world.shard):
+        weights, norms = two_steps(shard)
+        torch.testing.assert_close(weights, alone[0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(norms, alone[1], rtol=1e-6, atol=0)
+        assert torch.equal(*world.gather(weights))
 
 
 def check_an_overflow(rank):
@@ -213,14 +213,7 @@ def check_an_overflow(rank):
 
 def check_a_sharded_model():
     """Each process has half of every parameter. FSDP gathers a module's when its forward begins."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    whole, shards = build_model("qwen3"), build_model("qwen3")
-    mesh = init_device_mesh("cpu", (2,))
-    for block in shards.layers:
-        fully_shard(block, mesh=mesh)
-    fully_shard(shards, mesh=mesh)
+    whole, shards = build_model("qwen3"), world.shard(build_model("qwen3"))
     assert is_sharded(shards) and not is_sharded(whole)
 
     prompts = [[1, 2, 3], [4]]
@@ -234,7 +227,7 @@ def check_a_sharded_model():
         scores.append((logp.detach(), entropy.detach()))
     assert all(torch.equal(x, y) for x, y in zip(*scores, strict=True))
     for p, q in zip(whole.parameters(), shards.parameters(), strict=True):
-        torch.testing.assert_close(q.grad.full_tensor(), p.grad, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(q.grad.full_tensor(), 2 * p.grad, rtol=1e-5, atol=1e-6)
     values = []
     for model in (whole, shards):
         torch.manual_seed(0)
