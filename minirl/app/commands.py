@@ -25,7 +25,7 @@ from minirl.app.instructgpt import InstructSettings
 from minirl.app.looks import watched
 from minirl.app.plots import plot_runs
 from minirl.app.ppo import PPOSettings, check_ppo, ppo
-from minirl.app.preflight import Start, starting_point
+from minirl.app.preflight import Start, is_pretrained, starting_point
 from minirl.app.prm import StepSettings, check_prm, prm
 from minirl.app.r1 import R1Settings
 from minirl.app.rundir import RunDir
@@ -59,7 +59,7 @@ from minirl.train.distill import DistillConfig
 from minirl.train.dpo import DPOConfig
 from minirl.train.grpo import GRPOConfig
 from minirl.train.ppo import PPOConfig
-from minirl.train.presets import PRESETS, check_flags
+from minirl.train.presets import PRESETS, PRETRAINED, TOY_LR, check_flags, numbers_of
 from minirl.train.process_reward import ProcessRewardConfig
 from minirl.train.r1 import R1Config
 from minirl.train.reward_model import RewardModelConfig
@@ -182,7 +182,9 @@ def started_run(args: argparse.Namespace) -> tuple[RunDir, dict[str, Any]]:
     """
     command, flags = args.command, given_flags(args)
     preset = args.preset or next(iter(PRESETS[command]))
-    configs = configured(command, PRESETS[command][preset].numbers | flags, args.configs)
+    pretrained = is_pretrained(flags.get("init"))
+    numbers = numbers_of(command, preset, pretrained=pretrained)
+    configs = configured(command, numbers | flags, args.configs)
     check_flags(command, preset, list(flags), configs[command])
     training, settings = TRAINING[command], configs["settings"]
     base = configs.get("base", BaseConfig())
@@ -191,11 +193,29 @@ def started_run(args: argparse.Namespace) -> tuple[RunDir, dict[str, Any]]:
     config = config_json(command, configs, preset)
     run = (new_run(RUNS, command, config) if args.run_dir is None
            else RunDir.create(args.run_dir, config))
-    if getattr(configs[command], "lr", 1.0) < 1e-4 and settings.init is None:
-        toy = sections(command)[command]().lr
-        print(f"note: the preset's learning rate, {configs[command].lr:g}, is for a model of "
-              f"billions of parameters; the toy model wants about {toy:g}: add --lr {toy:g}")
+    say_whose_numbers(command, preset, flags, configs[command], pretrained)
     return run, configs
+
+
+def say_whose_numbers(command: str, preset: str, flags: Mapping[str, Any], config: Any,
+                      pretrained: bool) -> None:
+    """Print a line where a pretrained checkpoint takes other numbers than the tiny model, or a
+    learning rate is the other one's."""
+    lr = getattr(config, "lr", None)
+    if pretrained:
+        taken = numbers_of(command, preset, pretrained=True)
+        instead = [f"{flag(name)} {taken[name]:g}" for name in PRETRAINED.get(command, {})
+                   if name not in flags]
+        if instead:
+            print(f"note: this checkpoint is pretrained, so that the toy's numbers give way to "
+                  f"{' '.join(instead)}; flags win")
+        if lr is not None and lr >= TOY_LR:
+            print(f"note: the learning rate, {lr:g}, is the toy's, and ruins pretrained weights in "
+                  "a few steps: 1e-5 is a common one")
+    elif lr is not None and lr < TOY_LR and "init" not in flags:
+        toy = sections(command)[command]().lr
+        print(f"note: the preset's learning rate, {lr:g}, is for a model of billions of "
+              f"parameters; the toy model wants about {toy:g}: add --lr {toy:g}")
 
 
 def say_what_differs(run: RunDir) -> None:

@@ -16,6 +16,7 @@ from minirl.lm.precision import pick_device
 from minirl.lm.text import flag
 from minirl.lm.tiny import TinySizes, tiny_config
 from minirl.lm.tokenizer import TAGS, Tokenizer, build_tokenizer
+from minirl.train.presets import PRETRAINED_SIZE
 
 TRAINING = ADAMW + 1     # copies of the weights: and the model that training starts from
 
@@ -42,6 +43,12 @@ def starting_point(settings: Settings, sizes: TinySizes, preset: str) -> Start:
     weights = parameters_of(config)
     check_room(4 * TRAINING * weights, device, f"training {weights:,} weights")
     return Start(config, settings.conversing(tokenizer), device, preset)
+
+
+def is_pretrained(init: str | None) -> bool:
+    """Whether a run starts from a checkpoint that is too large for the tiny model's numbers."""
+    return (init is not None
+            and parameters_of(inspect_pretrained(init)[0]) >= PRETRAINED_SIZE)
 
 
 def check_copies(start: Start, held: Mapping[str, int], advice: str) -> None:

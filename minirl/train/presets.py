@@ -3,6 +3,9 @@
     variants          the numbers of the tiny model, and what defines the variant
     papers' settings  the numbers that a paper (or TRL) gives, for models of billions of parameters
 
+A run that starts from a pretrained checkpoint takes PRETRAINED in the place of the tiny model's
+numbers: see numbers_of.
+
 A preset's functions take by name the fields of the configuration that they read, and get no others.
 So their signatures say which fields count, and check_flags refuses flags for the rest.
 """
@@ -251,6 +254,34 @@ SEARCH_PRESETS = {
 PRESETS = {"sft": SFT_PRESETS, "rm": RM_PRESETS, "prm": PRM_PRESETS, "dpo": DPO_PRESETS,
            "distill": DISTILL_PRESETS, "grpo": GRPO_PRESETS, "ppo": PPO_PRESETS, "r1": R1_PRESETS,
            "search": SEARCH_PRESETS}
+
+PRETRAINED_SIZE = 20_000_000    # weights from which a checkpoint counts as pretrained
+TOY_LR = 1e-4                   # learning rates from here on are the tiny model's
+
+# What a pretrained checkpoint takes instead of the tiny model's numbers.
+PRETRAINED: dict[str, dict[str, Any]] = {
+    "sft": dict(lr=2e-5),                                  # TRL's default
+    "rm": dict(lr=9e-6),                                   # InstructGPT, appendix C.2
+    "dpo": dict(lr=1e-6),                                  # DPO, appendix B
+    # word problems on a laptop; a GPU has room for more prompts, and longer completions
+    "grpo": dict(lr=1e-5, steps=16, prompts_per_step=4, max_new_tokens=128, eval_problems=64),
+    "ppo": dict(lr=9e-6, value_lr=9e-6),                   # InstructGPT, appendix C.4
+}
+
+
+def numbers_of(command: str, preset: str, *, pretrained: bool = False) -> dict[str, Any]:
+    """Return a preset's numbers by field. For a pretrained checkpoint its learning rates of the
+    tiny model, which would ruin the checkpoint, give way to those of PRETRAINED.
+
+    >>> [numbers_of("grpo", "gspo", pretrained=large)["lr"] for large in (False, True)]
+    [0.0002, 1e-05]
+    """
+    numbers = PRESETS[command][preset].numbers
+    if not pretrained:
+        return numbers
+    kept = {name: value for name, value in numbers.items() if name != "lr" or value < TOY_LR}
+    return PRETRAINED.get(command, {}) | kept
+
 
 # a field, and the value of another field with which no page reads it
 UNREAD = {"ref_sync_steps": ("kl_coef", 0), "ddof": ("scale", "none"),

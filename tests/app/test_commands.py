@@ -6,9 +6,10 @@ import shutil
 
 import pytest
 
-from minirl.app import commands
+from minirl.app import commands, preflight
 from minirl.app.cli import main
 from minirl.app.data import digest_of
+from minirl.app.rundir import RunDir
 from minirl.app.runs import newest_checkpoint
 from minirl.tasks.environment import tool_task
 
@@ -95,3 +96,33 @@ def test_sample_marks_in_colours_where_the_terminal_has_some(monkeypatch):
         monkeypatch.setattr(commands.os, "environ", env)
         monkeypatch.setattr(commands.sys, "stdout", stream)
         assert commands.terminal_has_colours() is want
+
+
+# whose numbers a run has
+
+SMALL = ["--steps", "1", "--prompts-per-step", "1", "--max-new-tokens", "4", "--eval-problems", "1"]
+
+
+def numbers(*flags, base, folder, capsys):
+    """Start a run from a checkpoint that counts as pretrained -> its numbers, and what it said."""
+    assert main(["grpo", "--init", str(base), "--run-dir", str(folder), *SMALL, *flags]) == 0
+    return RunDir(folder).config["grpo"], capsys.readouterr().out
+
+
+def test_a_pretrained_checkpoint_takes_other_numbers_than_the_toy(base, tmp_path, monkeypatch,
+                                                                  capsys):
+    monkeypatch.setattr(preflight, "PRETRAINED_SIZE", 1000)
+    given = dict(base=base, capsys=capsys)
+    grpo, said = numbers(folder=tmp_path / "a", **given)
+    assert (grpo["lr"], grpo["max_new_tokens"]) == (1e-5, 4)
+    assert "the toy's numbers give way to --lr 1e-05; flags win" in said
+    grpo, said = numbers("--preset", "gspo", folder=tmp_path / "b", **given)   # 2e-4 is a toy's
+    assert (grpo["lr"], grpo["minibatches"]) == (1e-5, 4)
+    grpo, said = numbers("--lr", "4e-4", folder=tmp_path / "c", **given)
+    assert grpo["lr"] == 4e-4 and "give way" not in said
+    assert "the learning rate, 0.0004, is the toy's, and ruins pretrained weights" in said
+
+
+def test_a_toy_checkpoint_keeps_the_toys_numbers(base, tmp_path, capsys):
+    grpo, said = numbers(base=base, folder=tmp_path / "a", capsys=capsys)
+    assert grpo["lr"] == 4e-4 and "note:" not in said

@@ -15,7 +15,14 @@ from minirl.tasks.arithmetic import Arithmetic, demonstrations
 from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.objectives import clipped
 from minirl.train.ppo import PPOConfig
-from minirl.train.presets import GRPO_PRESETS, PPO_PRESETS
+from minirl.train.presets import (
+    GRPO_PRESETS,
+    PPO_PRESETS,
+    PRESETS,
+    PRETRAINED,
+    TOY_LR,
+    numbers_of,
+)
 from minirl.train.sft import SFTConfig, train_sft
 from tests.train.small import TOKENIZER, Digits, Log, in_turn, length, save_step, tiny, weights
 
@@ -219,3 +226,17 @@ def test_every_preset_learns_sums(name, toy_base):
     after = evaluate(model, tokenizer, task, n=512, seed=seed).accuracy
     print(f"{name} seed {seed}: {before:.3f} -> {after:.3f}")
     assert after > before + 0.2
+
+
+@pytest.mark.parametrize("command", PRETRAINED)
+def test_no_preset_gives_a_pretrained_checkpoint_the_toys_learning_rate(command):
+    for preset in PRESETS[command]:
+        assert numbers_of(command, preset, pretrained=True)["lr"] < TOY_LR
+        assert numbers_of(command, preset) == PRESETS[command][preset].numbers
+
+
+def test_papers_numbers_and_what_defines_a_variant_stay_for_a_pretrained_checkpoint():
+    paper = numbers_of("grpo", "deepseekmath", pretrained=True)
+    assert (paper["lr"], paper["prompts_per_step"], paper["steps"]) == (1e-6, 16, 16)
+    variant = numbers_of("grpo", "gspo", pretrained=True)
+    assert (variant["lr"], variant["clip_low"]) == (1e-5, 3e-4)
