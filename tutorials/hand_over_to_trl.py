@@ -97,13 +97,14 @@ def hand_over(model: Transformer, tokenizer: Tokenizer, task: Task, args: argpar
 
 def be_quiet() -> None:
     """No progress bars, and no warnings of what transformers will do in its next version."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="IProgress not found")        # in a notebook
     import datasets
     import transformers
 
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 # the same numbers on both sides: tutorials/TRL.md has every field
