@@ -8,9 +8,9 @@ batch-invariant arithmetic costs, in which the two agree to the bit.
 
 What is measured is added to FILE; --only names what to measure of a checkpoint. Each dtype samples
 with seed 0; the same tokens are scored in the same dtype, and in float32. bfloat16 is measured in
-batch-invariant arithmetic, too. The cost is that of one call each, in seconds of the processor: the
-sampler as it is and batch-invariant, and a forward and a backward pass of the learner over what was
-sampled, for completions of fixed lengths. Of several --cost the table has the medians.
+batch-invariant arithmetic, too. The cost is in seconds of the processor: the sampler as it is and
+batch-invariant, and a forward and a backward pass of the learner over what was sampled, in turn,
+for completions of fixed lengths. The table has medians, of several --cost over all of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from common import commit, heading, make_model, row, spread, table_head
+from common import commit, heading, in_turn, make_model, row, spread, table_head
 from minirl.inference.evaluate import distinct_problems
 from minirl.inference.mismatch import Mismatch, measure_mismatch, short
 from minirl.lm.chat import Chat
@@ -45,7 +45,7 @@ from minirl.lm.figures import (
 )
 from minirl.lm.logprobs import token_logprobs
 from minirl.lm.precision import DTYPES, compute_in
-from minirl.lm.rollouts import micro_batches
+from minirl.lm.rollouts import Rollouts, micro_batches
 from minirl.lm.sampling import sample
 from minirl.tasks.arithmetic import Arithmetic
 from minirl.tasks.gsm8k import load_gsm8k
@@ -53,13 +53,15 @@ from study import FIGURES, Record, add_record, records
 
 CPU = torch.device("cpu")
 WAYS = {**{dtype: (dtype, False) for dtype in DTYPES}, "batch-invariant": ("bfloat16", True)}
+USUAL, EXACT = "usual", "batch-invariant"
 LEAST = 16                          # completions of a length, for a point of the spreads
 BLUE, RED, _, _, _, GREY = COLOURS
 COLOUR = {"float32": GREY, "bfloat16": RED, "float16": BLUE}
 LOOKS: tuple[dict[str, Any], ...] = (
     {"linestyle": "-"}, {"linestyle": DASHES}, {"linestyle": ":"}, {"linestyle": "-."})
-COSTS = (("0.86M", 16, 8, 32), ("0.86M", 16, 8, 128), ("0.86M", 16, 8, 384), ("10M", 8, 4, 32),
+COSTS = (("0.86M", 1, 8, 64), ("10M", 1, 8, 64), ("0.86M", 16, 8, 128), ("0.86M", 4, 8, 384),
          ("10M", 8, 4, 128))        # model, prompts, group, new tokens
+REPEATS = 3                         # of the cost, after one to warm up
 
 
 def main() -> None:
@@ -165,27 +167,31 @@ def of(lines: Sequence[Record], policy: tuple[int, str], sampler: str, learner: 
 # the cost
 
 def cost(name: str, prompts: int, group: int, length: int, dtype: str) -> Record:
-    """Return tokens per second of sampler and learner, as they are and batch-invariant."""
+    """Return the seconds of sampler and learner, as they are and batch-invariant."""
     model, rng = make_model(name, context=512), random.Random(0)
     texts = [[rng.randrange(2, 60) for _ in range(16)] for _ in range(prompts)]
-    rates: list[float] = []
-    for invariant in (False, True):
+    rollouts: dict[bool, Rollouts] = {}
+
+    def grow(invariant: bool) -> None:
         with compute_in(dtype, CPU, batch_invariant=invariant):
-            grow = partial(sample, model, texts, group=group, eos_id=None, pad_id=0)
-            grow(max_new_tokens=2)
-            began = time.process_time()
-            rollouts = grow(max_new_tokens=length, generator=torch.Generator().manual_seed(0))
-            sampled = time.process_time()
-            learn(model, rollouts, exact=invariant)
-        tokens = prompts * group * length
-        rates += [tokens / (sampled - began), tokens / (time.process_time() - sampled)]
+            rollouts[invariant] = sample(model, texts, group=group, eos_id=None, pad_id=0,
+                                         max_new_tokens=length,
+                                         generator=torch.Generator().manual_seed(0))
+
+    def learn_from(invariant: bool) -> None:
+        with compute_in(dtype, CPU, batch_invariant=invariant):
+            learn(model, rollouts[invariant], exact=invariant)
+
+    times = in_turn({f"{who}, {how}": partial(work, how == EXACT) for how in (USUAL, EXACT)
+                     for who, work in (("sampler", grow), ("learner", learn_from))},
+                    repeats=REPEATS, clock=time.process_time)
     line = {"what": "cost", "model": name, "rows": prompts * group, "length": length,
-            "dtype": dtype, "rates": rates}
+            "dtype": dtype, "seconds": times}
     print(line, flush=True)
     return line
 
 
-def learn(model: Any, rollouts: Any, *, exact: bool) -> None:
+def learn(model: Any, rollouts: Rollouts, *, exact: bool) -> None:
     """Compute the gradient of the log-probs of what was sampled; they are the sampler's to the bit
     if `exact`."""
     model.zero_grad()
@@ -199,24 +205,25 @@ def learn(model: Any, rollouts: Any, *, exact: bool) -> None:
 def cost_table(lines: Sequence[Record]) -> None:
     if not lines:
         return
-    print("\n" + table_head("model", "rows", "new tokens", "dtype", "times measured",
-                            "sampler, tokens/s", "batch-invariant", "times as slow",
-                            "learner, tokens/s", "batch-invariant", "times as slow"))
-    groups: dict[tuple[Any, ...], list[list[float]]] = {}
+    print("\n" + table_head("model", "rows", "new tokens", "dtype", "sampler, tokens/s",
+                            "batch-invariant", "times as slow", "learner, tokens/s",
+                            "batch-invariant", "times as slow"))
+    groups: dict[tuple[Any, ...], list[Record]] = {}
     for line in lines:
         key = tuple(line[name] for name in ("model", "rows", "length", "dtype"))
-        groups.setdefault(key, []).append(line["rates"])
+        groups.setdefault(key, []).append(line["seconds"])
     for key, measured in groups.items():
-        usual, exact, learner, exact_learner = zip(*measured, strict=True)
-        print(row(*key, len(measured), *slowdown_cells(usual, exact),
-                  *slowdown_cells(learner, exact_learner)))
+        print(row(*key, *slowdown_cells(measured, "sampler", key[1] * key[2]),
+                  *slowdown_cells(measured, "learner", key[1] * key[2])))
 
 
-def slowdown_cells(usual: Sequence[float], exact: Sequence[float]) -> tuple[str, str, str]:
-    """Return both rates, and how many times as slow the second is: medians, with the spread of the
-    last."""
-    slower = [a / b for a, b in zip(usual, exact, strict=True)]
-    return f"{median(usual):,.0f}", f"{median(exact):,.0f}", spread(slower)
+def slowdown_cells(measured: Sequence[Record], who: str, tokens: int) -> tuple[str, str, str]:
+    """Return tokens per second, usual and batch-invariant, and how many times as slow the second
+    is: medians, with the spread of the last."""
+    usual, exact = ([seconds for times in measured for seconds in times[f"{who}, {how}"]]
+                    for how in (USUAL, EXACT))
+    return (f"{tokens / median(usual):,.0f}", f"{tokens / median(exact):,.0f}",
+            spread([b / a for a, b in zip(usual, exact, strict=True)]))
 
 
 # the figure
