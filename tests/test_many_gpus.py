@@ -4,6 +4,7 @@ somewhere, and the snippets that take a reward and a data file elsewhere do what
 import doctest
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,9 @@ def test_verl_gets_the_same_prompts_and_answers(snippets):
     assert [row["prompt"] for row in rows] == [record["prompt"] for record in records]
     assert ([row["reward_model"]["ground_truth"] for row in rows]
             == [record["answer"] for record in records])
+
+
+def test_the_example_of_the_reward(snippets):
+    """`snippets` has imported it, as `reward`."""
+    result = doctest.testmod(sys.modules["reward"])
+    assert result.attempted == 3 and result.failed == 0
