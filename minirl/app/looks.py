@@ -13,6 +13,7 @@ from torch.nn.functional import logsigmoid
 from minirl.app.pipeline_figures import plot_calibration, plot_epochs
 from minirl.app.rundir import RunDir
 from minirl.app.stages import Look, Stages
+from minirl.app.survival import warn
 from minirl.inference.evaluate import Evaluation, evaluate, text_loss
 from minirl.inference.tables import markdown
 from minirl.lm.checkpoint import load_pretrained, save_pretrained
@@ -23,7 +24,7 @@ from minirl.lm.seeds import derive_seed
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.instructions import Instructions, pretraining_text
 from minirl.tasks.preferences import Ranking, pairs
-from minirl.tasks.problem import Task
+from minirl.tasks.problem import Task, weights_of
 from minirl.train.encoding import encode_texts
 from minirl.train.instructgpt import (
     MAX_NEW_TOKENS,
@@ -75,6 +76,7 @@ class BeforeAndAfter(Look):
 
     def before(self, run: RunDir, start: Transformer, *, resumed: bool) -> None:
         self.first = self.evaluate("measuring before", start)
+        say_where_nothing_pays(self.task, self.first)
         if not resumed:
             self.write_samples(run, 0, "before", self.first)
 
@@ -92,6 +94,17 @@ class BeforeAndAfter(Look):
 
     def write_samples(self, run: RunDir, step: int, heading: str, evaluation: Evaluation) -> None:
         run.write_samples(step, heading, markdown(evaluation, self.samples, self.verdicts))
+
+
+def say_where_nothing_pays(task: Task, evaluation: Evaluation) -> None:
+    """Print a line where no completion got anything of the rewards that count."""
+    counts = [name for name, weight in weights_of(task).items() if weight]
+    if any(any(verdicts) for name in counts for verdicts in evaluation.verdicts[name]):
+        return
+    cut = f"{evaluation.truncated:.0%} were cut off (--max-new-tokens)"
+    warn(f"no completion got a reward ({' and '.join(counts)}), and a group in which all fail "
+         f"teaches nothing. {cut}; does the prompt say what an answer looks like, or a chat "
+         "model's --system-prompt, such as \"End with #### and the number.\"?")
 
 
 # of InstructGPT

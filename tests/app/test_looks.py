@@ -2,9 +2,13 @@
 
 import re
 
-from minirl.app.looks import BeforeAndAfter
+from minirl.app.looks import BeforeAndAfter, say_where_nothing_pays
 from minirl.app.rundir import RunDir
+from minirl.tasks.arithmetic import Arithmetic
+from minirl.tasks.user_rewards import with_rewards
 from tests.inference.evaluations import summed
+
+ACCURATE = with_rewards(Arithmetic(), {"accuracy": 1.0}, {})
 
 
 def test_samples_are_of_the_start_halfway_and_the_end(finished):
@@ -20,9 +24,18 @@ def test_a_resumed_run_does_not_write_its_first_samples_again(tmp_path, monkeypa
     """They are there, and what was written later stands behind them."""
     run = RunDir.create(tmp_path / "run", {})
     look = BeforeAndAfter.__new__(BeforeAndAfter)
-    look.samples, look.verdicts = 3, ()
+    look.samples, look.verdicts, look.task = 3, (), ACCURATE
     monkeypatch.setattr(look, "evaluate", lambda title, model: summed("x"))
     look.before(run, None, resumed=True)
     assert not (run.path / "samples.md").exists() and look.first.accuracy == 0.5
     look.before(run, None, resumed=False)
     assert (run.path / "samples.md").exists()
+
+
+def test_a_line_says_that_nothing_is_rewarded(capsys):
+    """There is nothing to learn from then, and the prompt may not say what an answer looks like."""
+    say_where_nothing_pays(ACCURATE, summed("x", (0.0,) * 4))
+    error = capsys.readouterr().err
+    assert "no completion got a reward (accuracy)" in error and "were cut off" in error
+    say_where_nothing_pays(ACCURATE, summed("x"))
+    assert capsys.readouterr().err == ""
