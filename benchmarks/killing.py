@@ -114,11 +114,13 @@ class Job:
         env = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
         with open(log_of(run), "a", encoding="utf-8") as log:
             process = subprocess.Popen(self.argv(run), stdout=log, stderr=subprocess.STDOUT,
-                                       env=env, start_new_session=True)
+                                       env=env)
         try:
             yield process
         finally:
-            end_all(process)
+            for left in (*ranks(process.pid), process.pid):
+                if process.poll() is None:
+                    end(left)
             process.wait()
 
     def finish(self, run: Path, threads: int | None = None) -> None:
@@ -196,9 +198,7 @@ def kill_once(job: Job, run: Path, rng: random.Random, *, whole: int, aim: str) 
             if aim == SAVING:
                 wait(lambda: bool(half_written(run) - earlier))
             time.sleep(rng.uniform(0, 0.02 if aim == SAVING else 0.3))
-        victims = ranks(process.pid) if job.processes > 1 else []
-        one = rng.choice([None, *victims])
-        strike(process, victims, one)
+        one = strike(process, rng)
         saving, struck = bool(half_written(run) - earlier), time.perf_counter()
         lost = [] if ends(process, ALONE) else [f"a process lived on for {ALONE} s"]
         seconds = 0.0 if one is None else round(time.perf_counter() - struck, 1)
@@ -213,25 +213,25 @@ def kill_once(job: Job, run: Path, rng: random.Random, *, whole: int, aim: str) 
     return kill
 
 
-def strike(process: subprocess.Popen, victims: list[int], one: int | None) -> None:
-    """Kill one of several processes, or all with their launcher; wait until they are dead."""
+def strike(process: subprocess.Popen, rng: random.Random) -> int | None:
+    """Kill a process; of several, one or all. Wait until they are dead -> the one, None for all."""
     if process.poll() is not None:
-        return
-    if one is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(one, signal.SIGKILL)
-        dying = [one]
-    else:
-        end_all(process)
-        dying = [process.pid, *victims]
+        return None
+    process.send_signal(signal.SIGSTOP)                    # a launcher starts no more of them
+    others = ranks(process.pid)
+    one = rng.choice([None, *others])
+    dying = [process.pid, *others] if one is None else [one]
+    for victim in dying:
+        end(victim)
+    process.send_signal(signal.SIGCONT)
     while any(map(alive, dying)):
         time.sleep(0.0005)
+    return one
 
 
-def end_all(process: subprocess.Popen) -> None:
-    """Kill a process and those that it started, as far as they live."""
+def end(process: int) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        os.kill(process, signal.SIGKILL)
 
 
 def ends(process: subprocess.Popen, seconds: float) -> bool:

@@ -36,7 +36,9 @@ for n in range(1, 100):
 ENDS = BEGIN + "step(1)"
 LAUNCHES = BEGIN + """
 sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
-children = [subprocess.Popen(sleep, env={**os.environ, "RANK": str(rank)}) for rank in range(2)]
+children = [subprocess.Popen(sleep, env={**os.environ, "RANK": str(rank)}, start_new_session=True)
+            for rank in range(2)]
+(run / "children").write_text(" ".join(str(child.pid) for child in children))
 for n in (1, 2, 3):
     step(n)
 while all(child.poll() is None for child in children):
@@ -121,10 +123,14 @@ def test_what_is_lost(killing, tmp_path, before, lost):
     (1, False, []),                                        # all of them are hit
 ])
 def test_where_one_of_several_processes_is_killed_the_others_have_to_end(
-        kill, killing, monkeypatch, seed, obeys, lost):
+        kill, killing, monkeypatch, tmp_path, seed, obeys, lost):
+    """And none is left: a launcher that is killed alone leaves its children, as they have sessions
+    of their own."""
     monkeypatch.setattr(killing, "ALONE", 1)
     hit = kill(LAUNCHES.replace("{obeys}", str(obeys)), "training", processes=2, seed=seed)
     assert (hit.kind, hit.lost) == ("training", lost)
+    children = [int(child) for child in (tmp_path / "run" / "children").read_text().split()]
+    assert len(children) == 2 and not any(map(killing.alive, children))
 
 
 def test_the_table_adds_up(modules, capsys):
