@@ -20,19 +20,21 @@ from minirl.train.grpo import GRPOConfig
 def make_trainer(folder: Path, problems: Sequence[Problem], rewards: Sequence[RewardFunction],
                  config: GRPOConfig, *, micro_batch: int, begin: Callable[[], None],
                  end: Callable[[], None], log: Callable[[dict[str, Any]], None],
-                 device: str = "cpu", dtype: str = "float32", seed: int = 0) -> Any:
+                 device: str = "cpu", dtype: str = "float32", seed: int = 0,
+                 gradient_checkpointing: bool = False, out: Path | None = None) -> Any:
     """Return a GRPOTrainer of the checkpoint in `folder`, which takes the problems in their order.
 
     The loss, the optimizer and the learning rates are those of train/grpo.py. Each micro-batch has
     `micro_batch` rows. `begin` and `end` are called before and after each step, then `log` with its
-    metrics.
+    metrics. A checkpoint that is not ours is only read: `out` is then where TRL may write.
     """
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig as TheirConfig
     from trl import GRPOTrainer
 
-    plain_tags(folder / "tokenizer.json")
+    if out is None:
+        plain_tags(folder / "tokenizer.json")
     data = Dataset.from_list([{"prompt": p.prompt, "answer": p.answer} for p in problems])
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.to(device)
@@ -49,11 +51,12 @@ def make_trainer(folder: Path, problems: Sequence[Problem], rewards: Sequence[Re
         max_grad_norm=config.max_grad_norm, learning_rate=config.lr,
         weight_decay=config.weight_decay, max_steps=config.steps, shuffle_dataset=False, seed=seed,
         # the machine
-        use_cpu=device == "cpu", bf16=dtype == "bfloat16", gradient_checkpointing=False,
+        use_cpu=device == "cpu", bf16=dtype == "bfloat16",
+        gradient_checkpointing=gradient_checkpointing,
         per_device_train_batch_size=micro_batch, gradient_accumulation_steps=rows // micro_batch,
         # what is written
-        output_dir=str(folder / "out"), logging_steps=1, save_strategy="no", report_to="none",
-        disable_tqdm=True)
+        output_dir=str(out or folder / "out"), logging_steps=1, save_strategy="no",
+        report_to="none", disable_tqdm=True)
     trainer = GRPOTrainer(model=model, processing_class=tokenizer, args=arguments,
                           reward_funcs=list(rewards), train_dataset=data,
                           callbacks=[callback(begin, end, log)],

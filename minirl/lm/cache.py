@@ -14,16 +14,17 @@ from minirl.lm.config import ModelConfig
 
 
 class Weights(NamedTuple):
-    """What one block computes with. Matrices with the same input are joined into one product."""
+    """What one block computes with. Matrices with the same input are joined into one product, or
+    stand side by side: model.products."""
 
     norm: Tensor  # (d,)
-    qkv: Tensor  # ((H + 2 K) D, d)
+    qkv: tuple[Tensor, ...]  # ((H + 2 K) D, d) in all
     qkv_bias: Tensor | None
     qk_norm: Tensor | None  # (H + K, D)
     output: Tensor  # (d, H D)
     output_bias: Tensor | None
     second_norm: Tensor  # (d,)
-    gate_up: Tensor  # (2 * intermediate, d)
+    gate_up: tuple[Tensor, ...]  # (2 * intermediate, d) in all
     down: Tensor  # (d, intermediate)
 
 
@@ -96,7 +97,8 @@ class KVCache:
             own.copy_(other)
 
     def _tensors(self) -> list[Tensor]:
-        tensors = [x for w in self.weights if w is not None for x in w if x is not None]
+        tensors = [x for w in self.weights if w is not None for part in w if part is not None
+                   for x in (part if isinstance(part, tuple) else (part,))]
         return tensors if self.head is None else [*tensors, self.head]
 
     def move(self, rows: Tensor, to: Tensor) -> None:

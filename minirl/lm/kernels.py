@@ -9,6 +9,8 @@ gradient of y,
 and only x, w and one number per row are kept. On two CPU cores, a norm of 128 rows of 45 tokens,
 forward and backward, is 1.4 to 1.6 times as fast as the plain formula; of 16 rows about as fast
 (python benchmarks/rms_norm.py).
+
+swiglu. Autograd would keep silu(gate), too, a quarter of what a feed-forward layer keeps.
 """
 
 from __future__ import annotations
@@ -66,3 +68,35 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _RMSNorm.apply(x, weight, eps)
     return _normalise(x, weight, eps)[0]
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return torch.nn.functional.silu(gate) * up
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        gate, up = ctx.saved_tensors
+        sigmoid = gate.sigmoid()
+        silu = gate * sigmoid
+        grad_gate = grad * up * (sigmoid + silu - silu * sigmoid)
+        return grad_gate, grad * silu
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    r"""Return silu(gate) * up, and keep gate and up alone for the gradient.
+
+    Equation   y = g σ(g) u;   ∂y / ∂g = u (σ(g) + g σ(g) (1 - σ(g))),   ∂y / ∂u = g σ(g)
+    Paper      SwiGLU, arXiv:2002.05202, eq. 5
+    Shapes     gate, up (..., D) -> (..., D)
+    Gradient   through both.
+
+    >>> swiglu(torch.tensor([0.0, 100.0]), torch.tensor([3.0, 3.0]))
+    tensor([  0., 300.])
+    """
+    if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
+        return _SwiGLU.apply(gate, up)
+    return torch.nn.functional.silu(gate) * up

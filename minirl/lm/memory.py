@@ -5,6 +5,8 @@ A machine that runs out of memory kills the process without an error.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torch
 from minirl.lm.config import ModelConfig
 
 GIB = 2 ** 30
+M_MMAP_THRESHOLD = -3    # in glibc's malloc.h
 ADAMW = 4                # copies of the weights in training: themselves, gradient, two moments
 
 
@@ -65,6 +68,27 @@ def container_bytes(folder: Path, limit: str, used: str, freed: str) -> float:
         return numbers[0] - numbers[1] + int(stat[freed])
     except (OSError, ValueError, KeyError):
         return float("inf")
+
+
+def return_freed_memory() -> None:
+    """Let large pieces of memory go back to the system as soon as they are freed.
+
+    glibc, the C library of most Linux systems, keeps pieces of up to 32 MB for later, and its
+    aligned requests do not fit into holes of their own size: a training step of 135M parameters
+    held 0.5 GB that nobody used. Does nothing on other systems.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2 ** 20)
+
+
+def resident_bytes(field: str = "VmRSS") -> int:
+    """Return the memory of this process, with "VmHWM" the most that it has held; 0 where the system
+    does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(field)), 0)
 
 
 def parameters_of(config: ModelConfig) -> int:

@@ -29,15 +29,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from minirl.lm import batch_invariant
 from minirl.lm.attention import Context, Rows
 from minirl.lm.cache import KVCache, Weights
 from minirl.lm.compiled import compiled
 from minirl.lm.config import ModelConfig, check_dropout
-from minirl.lm.kernels import rms_norm
+from minirl.lm.kernels import rms_norm, swiglu
 from minirl.lm.precision import compute_dtype
+from minirl.lm.recompute import recomputed
 from minirl.lm.rope import Rope, rotate
 
 MANY = 1024      # tokens: fewer are not faster when compiled, on a CPU
+WIDE = 512       # features: from here on a copy of the weights costs more than two more calls
 
 Head = Callable[[Tensor, Tensor], Any]    # of hidden states (..., d), output matrix (V, d)
 
@@ -100,7 +103,7 @@ class Block(nn.Module):
         """x (N, d) -> (N, d). With a cache, the weights are joined once, by its first call."""
         w: Weights | None
         if cache is None:
-            w = self.weights()
+            w = self.weights(join=self.config.hidden_size < WIDE or batch_invariant.active())
         elif (w := cache.weights[layer]) is None:
             w = cache.weights[layer] = self.weights(compute_dtype(x.dtype, x.device))
         before, after = before_attention, after_attention
@@ -110,8 +113,9 @@ class Block(nn.Module):
         q, k, v = before(x, *rope, w, c.num_heads, c.num_kv_heads, c.rms_norm_eps)
         return after(x, context(layer, q, k, v), w, c.rms_norm_eps, dropout)
 
-    def weights(self, dtype: torch.dtype | None = None) -> Weights:
-        """Return the joined weights, the matrices cast to `dtype` where one is named.
+    def weights(self, dtype: torch.dtype | None = None, *, join: bool = True) -> Weights:
+        """Return the weights, the matrices cast to `dtype` where one is named, and those with the
+        same input joined, unless their copy would not be worth its memory.
 
         Without autograd they are detached, so that frozen weights do not make the compiler run a
         second time.
@@ -121,6 +125,10 @@ class Block(nn.Module):
 
         def cast(x: Tensor) -> Tensor:
             return own(x if dtype is None else x.to(dtype))
+
+        def joined(*layers: nn.Linear) -> tuple[Tensor, ...]:
+            matrices = [layer.weight for layer in layers]
+            return tuple(map(cast, [torch.cat(matrices)] if join else matrices))
 
         c, a, mlp = self.config, self.self_attn, self.mlp
         qkv = (a.q_proj, a.k_proj, a.v_proj)
@@ -133,10 +141,10 @@ class Block(nn.Module):
         if c.output_bias:
             output_bias = cast(a.o_proj.bias)
         return Weights(norm=own(self.input_layernorm.weight),
-                       qkv=cast(torch.cat([p.weight for p in qkv])), qkv_bias=qkv_bias,
+                       qkv=joined(*qkv), qkv_bias=qkv_bias,
                        qk_norm=qk_norm, output=cast(a.o_proj.weight), output_bias=output_bias,
                        second_norm=own(self.post_attention_layernorm.weight),
-                       gate_up=cast(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])),
+                       gate_up=joined(mlp.gate_proj, mlp.up_proj),
                        down=cast(mlp.down_proj.weight))
 
 
@@ -146,7 +154,7 @@ def before_attention(x: Tensor, cos: Tensor, sin: Tensor, w: Weights, H: int, K:
 
     Queries and keys are normalised, where the family does so, and turned by their position.
     """
-    qkv = F.linear(rms_norm(x, w.norm, eps), w.qkv, w.qkv_bias).unflatten(-1, (H + 2 * K, -1))
+    qkv = products(rms_norm(x, w.norm, eps), w.qkv, w.qkv_bias).unflatten(-1, (H + 2 * K, -1))
     qk, v = qkv.split([H + K, K], dim=1)
     if w.qk_norm is not None:
         qk = rms_norm(qk, w.qk_norm, eps)
@@ -158,8 +166,16 @@ def before_attention(x: Tensor, cos: Tensor, sin: Tensor, w: Weights, H: int, K:
 def after_attention(x: Tensor, heads: Tensor, w: Weights, eps: float, dropout: float) -> Tensor:
     """Tokens x (N, d), what they read in attention (N, H D) -> tokens after both residual steps."""
     x = x + F.dropout(F.linear(heads, w.output, w.output_bias), dropout, training=dropout > 0)
-    gate, up = F.linear(rms_norm(x, w.second_norm, eps), w.gate_up).chunk(2, dim=-1)
-    return x + F.dropout(F.linear(F.silu(gate) * up, w.down), dropout, training=dropout > 0)
+    gate, up = products(rms_norm(x, w.second_norm, eps), w.gate_up).chunk(2, dim=-1)
+    return x + F.dropout(F.linear(swiglu(gate, up), w.down), dropout, training=dropout > 0)
+
+
+def products(x: Tensor, weights: tuple[Tensor, ...], bias: Tensor | None = None) -> Tensor:
+    """Return x (N, d) times each of some matrices (n, d), side by side: (N, sum of all n)."""
+    if len(weights) == 1:
+        return F.linear(x, weights[0], bias)
+    y = torch.cat([F.linear(x, weight) for weight in weights], dim=-1)
+    return y if bias is None else y + bias.to(y.dtype)
 
 
 _compiled_before, _compiled_after = compiled(before_attention), compiled(after_attention)
@@ -249,7 +265,7 @@ class Transformer(nn.Module):
         x = self.dropout(self.embed_tokens(tokens.flatten()))  # (N, d)
         rope = self.rope(context.positions, x.dtype)
         for i, block in enumerate(self.layers):
-            x = block(x, rope, context, i, cache, compiled)
+            x = recomputed(block, x, rope, context, i, cache, compiled)
         hidden, weight = self.norm(x).unflatten(0, tokens.shape), self.lm_head.weight
         if cache is not None:
             cache.length = context.longest

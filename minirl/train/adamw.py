@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minirl.lm.memory import return_freed_memory
+
+MUCH = 2 ** 26        # bytes of weights: from here on freed memory goes back to the system
+
 
 class AdamW:
     r"""Adam with decoupled weight decay: the decay is not in the gradient that the moments see.
@@ -34,6 +38,8 @@ class AdamW:
         self.param_groups = [{**defaults, **group, "params": list(group["params"])}
                              for group in groups]
         self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
+        if sum(p.nbytes for p in self._weights()) >= MUCH:
+            return_freed_memory()
 
     @torch.no_grad()
     def step(self) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minirl.lm.kernels import rms_norm
+from minirl.lm.kernels import rms_norm, swiglu
 
 
 def plain(x, weight, eps):
@@ -46,3 +46,17 @@ def test_the_gradient_is_in_full_precision_under_autocast():
             return torch.autograd.grad(rms_norm(leaf, weight, 1e-6), leaf, grad)[0]
 
     torch.testing.assert_close(gradient(True), gradient(False))
+
+
+def test_swiglu_is_the_plain_formula_and_keeps_gate_and_up_alone():
+    """By hand at gate 0, up 3: silu(0) = 0, its slope is 1/2, so ∂y/∂gate = 3/2 and ∂y/∂up = 0."""
+    gate, up = torch.zeros(1, requires_grad=True), torch.tensor([3.0], requires_grad=True)
+    swiglu(gate, up).backward()
+    assert gate.grad.item() == 1.5 and up.grad.item() == 0.0
+    a, b = (torch.randn(4, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    torch.testing.assert_close(swiglu(a, b), torch.nn.functional.silu(a) * b)
+    assert torch.autograd.gradcheck(swiglu, (a, b))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        swiglu(a, b)
+    assert len(kept) == 2

@@ -1,0 +1,158 @@
+"""One GRPO step of a real checkpoint against TRL's: seconds, and the peak memory of the process.
+
+    python -m tests.parity.real_files smollm2                 SmolLM2-135M-Instruct, 540 MB
+    python benchmarks/real.py smollm2 gsm8k                   a folder with GSM8K's train.jsonl
+
+Needs the extra `parity`. Both sides learn from the same prompts in the same order (GSM8K's
+questions in the model's chat template), sample as many completions, end them at the same EOS, and
+have the same reward, loss, optimizer and learning rate, in float32. Each turn of each side is a
+process of its own, one after the other: A B A B. A step is timed from before its prompts are read
+until the weights have changed, and the first of a process is not counted. The peak is the
+process's, from its start to its end, with all that it imports (VmHWM in /proc/self/status).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common import Listed, commit, heading, row, spread, table_head
+from minirl.lm.checkpoint import load_pretrained
+from minirl.lm.recompute import gradient_checkpointing
+from minirl.lm.tokenizer import Tokenizer
+from minirl.tasks.gsm8k import load_gsm8k
+from minirl.tasks.problem import Problem
+from minirl.train.grpo import GRPOConfig, train_grpo
+
+PROMPTS, GROUP, COMPLETION = 2, 4, 48
+WARMUP = 1             # steps of each process that are not counted
+
+
+class Side(NamedTuple):
+    """Who trains, and how the memory of a step is kept small."""
+
+    name: str
+    trl: bool
+    gradient_checkpointing: bool
+    rows: int = PROMPTS * GROUP      # in a micro-batch
+
+
+SIDES = {"minirl": Side("minirl", False, False), "trl": Side("TRL", True, False),
+         "minirl-checkpointing": Side("minirl --gradient-checkpointing", False, True),
+         "trl-checkpointing": Side("TRL, gradient checkpointing (its default)", True, True),
+         "trl-2": Side("TRL, micro-batches of 2", True, False, 2)}
+
+
+def digits(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+    """Return the share of digits in each text: a reward that differs within nearly every group."""
+    return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in completions]
+
+
+def problems_of(data: Path, tokenizer: Tokenizer, n: int) -> list[Problem]:
+    """Return n questions of GSM8K as the text of a chat's first turn."""
+    questions = load_gsm8k(data).sample(n, random.Random(0))
+    return [Problem(tokenizer.apply_chat_template(
+        [{"role": "user", "content": question.prompt}], add_generation_prompt=True), "")
+        for question in questions]
+
+
+def train(side: Side, folder: Path, data: Path, steps: int) -> dict[str, Any]:
+    """Train in this process -> seconds and tokens of each counted step, and the peak in bytes."""
+    config = GRPOConfig(steps=steps + WARMUP, prompts_per_step=PROMPTS, group_size=GROUP,
+                        max_new_tokens=COMPLETION, kl_coef=0.0, lr=1e-6, warmup_steps=0,
+                        min_lr_ratio=1.0)
+    run = trl_steps if side.trl else minirl_steps
+    done = run(side, folder, data, config)[WARMUP:]
+    return {"seconds": [step["step_time"] for step in done],
+            "tokens": [step["completions/mean_length"] * PROMPTS * GROUP for step in done],
+            "reward": [step["reward"] for step in done], "peak": peak()}
+
+
+def minirl_steps(side: Side, folder: Path, data: Path, config: GRPOConfig
+                 ) -> list[dict[str, float]]:
+    steps: list[dict[str, float]] = []
+    model, tokenizer = load_pretrained(folder)
+    problems = problems_of(data, tokenizer, config.steps * PROMPTS)
+    with gradient_checkpointing(side.gradient_checkpointing):
+        train_grpo(model, tokenizer, Listed(problems, {"digits": digits}), config,
+                   log=lambda step, metrics: steps.append(metrics))
+    return steps
+
+
+def trl_steps(side: Side, folder: Path, data: Path, config: GRPOConfig) -> list[dict[str, float]]:
+    from minirl.lm.tokenizer import load_tokenizer
+    from trl_side import make_trainer
+
+    problems = problems_of(data, load_tokenizer(folder), config.steps * PROMPTS)
+    steps: list[dict[str, float]] = []
+    began = 0.0
+
+    def begin() -> None:
+        nonlocal began
+        began = time.perf_counter()
+
+    def end() -> None:
+        steps.append({"step_time": time.perf_counter() - began})
+
+    with tempfile.TemporaryDirectory() as out:
+        make_trainer(folder, problems, [digits], config, micro_batch=side.rows, begin=begin,
+                     end=end, log=lambda logs: steps[-1].update(
+                         {name: logs[name] for name in ("completions/mean_length", "reward")}),
+                     gradient_checkpointing=side.gradient_checkpointing, out=Path(out)).train()
+    return steps
+
+
+def peak() -> int:
+    """Return the most memory that this process has held, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def in_process(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Return what train(...) returns in a process of its own."""
+    argv = [sys.executable, __file__, str(args.folder), str(args.data), "--side", name,
+            "--steps", str(args.steps)]
+    out = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(out.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="a checkpoint in Hugging Face layout")
+    parser.add_argument("data", type=Path, help="GSM8K's folder, or a file of it")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each side")
+    parser.add_argument("--steps", type=int, default=3, help="counted steps of a process")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        print(json.dumps(train(SIDES[args.side], args.folder, args.data, args.steps)))
+        return
+
+    print(f"{heading()}, commit {commit()}\n", flush=True)
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in args.sides}
+    for _ in range(args.rounds):
+        for name in args.sides:
+            results[name].append(in_process(name, args))
+    print(table_head("side", "a step, s", "peak of the process, GB", "tokens sampled a step",
+                     "reward"))
+    for name, runs in results.items():
+        every = {key: [x for run in runs for x in run[key]] for key in ("seconds", "tokens",
+                                                                        "reward")}
+        print(row(SIDES[name].name, spread(every["seconds"]),
+                  spread([run["peak"] / 1e9 for run in runs]),
+                  f"{statistics.mean(every['tokens']):.0f}",
+                  f"{statistics.mean(every['reward']):.3f}"))
+
+
+if __name__ == "__main__":
+    main()
