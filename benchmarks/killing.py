@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,9 +118,8 @@ class Job:
         try:
             yield process
         finally:
-            for left in (*ranks(process.pid), process.pid):
-                if process.poll() is None:
-                    end(left)
+            if process.poll() is None:
+                kill_all([process.pid, *ranks(process.pid)])
             process.wait()
 
     def finish(self, run: Path, threads: int | None = None) -> None:
@@ -214,24 +213,25 @@ def kill_once(job: Job, run: Path, rng: random.Random, *, whole: int, aim: str) 
 
 
 def strike(process: subprocess.Popen, rng: random.Random) -> int | None:
-    """Kill a process; of several, one or all. Wait until they are dead -> the one, None for all."""
+    """Kill a process; of several, one or all -> the one, None for all."""
     if process.poll() is not None:
         return None
     process.send_signal(signal.SIGSTOP)                    # a launcher starts no more of them
     others = ranks(process.pid)
     one = rng.choice([None, *others])
     dying = [process.pid, *others] if one is None else [one]
-    for victim in dying:
-        end(victim)
+    kill_all(dying)
     process.send_signal(signal.SIGCONT)
-    while any(map(alive, dying)):
-        time.sleep(0.0005)
     return one
 
 
-def end(process: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process, signal.SIGKILL)
+def kill_all(processes: Sequence[int]) -> None:
+    """Kill processes, and wait until they are dead."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    while any(map(alive, processes)):
+        time.sleep(0.0005)
 
 
 def ends(process: subprocess.Popen, seconds: float) -> bool:
