@@ -2,17 +2,23 @@
 stage 1."""
 
 import ast
+import contextlib
 import importlib
 import inspect
+import io
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from minirl.app.cli import build_parser
+from minirl.app.cli import build_parser, main
+from minirl.app.rundir import RunDir
 from minirl.equations.objectives import clipped_surrogate
+from minirl.lm.checkpoint import save_pretrained
 from minirl.lm.text import columns_of
+from minirl.lm.tiny import TinySizes, make_base
 
 ROOT = Path(__file__).parent.parent
 READMES = [ROOT / "README.md", ROOT / "README.ko.md"]
@@ -24,11 +30,16 @@ def blocks(text, language=""):
     return [block for kind, block in found if kind == language]
 
 
+def joined(block):
+    """A block whose commands are a line each."""
+    return re.sub(r" *\\\n *", " ", block)
+
+
 @pytest.mark.parametrize("readme", READMES, ids=lambda p: p.name)
 def test_every_command_parses(readme):
     parser, _ = build_parser()
     text = readme.read_text(encoding="utf-8")
-    lines = [line for block in blocks(text) for line in block.splitlines()]
+    lines = [line for block in blocks(text) for line in joined(block).splitlines()]
     in_blocks = [line.split("   ")[0] for line in lines
                  if line.startswith("minirl ") and not line.startswith("minirl grpo:")]
     inline = [command for command in re.findall(r"`(minirl [^`]+)`", text) if "|" not in command]
@@ -113,3 +124,31 @@ def test_the_equations_run_by_themselves(readme):
     exec(compile(block, str(readme), "exec"), names)
     assert names["loss"].item() == pytest.approx(0.04 * (0.904837418 + 0.1 - 1), abs=1e-6)
     assert names["logp"].grad.abs().sum() > 0
+
+
+TEMPLATE = ("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+            "{% if add_generation_prompt %}[assistant]{% endif %}")
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda p: p.name)
+def test_the_real_model_s_command_runs_on_a_tiny_checkpoint(readme, tmp_path, monkeypatch):
+    """The problems that the README's program prints, and its command, with a tiny model."""
+    text = readme.read_text(encoding="utf-8")
+    program, = (block for block in blocks(text, "python") if "# sums.py" in block)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(program, str(readme), "exec"), {})
+    problems = [json.loads(line) for line in printed.getvalue().splitlines()]
+    held_out = {problem["answer"] for problem in problems if problem["split"] == "test"}
+    assert len(problems) == 225 and len(held_out) > 20
+    monkeypatch.chdir(tmp_path)
+    Path("sums.jsonl").write_text(printed.getvalue())
+    model, tokenizer = make_base(TinySizes(hidden_size=16, num_layers=1, num_heads=2,
+                                           intermediate_size=32), seed=0, device="cpu")
+    save_pretrained(model, tokenizer, Path("tiny"))
+    Path("tiny/chat_template.jinja").write_text(TEMPLATE)
+    command, = (line for block in blocks(text) for line in joined(block).splitlines()
+                if line.startswith("minirl grpo") and "--data sums.jsonl" in line)
+    command = command.replace("HuggingFaceTB/SmolLM2-135M-Instruct", "tiny").split("   ")[0]
+    few = ["--steps", "2", "--eval-problems", "4", "--run-dir", "run"]
+    assert main([*shlex.split(command)[1:], *few]) == 0
+    assert len(RunDir("run").metrics()) == 2
