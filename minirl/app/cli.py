@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from minirl.app.flags import fields_of, keys_of
+from minirl.app.flags import LESS_MEMORY, fields_of, keys_of
 from minirl.app.survival import Stopped, catching_signals
 from minirl.app.tasks import TASKS
 from minirl.lm.text import WIDTH, flag, visible
@@ -60,20 +60,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        if os.environ.get("MINIRL_TRACEBACK") or not (message := explanation(error)):
+        if os.environ.get("MINIRL_TRACEBACK") or not (
+                message := explanation(error, training=resumable)):
             raise
         print(f"{prog}: {visible(' '.join(message.split()))}", file=sys.stderr)
         return 2
 
 
-def explanation(error: Exception) -> str:
-    """Return what to tell the user of an error; "" where it is our fault: the traceback helps."""
+def explanation(error: Exception, *, training: bool = False) -> str:
+    """Return what to tell the user of an error; "" where it is our fault: the traceback helps.
+
+    Where memory ran out, torch raises an OutOfMemoryError on CUDA, and a RuntimeError on a CPU.
+    """
     if isinstance(error, (ValueError, OSError)):
         return str(error)
     if isinstance(error, MemoryError) or "allocate" in str(error) or "out of memory" in str(error):
         first = str(error).strip().splitlines()[0] if str(error) else "MemoryError"
-        return ("there is not enough memory for this: take fewer rows, shorter completions or a "
-                f"smaller model ({first})")
+        advice = LESS_MEMORY if training else "take fewer rows, shorter ones, or a smaller model"
+        return f"there is not enough memory for this: {advice} ({first:.200})"
     return ""
 
 

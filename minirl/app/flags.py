@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+LESS_MEMORY = ("take a smaller --token-budget, --gradient-checkpointing true, a smaller "
+               "--group-size, --prompts-per-step, --max-new-tokens or --eval-problems, or --dtype "
+               "bfloat16")
 COMMENT = re.compile(r"#\s*(.*)")
 
 

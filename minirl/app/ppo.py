@@ -12,7 +12,7 @@ from typing import Any
 
 from minirl.app import instructgpt
 from minirl.app.instructgpt import InstructSettings, check_instructions, check_reward_model
-from minirl.app.preflight import Start, check_copies, refuse
+from minirl.app.preflight import Start, check_copies, check_plan, planned, refuse
 from minirl.app.stages import Stages
 from minirl.app.sums import (
     TASK_FLAGS,
@@ -63,7 +63,8 @@ def ppo(stages: Stages[PPOSettings], model: Transformer, configs: Mapping[str, A
         task = scored_by(reward_model, stages.tokenizer, task)
         page = partial(train_ppo, value_model=reward_model)
     return learn(stages, "ppo", model, configs, task, page,
-                 completions=config.steps * config.episodes)
+                 completions=config.steps * config.episodes, trained=2,
+                 copies=2 + int(settings.reward_model is not None))
 
 
 def check_ppo(configs: Mapping[str, Any], flags: Collection[str], start: Start) -> None:
@@ -84,6 +85,8 @@ def check_ppo(configs: Mapping[str, Any], flags: Collection[str], start: Start) 
                          "as the reward model": int(settings.reward_model is not None)},
                  "name a smaller --init")
     task = make_task(settings.task_fields)
+    check_plan(planned(settings, configs["ppo"], start.tokenizer, task, start.config, start.device,
+                       copies=2 + int(settings.reward_model is not None), trained=2), start.device)
     if settings.reward_model is not None:
         check_reward_model(settings, start)
         task = scored_by(load_reward_model(settings.reward_model)[0], start.tokenizer, task)

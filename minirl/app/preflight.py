@@ -3,19 +3,26 @@ check that fails raises ValueError."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from minirl.app.flags import LESS_MEMORY
 from minirl.app.stages import Settings
+from minirl.inference.collect import LOOKED_AT, ROWS
+from minirl.inference.tool_use import encode_prompts
 from minirl.lm.checkpoint import inspect_pretrained
-from minirl.lm.memory import ADAMW, check_room, parameters_of
+from minirl.lm.memory import ADAMW, GIB, check_room, parameters_of, process_bytes
+from minirl.lm.memory_plan import Plan, Work, memory_plan
 from minirl.lm.model import ModelConfig
 from minirl.lm.precision import pick_device
 from minirl.lm.text import flag
 from minirl.lm.tiny import TinySizes, tiny_config
 from minirl.lm.tokenizer import TAGS, Tokenizer, build_tokenizer
+from minirl.tasks.problem import Task
 from minirl.train.presets import PRETRAINED_SIZE
 
 TRAINING = ADAMW + 1     # copies of the weights: and the model that training starts from
@@ -62,6 +69,31 @@ def check_copies(start: Start, held: Mapping[str, int], advice: str) -> None:
     parts = ", ".join(f"{count} {what}" for what, count in own.items() if count)
     check_room(4 * copies * weights, start.device,
                f"{copies} copies of {weights:,} weights ({parts})", advice)
+
+
+def planned(settings: Settings, page: Any, tokenizer: Tokenizer, task: Task, config: ModelConfig,
+            device: torch.device, *, copies: int, trained: int = 1) -> Plan:
+    """Return the memory that a page takes which samples and learns.
+
+    `copies` are those of the weights beside the models that are trained. Prompts count with the
+    mean length of some, completions with the most that they may have.
+    """
+    problems = task.sample(LOOKED_AT, random.Random(0))
+    prompts = encode_prompts(tokenizer, [problem.prompt for problem in problems])
+    rows = (getattr(page, "episodes", 0)
+            or page.prompts_per_step * getattr(page, "group_size", 1))
+    return memory_plan(config, Work(
+        rows, prompt=sum(map(len, prompts)) // len(prompts), completion=page.max_new_tokens,
+        group=getattr(page, "group_size", 1), measured=min(settings.eval_problems, ROWS),
+        token_budget=page.token_budget, copies=copies, trained=trained, device=device.type,
+        dtype=settings.dtype, gradient_checkpointing=settings.gradient_checkpointing),
+        process=process_bytes() if device.type == "cpu" else 0)
+
+
+def check_plan(plan: Plan, device: torch.device) -> None:
+    """Raise ValueError, with all parts, where a run would need more memory than there is."""
+    parts = ", ".join(f"{x / GIB:.1f} {name}" for name, x in plan.parts.items() if x > GIB / 20)
+    check_room(plan.total, device, f"this run, at its peak ({parts}),", LESS_MEMORY)
 
 
 def refuse(flags: Collection[str], fields: Collection[str], why: str) -> None:

@@ -25,8 +25,11 @@ from minirl.app.runlog import RunLog
 from minirl.app.trackers import tracker_names
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.lm.compiled import check_compile
+from minirl.lm.memory import peak_bytes, process_bytes
+from minirl.lm.memory_plan import SHOWN_FROM, Plan
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
+from minirl.lm.recompute import gradient_checkpointing
 from minirl.lm.text import table
 from minirl.lm.tiny import SIZE_NAMES, TinySizes, make_base
 from minirl.lm.tokenizer import Tokenizer
@@ -72,6 +75,7 @@ class Settings:
     dtype: str = "float32"             # of products: float32, bfloat16, float16 (weights: float32)
     sampler_dtype: str | None = None   # of the sampler's products (default: as --dtype)
     batch_invariant: bool = False      # sampler and learner agree to the bit; slower
+    gradient_checkpointing: bool = False  # compute blocks again in backward: less memory, slower
     compile: str = "auto"              # torch.compile: on, off, or auto (on CUDA, and in long runs)
     init: str | None = None            # checkpoint folder or hub id; without it a new base model
     system_prompt: str | None = None   # what a chat model is told first, before every prompt
@@ -118,6 +122,7 @@ def first_model(settings: Settings, sizes: TinySizes, *, device: torch.device
 
     Training is in float32, whatever the checkpoint is in: lower precision loses small steps.
     """
+    process_bytes()
     if settings.init is not None:
         model, tokenizer = load_pretrained(settings.init, dtype=torch.float32, device=device)
     else:
@@ -184,6 +189,7 @@ class Stages(Generic[S]):
     profile   measure the steps of the run itself
     names     all stages in order, for numbers on the progress bar
     looks     by the stage's name
+    plans     by the stage's name: its memory, which is printed where it is much
     seconds   what the stages took so far, together
     """
 
@@ -193,6 +199,7 @@ class Stages(Generic[S]):
         self.device, self.profile = device, profile
         self.names: Sequence[str] = ()
         self.looks: dict[str, Look] = {}
+        self.plans: dict[str, Plan] = {}
         self.seconds = 0.0
 
     def __call__(self, name: str, config: Any, start: nn.Module, page: Page) -> Any:
@@ -224,17 +231,29 @@ class Stages(Generic[S]):
                      seconds=self.seconds if run is self.run else 0.0,
                      trackers=self.settings.log)
 
+        peak, first_step = 0, log.step + 1
+
         def save(now: TrainState) -> None:
+            nonlocal peak
             if state is not None:
                 state.clear()                # the page has its own; these files are deleted soon
+            if now.step <= first_step + 1:   # moments are there from the second one on
+                peak = peak_bytes(self.device)
             look.step(run, now.model, now.step, log.steps or now.step)
             log.save(now)
 
-        with self.settings.precision(self.device):
+        plan = self.plans.get(name)
+        if plan is not None and plan.total > SHOWN_FROM:
+            print(plan.table(), flush=True)
+        with (self.settings.precision(self.device),
+              gradient_checkpointing(self.settings.gradient_checkpointing)):
             look.before(run, start, resumed=state is not None)
             with log, self._profiled(run, kind.page):
                 model = page(model, log=log.log, save=save, resume=state)
             results = look.after(run, model, log.step)
+        if plan is not None and plan.total > SHOWN_FROM and peak:
+            print(f"memory at the peak: {plan.total / 1e9:.2f} GB planned, {peak / 1e9:.2f} GB "
+                  "measured until the second step", flush=True)
         run.write_json("summary.json", {"steps": log.step, **results,
                                         "seconds": round(log.seconds, 1)})
         with run.replacing("curves.png") as partial:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minirl.app.data import GYM, check_answers, check_data_flags, data_fields
 from minirl.app.looks import BeforeAndAfter, watched
-from minirl.app.preflight import Start, check_copies, refuse
+from minirl.app.preflight import Start, check_copies, check_plan, planned, refuse
 from minirl.app.rundir import RunDir
 from minirl.app.stages import INTERVALS, Look, Settings, Stages
 from minirl.app.tasks import DEFAULT, OF_A_FILE, make_task
@@ -34,7 +34,7 @@ from minirl.tasks.tools import TOOL_WORDS
 from minirl.tasks.user_rewards import SECONDS
 from minirl.train.checks import check
 from minirl.train.encoding import encode_demonstrations, encode_pairs
-from minirl.train.grpo import train_grpo
+from minirl.train.grpo import GRPOConfig, train_grpo
 from minirl.train.presets import PRESETS
 from minirl.train.sft import SFTConfig, train_sft
 
@@ -223,13 +223,23 @@ def grpo(stages: Stages, model: Transformer, configs: Mapping[str, Any]) -> str:
     """Do what `minirl grpo` does, the main job -> what it prints at the end."""
     config = configs["grpo"]
     return learn(stages, "grpo", model, configs, make_task(stages.run.config["task"]), train_grpo,
-                 completions=config.steps * config.prompts_per_step * config.group_size)
+                 completions=config.steps * config.prompts_per_step * config.group_size,
+                 copies=sum(held_by(config).values()))
+
+
+def held_by(config: GRPOConfig) -> dict[str, int]:
+    """Return the copies of the weights that GRPO holds beside what any training holds."""
+    return {"as the reference": int(config.kl_coef > 0), "of old policies": config.off_policy}
 
 
 def learn(stages: Stages, name: str, model: Transformer, configs: Mapping[str, Any], task: Task,
-          page: Callable[..., Transformer], *, completions: int) -> str:
+          page: Callable[..., Transformer], *, completions: int, copies: int = 0,
+          trained: int = 1) -> str:
     """Let a model learn from a task's problems and rewards by a page, which samples so many
-    completions -> what to print at the end."""
+    completions -> what to print at the end.
+
+    It trains so many models, and holds so many copies of the weights beside them and the model that
+    it starts from."""
     settings, config, run = stages.settings, configs[name], stages.run
     task = settings.judged(task)
     if settings.init is None:
@@ -238,6 +248,8 @@ def learn(stages: Stages, name: str, model: Transformer, configs: Mapping[str, A
     look = BeforeAndAfter(stages, task, samples=3, max_new_tokens=config.max_new_tokens,
                           seed=settings.seed)
     stages.looks[name] = look
+    stages.plans[name] = planned(settings, config, stages.tokenizer, task, model.config,
+                                 stages.device, copies=1 + copies, trained=trained)
     variant = PRESETS[name][run.config["preset"]].arguments(config)
     with saying_how_to_go_on(run, config.steps):
         stages(name, config, model, lambda m, **hooks: page(
@@ -303,12 +315,13 @@ def check_grpo(configs: Mapping[str, Any], flags: Collection[str], start: Start)
     """Raise ValueError for what would stop `minirl grpo` later, a user's rewards among it."""
     check_sums(configs, flags, start)
     config = configs["grpo"]
-    check_copies(start, {"as the reference": int(config.kl_coef > 0),
-                         "of old policies": config.off_policy},
-                 "give a smaller --off-policy" if config.off_policy else
+    check_copies(start, held_by(config), "give a smaller --off-policy" if config.off_policy else
                  "--kl-coef 0 needs no reference" if config.kl_coef else "name a smaller --init")
     settings = configs["settings"]
-    rewards = check_judges(settings, make_task(settings.task_fields), flags, start)
+    task = make_task(settings.task_fields)
+    check_plan(planned(settings, config, start.tokenizer, task, start.config, start.device,
+                       copies=1 + sum(held_by(config).values())), start.device)
+    rewards = check_judges(settings, task, flags, start)
     if rewards is None:
         return
     variant = PRESETS["grpo"][start.preset].arguments(config)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 from pathlib import Path
 
@@ -79,6 +80,20 @@ def return_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2 ** 20)
+
+
+@functools.cache
+def process_bytes() -> int:
+    """Return what this process holds at the first call, which should come before any model: Python,
+    torch and other libraries."""
+    return resident_bytes()
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the most memory that was held so far: of the process or, on CUDA, of the device."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resident_bytes("VmHWM")
 
 
 def resident_bytes(field: str = "VmRSS") -> int:

@@ -84,11 +84,15 @@ class Plan:
     def peak(self) -> str:
         return max(self.phases, key=lambda name: sum(self.phases[name].values()))
 
+    @property
+    def parts(self) -> dict[str, float]:
+        """What is held at the peak."""
+        return {**self.always, **{f"{self.peak}: {name}": x
+                                  for name, x in self.phases[self.peak].items()}}
+
     def table(self) -> str:
         """Return the parts of the peak, one a line, and their sum."""
-        parts = {**self.always, **{f"{self.peak}: {name}": x
-                                   for name, x in self.phases[self.peak].items()}}
-        rows = [(name, f"{x / 1e9:.2f}") for name, x in parts.items() if x >= 5e6]
+        rows = [(name, f"{x / 1e9:.2f}") for name, x in self.parts.items() if x >= 5e6]
         return table([("memory, as planned", "GB"), *rows,
                       ("at the peak", f"{self.total / 1e9:.2f}")])
 
@@ -144,7 +148,8 @@ def learning_bytes(config: ModelConfig, work: Work) -> dict[str, float]:
     """
     W = parameters_of(config)
     gradient, head = float(FLOAT * W * work.trained), FLOAT * config.vocab_size * config.hidden_size
-    activations, logits = activation_bytes(config, work), logit_bytes(config, work) + head
+    activations = work.trained * activation_bytes(config, work)
+    logits = logit_bytes(config, work) + head
     if work.micro_batch < work.rows:      # the first micro-batch leaves a gradient
         return {"gradient": gradient, "activations of a micro-batch": activations,
                 "logits of a chunk, gradient of the head": logits}

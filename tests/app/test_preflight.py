@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minirl.app import preflight
+from minirl.app import preflight, sums
 from minirl.app.cli import COMMANDS, main
 from minirl.lm import memory
 from minirl.lm.checkpoint import inspect_pretrained, save_pretrained
@@ -325,7 +325,9 @@ COPIES = [        # of the weights, that a run holds at once
 def test_all_copies_of_the_weights_fit(command, line, copies, advice, base, finished, capsys,
                                        monkeypatch):
     """A machine that is one byte too small, and one that is not. Once only the five to train were
-    counted, and a reference or 64 old policies ended the process without a word."""
+    counted, and a reference or 64 old policies ended the process without a word. (The plan of all
+    that a run holds has a test of its own.)"""
+    monkeypatch.setattr(sums, "check_plan", lambda plan, device: None)
     weights = parameters_of(inspect_pretrained(base)[0])
     need = 4 * weights * int(copies.split()[0])
     line = f"--init {base} --run-dir {finished} --device cpu {line}"
@@ -337,6 +339,20 @@ def test_all_copies_of_the_weights_fit(command, line, copies, advice, base, fini
     assert errors[0].startswith(f"minirl {command}: {copies.format(f'{weights:,}')} would take ")
     assert errors[0].endswith(f": {advice}\n") and errors[0].count("\n") == 1
     assert "already" in errors[1], "it fits; what is wrong is the folder"
+
+
+@pytest.mark.parametrize("command", ["grpo", "ppo"])
+def test_a_plan_larger_than_the_memory_is_refused_with_the_flags_to_change(
+        command, base, inside, capsys, monkeypatch):
+    """All copies of the weights fit a machine of 100 MB; torch itself, and the rest, do not."""
+    monkeypatch.setattr(memory, "memory_of", lambda device: 10 ** 8)
+    line = f"--init {base} --device cpu --task addition"
+    assert main([command, *line.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"minirl {command}: this run, at its peak (") and error.count("\n") == 1
+    assert "the process, with torch" in error and not list(inside.iterdir())
+    for name in ("--token-budget", "--gradient-checkpointing", "--group-size", "--dtype"):
+        assert name in error
 
 
 def test_on_cuda_samplers_have_copies_of_their_own(base, monkeypatch):
