@@ -61,6 +61,7 @@ LOOKS: tuple[dict[str, Any], ...] = (
     {"linestyle": "-"}, {"linestyle": DASHES}, {"linestyle": ":"}, {"linestyle": "-."})
 COSTS = (("0.86M", 1, 8, 64), ("10M", 1, 8, 64), ("0.86M", 16, 8, 128), ("0.86M", 4, 8, 384),
          ("10M", 8, 4, 128))        # model, prompts, group, new tokens
+MODELS = sorted({model for model, *_ in COSTS})
 REPEATS = 3                         # of the cost, after one to warm up
 
 
@@ -75,7 +76,8 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS),
                         help="dtypes of the sampler, or bfloat16 in batch-invariant arithmetic")
-    parser.add_argument("--cost", action="store_true", help="measure what it costs")
+    parser.add_argument("--cost", nargs="*", choices=MODELS,
+                        help="measure what it costs, in these models (default: all)")
     parser.add_argument("--draw", action="store_true", help="tables, and the figure")
     parser.add_argument("--figure", type=Path, default=FIGURES / "mismatch.png")
     args = parser.parse_args()
@@ -83,8 +85,8 @@ def main() -> None:
     print(f"{heading()}, commit {commit()}\n", flush=True)
     if args.init is not None:
         measure(args)
-    if args.cost:
-        for model, prompts, group, length in COSTS:
+    for model, prompts, group, length in COSTS if args.cost is not None else ():
+        if model in (args.cost or MODELS):
             for dtype in ("float32", "bfloat16"):
                 add_record(args.out, cost(model, prompts, group, length, dtype))
     if args.draw:
