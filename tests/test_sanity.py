@@ -143,6 +143,19 @@ def test_the_plan_has_every_run_once_and_the_dtypes_first(sanity, report):
         assert {run.repair for run in plan} == set(report.REPAIRS)
 
 
+@pytest.mark.parametrize("only", ["float16", "2"])
+def test_the_runs_of_one_precision(sanity, modules, small, monkeypatch, tmp_path, only):
+    def train(run, base):
+        return {**vars(run), "seed": 0, "steps": {"accuracy": [1.0]}, "ended": "", "seconds": 0.0}
+
+    monkeypatch.setattr(sanity, "train", train)
+    sanity.one_seed(0, tmp_path / "runs", small, torch.device("cpu"), lambda: True, [only])
+    runs = modules["study"].records(tmp_path / "runs")
+    assert {str(run["precision"]) for run in runs} == {only}
+    missing = {repair.name for repair in sanity.REPAIRS} - {run["repair"] for run in runs}
+    assert missing == ({"batch-invariant"} if only == "2" else set())
+
+
 def test_a_study_goes_on_where_it_was_cut(sanity, modules, report, small, monkeypatch, tmp_path,
                                           capsys):
     """Of the plan there are the dtypes, 2 bits, and one run each of a repair and of other knobs."""
