@@ -10,14 +10,16 @@
 #   [arXiv:2110.14168](https://arxiv.org/abs/2110.14168); ZeRO,
 #   [arXiv:1910.02054](https://arxiv.org/abs/1910.02054), section 3, for the bytes
 # - **Code**: `minirl/lm/checkpoint.py`: `load_pretrained`, `save_pretrained`; `minirl/lm/chat.py`:
-#   `Chat`, `render`; `minirl/tasks/gsm8k.py`: `load_gsm8k`; `minirl/train/step_trace.py`: `traced`
+#   `Chat`, `render`; `minirl/lm/memory_plan.py`: `memory_plan`; `minirl/tasks/gsm8k.py`:
+#   `load_gsm8k`; `minirl/train/step_trace.py`: `traced`
 # - **Tests**: `tests/parity/test_real_checkpoints.py`, `tests/parity/test_chat_templates.py`,
 #   `tests/parity/test_hand_over.py`
 # - **Before this**: 02 (sampling), 08 (GRPO)
-# - **Time**: 40 s on two CPU cores with the stand-in; several minutes with SmolLM2, where
-#   `MINIRL_CHECKPOINT` names it
+# - **Time**: 4 minutes on two CPU cores with SmolLM2; 30 s with the stand-in, which takes its place
+#   where `MINIRL_CHECKPOINT` names none
 # - **Expect**: 134,515,008 parameters, counted by hand; 2.15 GB for training them; no word problem
-#   solved, so nothing to learn there; sums in chat form, whose reward rises
+#   solved, so nothing to learn there; sums in chat form, whose mean reward rises from 0.10 to 0.42
+#   in 13 steps (the stand-in's from 0.19 to 0.44 in 81)
 # - **Sweep**: `minirl grpo --init HuggingFaceTB/SmolLM2-135M-Instruct --task gsm8k --data FILE`,
 #   then with `--data tutorials/hand_over/problems.jsonl` in place of both: which learns?
 #
@@ -36,6 +38,7 @@ import math
 import os
 import random
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -47,6 +50,8 @@ from lesson import AMBER, BLUE, FAST, GREEN, GREY, RED, judge, judge_test, keep,
 from minirl.inference.collect import collect
 from minirl.lm.chat import Chat, render
 from minirl.lm.checkpoint import load_pretrained, save_pretrained
+from minirl.lm.memory_plan import Work, memory_plan
+from minirl.lm.model import ModelConfig
 from minirl.tasks.gsm8k import load_gsm8k
 from minirl.tasks.problem import listed
 from minirl.train.grpo import GRPOConfig, train_grpo
@@ -73,7 +78,9 @@ from minirl.train.step_trace import traced
 #
 # Here is a real model, if you have one: the environment variable `MINIRL_CHECKPOINT` names a folder
 # or a hub id, such as `HuggingFaceTB/SmolLM2-135M-Instruct`. Without it, a tiny stand-in takes its
-# place: it has a chat template and has read sums, and everything below runs on it, too.
+# place: it has a chat template and has read sums, and everything below runs on it, too. (This
+# notebook was run with SmolLM2's weights as a package has them, rounded to 4 bits:
+# `python -m tests.parity.real_files FOLDER`.)
 
 # %%
 torch.manual_seed(0)
@@ -133,9 +140,8 @@ assert own == P
 #   each token, for all completions at once
 # - **the logits** of a micro-batch: 4 bytes for each token *and each of the 49,152 words*. This is
 #   what people forget. minirl computes them a chunk of tokens at a time (`minirl/lm/logprobs.py`)
-# - **the activations** of a micro-batch: about 34 bytes times the width for each token and layer in
-#   16 bits, twice that in 32 ([arXiv:2205.05198](https://arxiv.org/abs/2205.05198), eq. 2, without
-#   the attention matrix, which is never held at once)
+# - **the activations** of a micro-batch: what a forward pass keeps for its backward pass,
+#   fifteen to twenty numbers for each token, layer and feature of the width (measured below)
 
 # %%
 def plan(P, *, vocab, width, layers, heads, kv_heads, size, inner, rows, tokens, batch):
@@ -143,7 +149,7 @@ def plan(P, *, vocab, width, layers, heads, kv_heads, size, inner, rows, tokens,
     once, each of so many tokens with its prompt; a micro-batch has `batch` tokens."""
     return {"weights": 4 * P, "gradients": 4 * P, "moments": 8 * P,
             "cache": rows * tokens * layers * 2 * kv_heads * size * 4,
-            "activations": batch * layers * 68 * width,
+            "activations": batch * layers * 20 * width * 4,
             "logits": batch * vocab * 4}
 
 
@@ -162,12 +168,32 @@ assert plans["SmolLM2, 135M"]["logits"] > plans["SmolLM2, 135M"]["weights"]
 
 # %% [markdown]
 # Of the small model, the logits of 4,096 tokens alone would take more than its weights: 4,096 ·
-# 49,152 · 4 bytes = 0.81 GB. Of the large one, weights, gradients and moments are most of it, and
-# no batch is small enough for one GPU: [Many GPUs, on paper](many_gpus.md).
+# 49,152 · 4 bytes = 0.81 GB. Of the large one, weights, gradients and moments alone are more than
+# an H100 has, so no batch is small enough: [Many GPUs, on paper](many_gpus.md).
 #
-# Is the plan right about what it can know? One step, and the bytes of all its tensors:
+# Is the plan right? One step, and the bytes of all its tensors; and what a forward pass keeps:
 
 # %%
+def kept(model, tokens):
+    """Return the bytes that a forward pass keeps for the backward pass, beside the weights."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    bytes_of = {}
+
+    def note(x):
+        bytes_of[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        hidden = model.hidden(tokens)                    # holds on to all of it
+    assert hidden.requires_grad
+    return sum(size for place, size in bytes_of.items() if place not in weights)
+
+
+one, two = (kept(model, torch.zeros(1, T, dtype=torch.long)) for T in (48, 96))
+features = (two - one) / 48 / config.num_layers / config.hidden_size / 4
+print(f"{features:.1f} numbers for each token, layer and feature")
+assert 10 < features < 30
+
 seen = {}
 
 
@@ -193,6 +219,26 @@ assert seen["weights"] == 4 * P and seen["moments"] == 8 * P
 # Gradients are dropped after each update, so they are 0 here. Their 4 bytes are held while the
 # backward pass runs.
 #
+# `minirl grpo` plans in more detail before its first step (`minirl/lm/memory_plan.py`, a formula
+# for each part): a prompt is computed once for its group, logits come in chunks, and sampling and
+# learning follow one another, so the larger of the two counts. For SmolLM2, without and with
+# gradient checkpointing, which computes each layer a second time rather than keep it:
+
+# %%
+smollm2 = ModelConfig(49_152, hidden_size=576, num_layers=30, num_heads=9, num_kv_heads=3,
+                      intermediate_size=1536)
+work_of_a_step = Work(rows=128, prompt=100, completion=512, group=8, token_budget=4096)
+planned = {again: memory_plan(smollm2, replace(work_of_a_step, gradient_checkpointing=again))
+           for again in (False, True)}
+print(planned[False].table())
+for again, own_plan in planned.items():
+    print(f"gradient checkpointing {again}: " + ", ".join(
+        f"{name} {sum(parts.values()) / 1e9:.2f} GB" for name, parts in own_plan.phases.items())
+        + f", in all {own_plan.total / 1e9:.2f} GB at most")
+assert sum(planned[True].phases["learning"].values()) < sum(
+    planned[False].phases["learning"].values())
+
+# %% [markdown]
 # ## The function
 #
 # What does the policy read? A chat model never saw `What is 3+4?` at the beginning of a text. It
@@ -357,6 +403,10 @@ keep(figure, "16_reward")
 assert FAST or float(after.rewards.mean()) > float(sum_rewards.mean())
 
 # %% [markdown]
+# Look at what changed. SmolLM2 could add before: right sums were among its answers. It also talked,
+# and was cut off. What it learns in a dozen steps is to say what is paid for, and to stop. With few
+# steps, RL finds what is there (tutorial 10).
+#
 # ## Break it
 #
 # The same weights, the same questions, the same reward, and no chat template: the prompt is the
