@@ -56,7 +56,7 @@ PAGES: dict[str, tuple[str, list[str]]] = {    # command and flags; all but sft 
                   "--too-long", "1", "--kept-problems", "64", "--cold-start-problems", "16",
                   "--max-new-tokens", "24"]),
     "real": ("grpo", ["--task", "gsm8k", "--reward", "kills:vowels", "--eval-problems", "1",
-                      "--max-new-tokens", "4", "--prompts-per-step", "1", "--group-size", "2",
+                      "--max-new-tokens", "4", "--group-size", "2",
                       "--steps", "6", "--checkpoint-every", "1", "--lr", "1e-5", "--device", "cpu",
                       "--compile", "off"]),
 }
@@ -155,7 +155,8 @@ def make_pages(args: argparse.Namespace, work: Path) -> list[Page]:
     for name in args.pages:
         command, flags = PAGES[name]
         if name == "real":
-            flags = [*flags, "--init", str(args.real), "--data", str(args.data)]
+            flags = [*flags, "--init", str(args.real), "--data", str(args.data),
+                     "--prompts-per-step", str(args.processes)]
         elif name in ("grpo", "ppo"):
             flags = [*flags, "--init", str(base / "final")]
         pages.append(Page(name, Job(command, flags, args.processes), work))
