@@ -7,7 +7,8 @@ Needs the extra `parity`. Both sides learn from the same prompts in the same ord
 questions in the model's chat template), sample as many completions, end them at the same EOS, and
 have the same reward, loss, optimizer and learning rate, in float32. Each turn of each side is a
 process of its own, one after the other: A B A B. A step is timed from before its prompts are read
-until the weights have changed, and the first of a process is not counted. The peak is the
+until the weights have changed, and the first of a process is not counted; "of the processor" is
+the time that its threads computed, which other work on the machine changes less. The peak is the
 process's, from its start to its end, with all that it imports (VmHWM in /proc/self/status).
 """
 
@@ -71,7 +72,7 @@ def train(side: Side, folder: Path, data: Path, steps: int) -> dict[str, Any]:
                         min_lr_ratio=1.0)
     run = trl_steps if side.trl else minirl_steps
     done = run(side, folder, data, config)[WARMUP:]
-    return {"seconds": [step["step_time"] for step in done],
+    return {"seconds": [step["step_time"] for step in done], "cpu": [step["cpu"] for step in done],
             "tokens": [step["completions/mean_length"] * PROMPTS * GROUP for step in done],
             "reward": [step["reward"] for step in done], "peak": peak()}
 
@@ -79,11 +80,18 @@ def train(side: Side, folder: Path, data: Path, steps: int) -> dict[str, Any]:
 def minirl_steps(side: Side, folder: Path, data: Path, config: GRPOConfig
                  ) -> list[dict[str, float]]:
     steps: list[dict[str, float]] = []
+    cpu = time.process_time()
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        nonlocal cpu
+        began, cpu = cpu, time.process_time()
+        steps.append({**metrics, "cpu": cpu - began})
+
     model, tokenizer = load_pretrained(folder)
     problems = problems_of(data, tokenizer, config.steps * PROMPTS)
     with gradient_checkpointing(side.gradient_checkpointing):
         train_grpo(model, tokenizer, Listed(problems, {"digits": digits}), config,
-                   log=lambda step, metrics: steps.append(metrics))
+                   log=log)
     return steps
 
 
@@ -93,14 +101,14 @@ def trl_steps(side: Side, folder: Path, data: Path, config: GRPOConfig) -> list[
 
     problems = problems_of(data, load_tokenizer(folder), config.steps * PROMPTS)
     steps: list[dict[str, float]] = []
-    began = 0.0
+    began = cpu = 0.0
 
     def begin() -> None:
-        nonlocal began
-        began = time.perf_counter()
+        nonlocal began, cpu
+        began, cpu = time.perf_counter(), time.process_time()
 
     def end() -> None:
-        steps.append({"step_time": time.perf_counter() - began})
+        steps.append({"step_time": time.perf_counter() - began, "cpu": time.process_time() - cpu})
 
     with tempfile.TemporaryDirectory() as out:
         make_trainer(folder, problems, [digits], config, micro_batch=side.rows, begin=begin,
@@ -143,12 +151,12 @@ def main() -> None:
     for _ in range(args.rounds):
         for name in args.sides:
             results[name].append(in_process(name, args))
-    print(table_head("side", "a step, s", "peak of the process, GB", "tokens sampled a step",
-                     "reward"))
+    print(table_head("side", "a step, s", "of the processor, s", "peak of the process, GB",
+                     "tokens sampled a step", "reward"))
     for name, runs in results.items():
-        every = {key: [x for run in runs for x in run[key]] for key in ("seconds", "tokens",
+        every = {key: [x for run in runs for x in run[key]] for key in ("seconds", "cpu", "tokens",
                                                                         "reward")}
-        print(row(SIDES[name].name, spread(every["seconds"]),
+        print(row(SIDES[name].name, spread(every["seconds"]), spread(every["cpu"]),
                   spread([run["peak"] / 1e9 for run in runs]),
                   f"{statistics.mean(every['tokens']):.0f}",
                   f"{statistics.mean(every['reward']):.3f}"))

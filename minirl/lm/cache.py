@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from minirl.lm.config import ModelConfig
+from minirl.lm.panels import panels
 
 
 class Weights(NamedTuple):
@@ -95,6 +96,13 @@ class KVCache:
             return
         for own, other in zip(self._tensors(), source._tensors(), strict=True):
             own.copy_(other)
+
+    def use_panels(self) -> None:
+        """Keep the matrices in panels: panels.py."""
+        self.weights = [None if w is None else w._replace(
+            qkv=tuple(map(panels, w.qkv)), output=panels(w.output),
+            gate_up=tuple(map(panels, w.gate_up)), down=panels(w.down)) for w in self.weights]
+        self.head = None if self.head is None else panels(self.head)
 
     def _tensors(self) -> list[Tensor]:
         tensors = [x for w in self.weights if w is not None for part in w if part is not None

@@ -6,11 +6,11 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minirl.lm import batch_invariant
 from minirl.lm.logprobs import log_normaliser
+from minirl.lm.panels import linear
 
 ROUNDING = 5e-7     # relative error of a sum of float32 probabilities, with a margin
 
@@ -31,7 +31,7 @@ def choose(hidden: Tensor, weight: Tensor, uniform: Tensor, choice: Choice, seen
 
     `seen` says which ids a row holds already; None without a penalty on them.
     """
-    logits = F.linear(hidden.to(weight.dtype), weight).float()  # (n, V)
+    logits = linear(hidden.to(weight.dtype), weight).float()  # (n, V)
     return draw(logits, uniform, *choice, seen=seen)
 
 

@@ -22,6 +22,7 @@ from minirl.lm.cache import KVCache, Weights, cache_dtype
 from minirl.lm.choice import Choice, choose, ids_of
 from minirl.lm.compiled import compiled
 from minirl.lm.model import Transformer, with_head
+from minirl.lm.panels import worth_panels
 from minirl.lm.precision import compute_dtype
 from minirl.lm.replies import Replies, Reply
 
@@ -48,6 +49,8 @@ class Decoder:
         self.choice, self.any_stops, self.recording = choice, len(stops) > 0, recording
         self.own = copy.deepcopy(model).requires_grad_(False) if recording else None
         self.compiled = is_compiled(model) and device.type == "cpu"
+        self.in_panels = isinstance(model, Transformer) and not self.compiled and worth_panels(
+            model.config, rows, max_new_tokens, device, dtype)
         self.cache = KVCache.empty(model.config, rows, width + max_new_tokens, device=device,
                                    dtype=cache_dtype(dtype, device, self.compiled),
                                    by_slot=self.compiled)
@@ -135,6 +138,8 @@ class Decoder:
 
         first = with_head(model, prompts, head, cache=cache, starts=padding)
         self.cache.take(cache, self.row // group)
+        if self.in_panels:
+            cache.use_panels()
         self.cache.take_weights(cache)
         return first
 

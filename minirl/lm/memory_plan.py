@@ -16,11 +16,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+
 from minirl.lm.attention import SHORT
 from minirl.lm.config import ModelConfig
 from minirl.lm.logprobs import chunk_rows
 from minirl.lm.memory import parameters_of, sampling_bytes
 from minirl.lm.model import WIDE
+from minirl.lm.panels import worth_panels
 from minirl.lm.text import table
 
 FLOAT = 4                     # bytes
@@ -117,19 +120,20 @@ def sampler_bytes(config: ModelConfig, work: Work, rows: int) -> dict[str, float
 
     Formula    cache    FLOAT 2 L K D (rows (prompt + completion) + rows / group prompt)
                logits   FLOAT 3 V rows: logits, their exponentials, sums
-               weights  the joined ones in float32; all of them, cast, in less; and on CUDA, where a
-                        recorded sampler owns what it reads, one more copy in float32
+               weights  the joined ones, or all in panels; all, cast, in less than float32; and on
+                        CUDA, where a recorded sampler owns what it reads, one more in float32
     """
     c = config
     per_token = 2 * c.num_layers * c.num_kv_heads * c.head_dim
     cache = sampling_bytes(c, rows, work.prompt + work.completion)
     logits = FLOAT * 3.0 * c.vocab_size * rows
     prompts = FLOAT * per_token * work.prompt * rows / work.group
-    copy = FLOAT * joined(c) if work.size == FLOAT else work.size * parameters_of(c)
+    in_panels = worth_panels(c, rows, work.completion, torch.device(work.device), torch.float32)
+    copy = work.size * (parameters_of(c) if in_panels or work.size < FLOAT else joined(c))
     if work.device == "cuda":
         copy += FLOAT * parameters_of(c)
     return {"key-value cache": cache - logits + prompts, "logits": logits,
-            "weights, joined": float(copy)}
+            "its own weights": float(copy)}
 
 
 def joined(config: ModelConfig) -> int:

@@ -35,6 +35,7 @@ from minirl.lm.cache import KVCache, Weights
 from minirl.lm.compiled import compiled
 from minirl.lm.config import ModelConfig, check_dropout
 from minirl.lm.kernels import rms_norm, swiglu
+from minirl.lm.panels import linear
 from minirl.lm.precision import compute_dtype
 from minirl.lm.recompute import recomputed
 from minirl.lm.rope import Rope, rotate
@@ -165,16 +166,16 @@ def before_attention(x: Tensor, cos: Tensor, sin: Tensor, w: Weights, H: int, K:
 
 def after_attention(x: Tensor, heads: Tensor, w: Weights, eps: float, dropout: float) -> Tensor:
     """Tokens x (N, d), what they read in attention (N, H D) -> tokens after both residual steps."""
-    x = x + F.dropout(F.linear(heads, w.output, w.output_bias), dropout, training=dropout > 0)
+    x = x + F.dropout(linear(heads, w.output, w.output_bias), dropout, training=dropout > 0)
     gate, up = products(rms_norm(x, w.second_norm, eps), w.gate_up).chunk(2, dim=-1)
-    return x + F.dropout(F.linear(swiglu(gate, up), w.down), dropout, training=dropout > 0)
+    return x + F.dropout(linear(swiglu(gate, up), w.down), dropout, training=dropout > 0)
 
 
 def products(x: Tensor, weights: tuple[Tensor, ...], bias: Tensor | None = None) -> Tensor:
     """Return x (N, d) times each of some matrices (n, d), side by side: (N, sum of all n)."""
     if len(weights) == 1:
-        return F.linear(x, weights[0], bias)
-    y = torch.cat([F.linear(x, weight) for weight in weights], dim=-1)
+        return linear(x, weights[0], bias)
+    y = torch.cat([linear(x, weight) for weight in weights], dim=-1)
     return y if bias is None else y + bias.to(y.dtype)
 
 

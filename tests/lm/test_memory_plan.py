@@ -15,7 +15,8 @@ SMALL = ModelConfig(10, hidden_size=16, num_layers=2, num_heads=2, intermediate_
 WORK = Work(rows=8, prompt=6, completion=4, group=4)
 # Qwen2.5-0.5B
 HALF_A_BILLION = ModelConfig(151_936, hidden_size=896, num_layers=24, num_heads=14, num_kv_heads=2,
-                             intermediate_size=4864, qkv_bias=True, rope_theta=1e6, max_seq_len=1024)
+                             intermediate_size=4864, qkv_bias=True, rope_theta=1e6,
+                             max_seq_len=1024)
 
 
 def test_activations_by_hand():
