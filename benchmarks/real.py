@@ -2,6 +2,7 @@
 
     python -m tests.parity.real_files smollm2                 SmolLM2-135M-Instruct, 540 MB
     python benchmarks/real.py smollm2 gsm8k                   a folder with GSM8K's train.jsonl
+    python benchmarks/real.py --size 0.5B --device cuda       minirl alone, on random weights
 
 Needs the extra `parity`. Both sides learn from the same prompts in the same order (GSM8K's
 questions in the model's chat template), sample as many completions, end them at the same EOS, and
@@ -10,6 +11,10 @@ process of its own, one after the other: A B A B. A step is timed from before it
 until the weights have changed, and the first of a process is not counted; "of the processor" is
 the time that its threads computed, which other work on the machine changes less. The peak is the
 process's, from its start to its end, with all that it imports (VmHWM in /proc/self/status).
+
+With --size, a model of that size with random weights makes steps of 8 prompts with 16 completions
+of 512 tokens each, in bfloat16 with float32 master weights on CUDA: what is planned to be in memory
+is printed first, then each step, then what was in memory.
 """
 
 from __future__ import annotations
@@ -25,8 +30,24 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common import Listed, commit, heading, row, spread, table_head
+import torch
+
+from common import (
+    MODELS,
+    Listed,
+    Words,
+    commit,
+    heading,
+    make_model,
+    row,
+    spread,
+    table_head,
+    word_tokenizer,
+)
 from minirl.lm.checkpoint import load_pretrained
+from minirl.lm.memory import check_room, peak_bytes, process_bytes
+from minirl.lm.memory_plan import Work, memory_plan
+from minirl.lm.precision import compute_in
 from minirl.lm.recompute import gradient_checkpointing
 from minirl.lm.tokenizer import Tokenizer
 from minirl.tasks.gsm8k import load_gsm8k
@@ -124,6 +145,32 @@ def peak() -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
+def one_size(args: argparse.Namespace) -> None:
+    """Make steps of a model with random weights, and compare its memory with the plan."""
+    prompts, group, prompt = 8, 16, 160
+    budget, device = 16_384, torch.device(args.device)
+    dtype = "bfloat16" if args.device == "cuda" else "float32"
+    process = process_bytes() if args.device == "cpu" else 0
+    model = make_model(args.size, context=prompt + args.completion, device=args.device)
+    page = GRPOConfig(steps=args.steps, prompts_per_step=prompts, group_size=group, kl_coef=0.0,
+                      max_new_tokens=args.completion, token_budget=budget, lr=1e-6)
+    work = Work(prompts * group, prompt, args.completion, group, token_budget=budget,
+                device=args.device, dtype=dtype, gradient_checkpointing=args.gradient_checkpointing)
+    plan = memory_plan(model.config, work, process=process)
+    check_room(plan.total, device, f"{args.size} with {prompts * group} completions")
+    print(plan.table(), flush=True)
+    vocab_size = model.config.vocab_size
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        print(f"step {step}: {metrics['step_time']:.1f} s, reward {metrics['reward']:.3f}",
+              flush=True)
+
+    with (compute_in(dtype, device), gradient_checkpointing(args.gradient_checkpointing)):
+        train_grpo(model, word_tokenizer(vocab_size), Words(vocab_size, prompt), page, log=log)
+    measured = peak_bytes(device)
+    print(f"{plan.total / 1e9:.2f} GB planned, {measured / 1e9:.2f} GB measured")
+
+
 def in_process(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Return what train(...) returns in a process of its own."""
     argv = [sys.executable, __file__, str(args.folder), str(args.data), "--side", name,
@@ -135,8 +182,12 @@ def in_process(name: str, args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="a checkpoint in Hugging Face layout")
-    parser.add_argument("data", type=Path, help="GSM8K's folder, or a file of it")
+    parser.add_argument("folder", type=Path, nargs="?", help="a checkpoint in Hugging Face layout")
+    parser.add_argument("data", type=Path, nargs="?", help="GSM8K's folder, or a file of it")
+    parser.add_argument("--size", choices=MODELS, help="of a model with random weights, alone")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="with --size")
+    parser.add_argument("--completion", type=int, default=512, help="its tokens, with --size")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="with --size")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side")
     parser.add_argument("--steps", type=int, default=3, help="counted steps of a process")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
@@ -146,7 +197,12 @@ def main() -> None:
         print(json.dumps(train(SIDES[args.side], args.folder, args.data, args.steps)))
         return
 
-    print(f"{heading()}, commit {commit()}\n", flush=True)
+    print(f"{heading(args.device)}, commit {commit()}\n", flush=True)
+    if args.size:
+        one_size(args)
+        return
+    if args.data is None:
+        parser.error("name a checkpoint's folder and GSM8K's, or --size")
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in args.sides}
     for _ in range(args.rounds):
         for name in args.sides:
