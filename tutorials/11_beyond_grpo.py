@@ -211,10 +211,10 @@ first, last = recalls[0], recalls[-1]
 assert min(first[:2]) > 0.6 and sum(last) > sum(first) + 0.5
 
 # %% [markdown]
-# Geometry and statistics, which no seed is about, are found nearly whole by the third round, because
-# they share sites with what was known. That is what the rounds are for: a classifier knows its
-# seeds, and a site knows its neighbours. The last two topics are further away, and a sixth of the
-# web is soon full without them: `minirl mine` takes four rounds and a larger web, and finds all six.
+# Geometry and statistics, which no seed is about, are found nearly whole by the third round: they
+# share sites with what was known. That is what the rounds are for: a classifier knows its seeds,
+# and a site knows its neighbours. The last two topics are further away, and a sixth of the web is
+# soon full without them: `minirl mine` takes four rounds and a larger web, and finds all six.
 
 # %% [markdown]
 # ## Break it
