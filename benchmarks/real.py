@@ -45,7 +45,7 @@ from common import (
     word_tokenizer,
 )
 from minirl.lm.checkpoint import load_pretrained
-from minirl.lm.memory import check_room, peak_bytes, process_bytes
+from minirl.lm.memory import check_room, peak_bytes, process_bytes, return_freed_memory
 from minirl.lm.memory_plan import Work, memory_plan
 from minirl.lm.precision import compute_in
 from minirl.lm.recompute import gradient_checkpointing
@@ -157,6 +157,7 @@ def one_size(args: argparse.Namespace) -> None:
     work = Work(prompts * group, prompt, args.completion, group, token_budget=budget,
                 device=args.device, dtype=dtype, gradient_checkpointing=args.gradient_checkpointing)
     plan = memory_plan(model.config, work, process=process)
+    return_freed_memory()
     check_room(plan.total, device, f"{args.size} with {prompts * group} completions")
     print(plan.table(), flush=True)
     vocab_size = model.config.vocab_size

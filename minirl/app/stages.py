@@ -25,7 +25,7 @@ from minirl.app.runlog import RunLog
 from minirl.app.trackers import tracker_names
 from minirl.lm.checkpoint import load_pretrained, load_reward_model
 from minirl.lm.compiled import check_compile
-from minirl.lm.memory import peak_bytes, process_bytes
+from minirl.lm.memory import peak_bytes, process_bytes, return_freed_memory
 from minirl.lm.memory_plan import SHOWN_FROM, Plan
 from minirl.lm.model import Transformer
 from minirl.lm.precision import compute_in
@@ -245,6 +245,7 @@ class Stages(Generic[S]):
         plan = self.plans.get(name)
         if plan is not None and plan.total > SHOWN_FROM:
             print(plan.table(), flush=True)
+            return_freed_memory()
         with (self.settings.precision(self.device),
               gradient_checkpointing(self.settings.gradient_checkpointing)):
             look.before(run, start, resumed=state is not None)
