@@ -4,9 +4,9 @@ grpo`, on several seeds.
     python benchmarks/real_example.py --init HuggingFaceTB/SmolLM2-135M-Instruct --out FOLDER
 
 Prints a row per seed: right answers on the held-out sums, sampled as in training and at temperature
-0, before and after; and what became of the others: a wrong sum, or no answer in the asked form. So
-it can be told whether the model learnt to add or to answer in a form. Draws
-benchmarks/figures/real_model.png.
+0, before and after; and what became of the others: the right sum and another number behind "####",
+a wrong sum, or no answer in the asked form. So it can be told whether the model learnt to add, or
+to answer in a form. Draws benchmarks/figures/real_model.png.
 
 A sum and its mirror image (3+4 and 4+3) are in the same split. A prompt shows one solved sum, as
 turns of a conversation, and so the form of an answer: the sum itself, then "#### 8".
@@ -16,24 +16,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from common import commit, heading, row, run_minirl, spread, table_head
+from common import commit, heading, row, run_minirl, table_head
 from minirl.app.rundir import RunDir
 from minirl.app.tasks import make_task
 from minirl.inference.evaluate import Evaluation, evaluate
 from minirl.lm.chat import Chat
 from minirl.lm.checkpoint import load_pretrained
-from minirl.lm.figures import COLOURS, circle, draw, new_figure, save, tidy, whole_steps
+from minirl.lm.figures import COLOURS, circle, entry, new_figure, save, tidy, whole_steps
 from minirl.tasks.answers import claims
 
 LARGEST = 15
 SYSTEM = "Add."
 FLAGS = ("--system-prompt", SYSTEM, "--max-new-tokens", 16, "--kl-coef", 0, "--lr", 3e-5)
-KINDS = "right", "wrong sum", "no answer"
+KINDS = "right", "miscopied", "wrong sum", "no answer"
+TEMPERATURES = 1.0, 0.0
 FIGURE = Path(__file__).parent / "figures" / "real_model.png"
 
 Counts = dict[str, float]              # share of the held-out sums, by KINDS
@@ -55,21 +57,19 @@ def main() -> None:
     print(f"{heading()}, commit {commit()}, {args.dtype}\n")
     print(table_head("seed", "temperature", *(f"{kind}, {when}" for when in ("before", "after")
                                               for kind in KINDS), "seconds of the steps"))
+    before = outcomes(args.init, problems, args.out / "before.json")
     runs, tables = [], []
     for seed in range(args.seeds):
         run = run_minirl("grpo", args.out / f"seed-{seed}", "--init", args.init, "--data", problems,
                          "--seed", seed, "--steps", args.steps, "--dtype", args.dtype, *FLAGS)
         runs.append(run)
-        tables.append(outcomes(args.init, run, problems))
-        for temperature, (before, after) in tables[-1].items():
-            print(row(seed, temperature, *(f"{when[kind]:.2f}" for when in (before, after)
-                                           for kind in KINDS),
+        after = outcomes(run.path / "final", problems, run.path / "after.json")
+        tables.append(after)
+        for temperature in TEMPERATURES:
+            print(row(seed, temperature, *(f"{counts[temperature][kind]:.2f}"
+                                           for counts in (before, after) for kind in KINDS),
                       f"{sum(step['step_time'] for step in run.metrics()):.0f}"), flush=True)
-    for temperature in (1.0, 0.0):
-        print(row("median (range)", temperature,
-                  *(spread([table[temperature][when][kind] for table in tables])
-                    for when in (0, 1) for kind in KINDS), ""))
-    picture(runs, [table[1.0] for table in tables], args.figure)
+    picture(runs, before[1.0], [after[1.0] for after in tables], args.figure)
 
 
 def sums() -> list[dict[str, Any]]:
@@ -82,78 +82,93 @@ def sums() -> list[dict[str, Any]]:
             for a in numbers for b in numbers]
 
 
-def outcomes(init: str, run: RunDir, problems: Path) -> dict[float, tuple[Counts, Counts]]:
-    """Return what became of the held-out sums, before and after, by temperature. Kept in the run's
-    folder."""
-    file = run.path / "outcomes.json"
+def outcomes(checkpoint: Path | str, problems: Path, file: Path) -> dict[float, Counts]:
+    """Return what becomes of the held-out sums, by temperature. Kept in a file."""
     if not file.exists():
         task = make_task({"name": "dataset", "data": str(problems)})
-        found: dict[str, list[Counts]] = {"1.0": [], "0.0": []}
-        for checkpoint in (init, run.path / "final"):
-            model, tokenizer = load_pretrained(checkpoint)
-            for temperature, both in found.items():
-                both.append(shares(evaluate(
-                    model, tokenizer.with_chat(Chat(SYSTEM)), task, n=LARGEST ** 2,
-                    max_new_tokens=16, temperature=float(temperature), seed=1)))
+        model, tokenizer = load_pretrained(checkpoint)
+        found = {temperature: shares(evaluate(
+            model, tokenizer.with_chat(Chat(SYSTEM)), task, n=LARGEST ** 2, max_new_tokens=16,
+            temperature=temperature, seed=1)) for temperature in TEMPERATURES}
         file.write_text(json.dumps(found), encoding="utf-8")
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return {float(temperature): (before, after) for temperature, (before, after) in found.items()}
+    return {float(temperature): counts
+            for temperature, counts in json.loads(file.read_text(encoding="utf-8")).items()}
 
 
 def shares(evaluation: Evaluation) -> Counts:
-    """Return the share of completions that are right, give another number, and give none."""
+    """Return the share of completions of each kind."""
     counts = dict.fromkeys(KINDS, 0)
-    for texts, verdicts in zip(evaluation.completions, evaluation.verdicts["accuracy"],
-                               strict=True):
+    for problem, texts, verdicts in zip(evaluation.problems, evaluation.completions,
+                                        evaluation.verdicts["accuracy"], strict=True):
         for text, verdict in zip(texts, verdicts, strict=True):
-            counts[kind_of(text, verdict)] += 1
+            counts["right" if verdict == 1.0 else failure(text, problem.answer)] += 1
     return {kind: count / sum(counts.values()) for kind, count in counts.items()}
 
 
-def kind_of(text: str, verdict: float | None) -> str:
-    if verdict == 1.0:
-        return "right"
-    return "wrong sum" if any(place.strip().isdigit() for place in claims(text)) else "no answer"
+def failure(text: str, answer: str) -> str:
+    r"""Return the kind of a wrong completion. In a miscopied one the sum is right, and what stands
+    behind "####" is another number.
+
+    >>> [failure(text, "8") for text in ("3 + 5 = 8\n#### 5", "3 + 5 = 9\n#### 9", "eight")]
+    ['miscopied', 'wrong sum', 'no answer']
+    """
+    if not any(place.strip().isdigit() for place in claims(text)):
+        return "no answer"
+    written = re.search(r"= *(\d+)", text)
+    return "miscopied" if written is not None and written[1] == answer else "wrong sum"
 
 
 # the figure
 
-def picture(runs: Sequence[RunDir], tables: Sequence[tuple[Counts, Counts]], out: Path) -> None:
-    """Draw accuracy and length by step, a curve per seed, and what became of the held-out sums."""
-    figure, (accuracy, length, kinds) = new_figure(1, 3, (11.5, 3.5))
-    for i, run in enumerate(runs):
-        steps, style = run.metrics(), {"color": COLOURS[i]}
-        for axis, name in ((accuracy, "rewards/accuracy/mean"),
-                           (length, "completions/mean_length")):
-            draw(axis, [(step["step"], step[name]) for step in steps], style)
-        for step, counts in zip((0, steps[-1]["step"]), tables[i], strict=True):
-            accuracy.plot(step, counts["right"], linestyle="none", clip_on=False, zorder=5,
-                          **circle(COLOURS[i]))
+def picture(runs: Sequence[RunDir], before: Counts, afters: Sequence[Counts], out: Path) -> None:
+    """Draw accuracy and entropy by step, and what became of the held-out sums."""
+    figure, (accuracy, entropy, kinds) = new_figure(1, 3, (11.5, 3.5))
+    curve(accuracy, runs, "rewards/accuracy/mean", COLOURS[0])
+    curve(entropy, runs, "entropy", COLOURS[3])
+    last = runs[0].metrics()[-1]["step"]
+    for step, counts in ((0, before), *((last, after) for after in afters)):
+        accuracy.plot(step, counts["right"], linestyle="none", clip_on=False, zorder=5,
+                      **circle(COLOURS[1]))
     accuracy.set_ylim(0, 1)
-    length.set_ylim(bottom=0)
-    tidy(accuracy, "Right answers: it learns to add", x="GRPO step", y="share right")
-    tidy(length, "Mean response length", x="GRPO step", y="tokens")
-    accuracy.text(0.97, 0.06, f"curves: training sums, {len(runs)} seeds\ncircles: held-out sums",
-                  transform=accuracy.transAxes, fontsize=8, ha="right")
-    for axis in (accuracy, length):
+    entropy.set_ylim(bottom=0)
+    accuracy.legend(handles=[
+        entry("training sums, mean of the seeds", color=COLOURS[0], linewidth=2.5),
+        entry("a seed", color=COLOURS[0], linewidth=1, alpha=0.4),
+        entry("held-out sums, a seed", linestyle="none", **circle(COLOURS[1]))],
+        loc="lower right", fontsize=8, frameon=False)
+    tidy(accuracy, "Right answers", x="GRPO step (32 completions each)", y="share right")
+    tidy(entropy, "Entropy of the policy", x="GRPO step", y="nats per token")
+    for axis in (accuracy, entropy):
         whole_steps(axis)
-    bars(kinds, tables)
+    bars(kinds, before, afters)
     save(figure, out)
 
 
-def bars(axis: Any, tables: Sequence[tuple[Counts, Counts]]) -> None:
-    """Draw the held-out sums before and after, as parts of 1; a mean over seeds."""
+def curve(axis: Any, runs: Sequence[RunDir], metric: str, colour: str) -> None:
+    """Draw a metric by step: each run, and their mean."""
+    lines = [run.metrics() for run in runs]
+    steps = [step["step"] for step in lines[0]]
+    values = [[step[metric] for step in line] for line in lines]
+    for one in values:
+        axis.plot(steps, one, color=colour, linewidth=1, alpha=0.4)
+    axis.plot(steps, [sum(column) / len(column) for column in zip(*values, strict=True)],
+              color=colour, linewidth=2.5)
+
+
+def bars(axis: Any, before: Counts, afters: Sequence[Counts]) -> None:
+    """Draw the held-out sums before and after, as parts of 1; after: a mean over seeds."""
     bottom = [0.0, 0.0]
-    for kind, colour in zip(KINDS, (COLOURS[2], COLOURS[1], "#b8bec8"), strict=True):
-        heights = [sum(table[when][kind] for table in tables) / len(tables) for when in (0, 1)]
+    for kind, colour in zip(KINDS, (COLOURS[2], "#e0a458", COLOURS[1], "#b8bec8"), strict=True):
+        heights = [before[kind], sum(after[kind] for after in afters) / len(afters)]
         axis.bar(["before", "after"], heights, bottom=bottom, color=colour, width=0.6)
         for x, (low, height) in enumerate(zip(bottom, heights, strict=True)):
-            if height > 0.05:
+            if height > 0.04:
                 axis.text(x, low + height / 2, f"{kind} {height:.2f}", ha="center", va="center",
-                          fontsize=8, color="white" if kind != "no answer" else "black")
+                          fontsize=8, color="white" if kind in ("right", "wrong sum") else "black")
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
     axis.set_ylim(0, 1)
-    tidy(axis, "Held-out sums", y="share")
+    tidy(axis, f"Held-out sums, after: mean of {len(afters)} seeds", y="share")
+    axis.grid(False)
 
 
 if __name__ == "__main__":
