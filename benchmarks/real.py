@@ -208,6 +208,7 @@ def main() -> None:
     for _ in range(args.rounds):
         for name in args.sides:
             results[name].append(in_process(name, args))
+            print(SIDES[name].name, results[name][-1], file=sys.stderr, flush=True)
     print(table_head("side", "a step, s", "of the processor, s", "peak of the process, GB",
                      "tokens sampled a step", "reward"))
     for name, runs in results.items():

@@ -79,7 +79,7 @@ def return_freed_memory() -> None:
     held 0.5 GB that nobody used. Does nothing on other systems.
     """
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2 ** 20)
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2 ** 19)
 
 
 @functools.cache
