@@ -100,7 +100,8 @@ def test_sample_marks_in_colours_where_the_terminal_has_some(monkeypatch):
 
 # whose numbers a run has
 
-SMALL = ["--steps", "1", "--prompts-per-step", "1", "--max-new-tokens", "4", "--eval-problems", "1"]
+SMALL = ["--steps", "1", "--prompts-per-step", "1", "--max-new-tokens", "4", "--token-budget", "64",
+         "--eval-problems", "1"]
 
 
 def numbers(*flags, base, folder, capsys):
