@@ -264,7 +264,7 @@ PRETRAINED: dict[str, dict[str, Any]] = {
     "rm": dict(lr=9e-6),                                   # InstructGPT, appendix C.2
     "dpo": dict(lr=1e-6),                                  # DPO, appendix B
     # word problems on a laptop; a GPU has room for more prompts, and longer completions
-    "grpo": dict(lr=1e-5, steps=16, prompts_per_step=4, max_new_tokens=128, token_budget=2048,
+    "grpo": dict(lr=1e-5, steps=10, prompts_per_step=4, max_new_tokens=128, token_budget=2048,
                  eval_problems=64),
     "ppo": dict(lr=9e-6, value_lr=9e-6),                   # InstructGPT, appendix C.4
 }

@@ -237,6 +237,6 @@ def test_no_preset_gives_a_pretrained_checkpoint_the_toys_learning_rate(command)
 
 def test_papers_numbers_and_what_defines_a_variant_stay_for_a_pretrained_checkpoint():
     paper = numbers_of("grpo", "deepseekmath", pretrained=True)
-    assert (paper["lr"], paper["prompts_per_step"], paper["steps"]) == (1e-6, 16, 16)
+    assert (paper["lr"], paper["prompts_per_step"], paper["steps"]) == (1e-6, 16, 10)
     variant = numbers_of("grpo", "gspo", pretrained=True)
     assert (variant["lr"], variant["clip_low"]) == (1e-5, 3e-4)
