@@ -75,8 +75,8 @@ def return_freed_memory() -> None:
     """Let large pieces of memory go back to the system as soon as they are freed.
 
     glibc, the C library of most Linux systems, keeps pieces of up to 32 MB for later, and its
-    aligned requests do not fit into holes of their own size: a training step of 135M parameters
-    held 0.5 GB that nobody used. Does nothing on other systems.
+    aligned requests do not fit into holes of their own size: much memory is held that nobody uses.
+    Does nothing on other systems.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2 ** 19)

@@ -1,14 +1,8 @@
 """Matrix products of a few rows, at the speed of memory.
 
 A step of sampling multiplies a few rows by every weight of the model. On a CPU, F.linear reads a
-large matrix for 8 rows at a quarter of the speed at which memory could give it, as a dot product
-walks along both operands. In panels, (n, d) as (n / p, d, p), one number of a row meets p weights
-that stand side by side. On one core of a Xeon with AVX-512, 8 rows, GB of weights a second:
-
-    (n, d)           F.linear    panels
-    (49152, 576)     3.3         8.3
-    (3072, 576)      3.4         5.9
-    (576, 1536)      4.3         6.4
+large matrix for 8 rows well below the speed of memory, as a dot product walks along both operands.
+In panels, (n, d) as (n / p, d, p), one number of a row meets p weights that stand side by side.
 
 Making panels costs as much as a few steps, and the sums are added in another order.
 """
