@@ -24,12 +24,12 @@ from typing import Any
 
 from common import commit, heading, row, run_minirl, table_head
 from minirl.app.rundir import RunDir
-from minirl.app.tasks import make_task
 from minirl.inference.evaluate import Evaluation, evaluate
 from minirl.lm.chat import Chat
 from minirl.lm.checkpoint import load_pretrained
 from minirl.lm.figures import COLOURS, circle, entry, new_figure, save, tidy, whole_steps
 from minirl.tasks.answers import claims
+from minirl.tasks.dataset import load_dataset
 
 LARGEST = 15
 SYSTEM = "Add."
@@ -85,7 +85,7 @@ def sums() -> list[dict[str, Any]]:
 def outcomes(checkpoint: Path | str, problems: Path, file: Path) -> dict[float, Counts]:
     """Return what becomes of the held-out sums, by temperature. Kept in a file."""
     if not file.exists():
-        task = make_task({"name": "dataset", "data": str(problems)})
+        task = load_dataset(problems)
         model, tokenizer = load_pretrained(checkpoint)
         found = {temperature: shares(evaluate(
             model, tokenizer.with_chat(Chat(SYSTEM)), task, n=LARGEST ** 2, max_new_tokens=16,
