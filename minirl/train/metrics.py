@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minirl.equations.kl import k1, k3
 from minirl.equations.reduce import masked_mean
 from minirl.inference.collect import Collected, verdict_tensor
 from minirl.inference.mismatch import far, sample_share
@@ -62,11 +63,14 @@ class Sums:
     def add_distance(self, name: str, logp: Tensor, behavior_logp: Tensor, mask: Tensor) -> None:
         """Add how far a policy is from the sampler μ on a micro-batch, (b, T) each.
 
-        name/frac_far is the share of tokens whose ratio is outside [0.9, 1.1]: a mean that is small
-        may hide them. name/sample_share is the effective sample size of the completions by their
+        name/k1 and name/k3 estimate KL(μ || π) per token. name/frac_far is the share of tokens
+        whose ratio is outside [0.9, 1.1]: a mean that is small may hide them. name/sample_share is the effective sample size of the completions by their
         ratios Π_t π_t/μ_t, as a share of their number: 1 where all weigh the same.
         """
-        difference = torch.where(mask, logp - behavior_logp, 0).detach()
+        logp = logp.detach()
+        self.add(f"{name}/k1", k1(behavior_logp, logp), mask)
+        self.add(f"{name}/k3", k3(behavior_logp, logp), mask)
+        difference = torch.where(mask, logp - behavior_logp, 0)
         self.add(f"{name}/frac_far", far(difference), mask)
         rows = difference.double().sum(1)[mask.any(1)]  # of those with a sampled token
         self._log_weights.setdefault(f"{name}/sample_share", []).append(rows)
