@@ -64,8 +64,9 @@ class Sums:
         """Add how far a policy is from the sampler μ on a micro-batch, (b, T) each.
 
         name/k1 and name/k3 estimate KL(μ || π) per token. name/frac_far is the share of tokens
-        whose ratio is outside [0.9, 1.1]: a mean that is small may hide them. name/sample_share is the effective sample size of the completions by their
-        ratios Π_t π_t/μ_t, as a share of their number: 1 where all weigh the same.
+        whose ratio is outside [0.9, 1.1]: a mean that is small may hide them. name/sample_share is
+        the effective sample size of the completions by their ratios Π_t π_t/μ_t, as a share of
+        their number: 1 where all weigh the same.
         """
         logp = logp.detach()
         self.add(f"{name}/k1", k1(behavior_logp, logp), mask)
