@@ -78,8 +78,9 @@ def stage_four(preset, config, logp, old, behavior, ref, adv, entropy, *, mask=S
     if config.kl_coef:
         surrogate = surrogate - config.kl_coef * KL_ESTIMATORS[config.kl_estimator](logp, old, ref)
     total = normaliser(mask, config.aggregate, max_length=L_MAX)
+    bonus.begin(counted)
     return (aggregate(surrogate, mask, config.aggregate, total=total)
-            + bonus.of(entropy, counted, counted))
+            + bonus.of(entropy, counted))
 
 
 def trl_loss(preset, config, logp, old, behavior, ref, adv, entropy, *, mask=SEEN, metrics=None,
@@ -324,7 +325,8 @@ def test_the_adaptive_entropy_coefficient_over_updates():
         theirs = trl_loss("trl", config, *args, metrics=trainers, **memory)
         memory = {name: getattr(trainers[-1], name) for name in memory}
         plain = stage_four(table, replace(config, entropy_coef=0.0, entropy_target=0.0), *args)
-        ours = plain + bonus.of(entropy, SEEN, SEEN)
+        bonus.begin(SEEN)
+        ours = plain + bonus.of(entropy, SEEN)
         bonus.adapt(Sums())
         assert_same_loss(theirs, ours, logp)
         gradients = [torch.autograd.grad(x, entropy, allow_unused=True)[0]
