@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from minirl.lm import kernels
 from minirl.lm.kernels import rms_norm, swiglu
 
 
@@ -48,8 +49,13 @@ def test_the_gradient_is_in_full_precision_under_autocast():
     torch.testing.assert_close(gradient(True), gradient(False))
 
 
-def test_swiglu_is_the_plain_formula_and_keeps_gate_and_up_alone():
+def test_swiglu_is_the_plain_formula_and_keeps_gate_and_up_alone(monkeypatch):
     """By hand at gate 0, up 3: silu(0) = 0, its slope is 1/2, so ∂y/∂gate = 3/2 and ∂y/∂up = 0."""
+    inputs = [torch.randn(4, 5, requires_grad=True) for _ in range(2)]
+    plain_slopes = torch.autograd.grad(swiglu(*inputs).square().sum(), inputs)   # a narrow layer
+    monkeypatch.setattr(kernels, "WIDE", 1)
+    slopes = torch.autograd.grad(swiglu(*inputs).square().sum(), inputs)
+    assert all(torch.equal(a, b) for a, b in zip(plain_slopes, slopes, strict=True))
     gate, up = torch.zeros(1, requires_grad=True), torch.tensor([3.0], requires_grad=True)
     swiglu(gate, up).backward()
     assert gate.grad.item() == 1.5 and up.grad.item() == 0.0
