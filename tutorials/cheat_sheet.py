@@ -57,8 +57,8 @@ OBJECTIVES: dict[str, tuple[str, str, Objective]] = {
 ESTIMATORS = {"k1": (r"$\log r,\ r = \pi/\pi_{ref}$", k1),
               "k2": (r"$(\log r)^2 / 2$", k2), "k3": (r"$1/r - 1 + \log r$", k3)}
 WHOLE = ("Of a whole completion: GSPO is PPO with the |o|-th root of the product of all ρ, "
-         "R1's eq. 1 with the product.\nGMPO clips the ρ in the root, LUSPO multiplies GSPO by |o|, VESPO "
-         "weighs log π by a bell of the product: equations/sequence_objectives.py")
+         "R1's eq. 1 with the product.\nGMPO clips the ρ in the root, LUSPO multiplies GSPO by "
+         "|o|, VESPO weighs log π by a bell of the product: equations/sequence_objectives.py")
 
 
 def value_and_slope(function: Callable[[Tensor], Tensor], logp: Tensor) -> tuple[Tensor, Tensor]:
