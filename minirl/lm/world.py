@@ -29,7 +29,7 @@ from torch import Tensor, nn
 Number = TypeVar("Number", Tensor, float, int)
 T = TypeVar("T")
 M = TypeVar("M", bound=Any)   # a Transformer, which is above this module
-ENDED = ("gloo", "nccl", "connection", "process group", "rendezvous", "store")  # words of errors
+ENDED = "gloo", "nccl", "connection"   # words of an error where another process has ended
 
 
 @contextlib.contextmanager
