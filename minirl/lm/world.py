@@ -63,7 +63,8 @@ def noticing(advice: str = "") -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or any(x in str(error).lower() for x in ENDED):
+        lost = isinstance(error, dist.DistError) or any(x in str(error).lower() for x in ENDED)
+        if size() > 1 and lost:
             raise WorldError(f"another of the {size()} processes has ended, so process {rank()} "
                              f"stops, too{advice}") from error
         raise

@@ -82,6 +82,12 @@ def test_without_torchrun_a_block_is_as_it_would_be_outside(monkeypatch):
         assert not dist.is_initialized()
 
 
+def test_an_error_of_one_process_alone_is_its_own():
+    """A reward function may fail to connect: no other process has to do with it."""
+    with pytest.raises(RuntimeError, match="^connection refused$"), world.noticing(": go on"):
+        raise RuntimeError("connection refused")
+
+
 def test_two_processes(tmp_path):
     """All of it in one pair of processes, as a pair takes seconds to start."""
     multiprocessing.spawn(one_process, args=(str(tmp_path / "store"),), nprocs=2)
