@@ -13,7 +13,6 @@ from torch.nn.functional import logsigmoid
 from minirl.app.pipeline_figures import plot_calibration, plot_epochs
 from minirl.app.rundir import RunDir
 from minirl.app.stages import Look, Stages
-from minirl.app.survival import warn
 from minirl.inference.evaluate import Evaluation, evaluate, text_loss
 from minirl.inference.tables import markdown
 from minirl.lm.checkpoint import load_pretrained, save_pretrained
@@ -102,9 +101,9 @@ def say_where_nothing_pays(task: Task, evaluation: Evaluation) -> None:
     if any(any(verdicts) for name in counts for verdicts in evaluation.verdicts[name]):
         return
     cut = f"{evaluation.truncated:.0%} were cut off (--max-new-tokens)"
-    warn(f"no completion got a reward ({' and '.join(counts)}), and a group in which all fail "
-         f"teaches nothing. {cut}; does the prompt say what an answer looks like, or a chat "
-         "model's --system-prompt, such as \"End with #### and the number.\"?")
+    print(f"note: no completion got a reward ({' and '.join(counts)}), and a group in which all "
+          f"fail teaches nothing. {cut}; does the prompt say what an answer looks like, or a chat "
+          "model's --system-prompt, such as \"End with #### and the number.\"?", flush=True)
 
 
 # of InstructGPT

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
 
 from tqdm import tqdm
 
-from minirl.lm import world
 from minirl.lm.text import visible
 
 BAR_AFTER = 2.0           # seconds: shorter work shows nothing
@@ -36,7 +36,9 @@ class Progress:
         self._initial = initial
         self._written: tuple[int, str] | None = None               # what the newest line says
         self._lock, self._closed = threading.Lock(), threading.Event()
-        self._stream, self._bar = sys.stderr if world.rank() == 0 else None, None
+        # of the processes that torchrun started, the first speaks; lm.world would load torch
+        first = os.environ.get("RANK", "0") == "0"
+        self._stream, self._bar = sys.stderr if first else None, None
         if self._stream is None:                                   # or a program without a console
             return
         if self._stream.isatty():

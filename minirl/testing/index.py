@@ -38,6 +38,7 @@ NOT_IMPLEMENTED = [
      "truncated_weights"),
     ("VAPO", "2504.05118", "PPO whose λ grows with the length of the answer", "gae"),
 ]
+MANY = 5                                # tutorials of an equation that a line of the index names
 MARKDOWN = "minirl equations --markdown > tutorials/EQUATIONS.md"
 
 
@@ -145,7 +146,8 @@ def show_index() -> str:
         for entry in group:
             place = entry.equation.replace("section", "sec.").replace("appendix", "app.")
             numbers = [re.findall(r"[0-9]+", file)[0] for file in entry.tutorials]
-            place += f", tut. {', '.join(numbers)}" if numbers else ""
+            place += f", tut. {', '.join(numbers[:MANY])}" if numbers else ""
+            place += ", ..." if len(numbers) > MANY else ""
             rows.append((entry.function, entry.paper.replace(", arXiv:", " "), place))
         names, papers = (max(len(row[i]) for row in rows) for i in (0, 1))
         lines += [f"  {name:{names}}  {paper:{papers}}  {place}" for name, paper, place in rows]

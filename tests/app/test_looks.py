@@ -35,7 +35,7 @@ def test_a_resumed_run_does_not_write_its_first_samples_again(tmp_path, monkeypa
 def test_a_line_says_that_nothing_is_rewarded(capsys):
     """There is nothing to learn from then, and the prompt may not say what an answer looks like."""
     say_where_nothing_pays(ACCURATE, summed("x", (0.0,) * 4))
-    error = capsys.readouterr().err
-    assert "no completion got a reward (accuracy)" in error and "were cut off" in error
+    said = capsys.readouterr().out
+    assert "no completion got a reward (accuracy)" in said and "were cut off" in said
     say_where_nothing_pays(ACCURATE, summed("x"))
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().out == ""
