@@ -20,7 +20,7 @@
 #
 # | what to inspect | healthy | if not |
 # |---|---|---|
-# | advantage of the first wrong step | the lowest of its solution | rewards and steps are shifted |
+# | advantage of the first wrong step, if all behind it are wrong | the lowest | shifted steps |
 # | gradient of what a tool answered | 0 | it is in the mask |
 # | pages kept as in the round before | rises to 98 % | the seeds still grow: another round |
 
@@ -65,7 +65,8 @@ from minirl.train.sft import SFTConfig, train_sft
 # ## By hand
 #
 # Two solutions of "47+85=" with three steps each: two columns and the answer. The second forgets
-# the carry in its second column. A reward for each step says whether it is true:
+# the carry in its second column. A step writes its column's total, then the digits found so far: 12
+# first, then 13 and the 2. A reward for each step says whether it is true:
 #
 # | | step 1 | step 2 | answer |
 # |---|---|---|---|
@@ -172,7 +173,7 @@ assert sum(calls) > 0 and len(answered) > 0 and bool((leaf[0, answered] == 0).al
 
 # %% [markdown]
 # What was answered has no log-prob, so nothing that is made of log-probs learns from it. But the
-# next tokens attend to it.
+# next tokens attend to it. (Whether the model copies the result yet is what a reward is for.)
 #
 # **A corpus.** DeepSeekMath starts from a seed corpus of mathematical pages, and finds 35 million.
 # Here is a web of 6,000 pages whose truth is known. Its mathematics has six topics, and the seeds
@@ -214,14 +215,16 @@ assert min(first[:2]) > 0.6 and sum(last) > sum(first) + 0.5
 # Geometry and statistics, which no seed is about, are found nearly whole by the third round: they
 # share sites with what was known. That is what the rounds are for: a classifier knows its seeds,
 # and a site knows its neighbours. The last two topics are further away, and a sixth of the web is
-# soon full without them: `minirl mine` takes four rounds and a larger web, and finds all six.
+# soon full without them. The first, unsure classifier keeps some of their pages; the next ones fill
+# the sixth with pages that they are surer of. `minirl mine` takes four rounds and a larger web, and
+# finds all six.
 
 # %% [markdown]
 # ## Break it
 #
 # Some of these pages quote the benchmark. Who trains on them measures memory. The paper throws a
-# page out that has ten words in a row in common with a question. Before the filter, how many of the
-# kept pages have one?
+# page out that has ten words in a row in common with a question, or a whole question of 3 to 9
+# words. Before the filter, how many of the kept pages have one?
 
 # %%
 index = NgramIndex(benchmark(0))
@@ -232,7 +235,7 @@ print(f"{int(contaminated.sum())} of {int(kept.sum())} kept pages hold a questio
 assert int(contaminated.sum()) == int((kept & planted).sum())
 one_word_off = NgramIndex(["What is 214 times 355 plus 120?"])
 assert one_word_off.contains("WHAT IS 214 TIMES 355 PLUS 120")
-assert not one_word_off.contains("What is 214 times 355 plus 121?"), "a paraphrase passes"
+assert not one_word_off.contains("What do 214 times 355 and 120 make?"), "a paraphrase passes"
 
 # %% [markdown]
 # ## Exercises

@@ -258,7 +258,7 @@ assert min(forced[2:4]) < forced[0] < forced[-1] and forced[5] > 0.6
 # %% [markdown]
 # Half a chain is worse than none: cut after "6+6+0=", the model has nothing to say yet. With the
 # whole chain it is as good as it gets, and more room changes nothing, because it ends by itself. A
-# model that has read chains of one length does not choose how long to think.
+# model that has read chains of one length, or none, does not choose how long to think.
 
 # %% [markdown]
 # ## Break it
@@ -284,7 +284,7 @@ assert near(unbiased, truth, 1e-6) and plug_in < truth - 0.04
 
 # %%
 def exercise_1(chances, opinions, n):
-    """Return the chances of the answers that the best of n has: (V,) each, without sampling.
+    """Return the chance of each answer to be the best of n, (V,), without sampling.
 
     chances: of one sample. opinions: a verifier's score of each answer, all different.
     """
@@ -329,7 +329,7 @@ judge(check_2, exercise_2)
 # | self-consistency | answers of chains of thought, 40 samples | any answers; None has no vote |
 # | verifier | a model that was trained on 100 samples of each question | an opinion by hand |
 # | budget forcing | "Wait" and "Final Answer:" in text | the end of thinking as a token |
-# | tokens | of the answer | `candidates.total`: prompt, answer and verifier |
+# | tokens | of the answer | the same; `candidates.total` has prompt and verifier, too |
 
 # %% [markdown]
 # ## Find the bug

@@ -16,7 +16,7 @@
 #   `tests/inference/test_mismatch.py`
 # - **Before this**: 02 (log-probs of sampler and learner), 05 (the ratio), 08 (GRPO)
 # - **Time**: 15 s on two CPU cores, with `MINIRL_FAST=1` as well
-# - **Expect**: bfloat16 is 6 to 10 times as far off as float16, which rounds 8 times as finely
+# - **Expect**: bfloat16 is 7 to 10 times as far off as float16, which rounds 8 times as finely
 # - **Sweep**: `minirl precision` for any checkpoint; `minirl grpo --dtype float16` beside
 #   `--dtype bfloat16`, and `--batch-invariant true`: compare `sampling/frac_far`
 #
@@ -24,7 +24,7 @@
 # |---|---|---|
 # | `sampling/frac_far`, the share of ratios outside [0.9, 1.1] | below 1 % | look at both dtypes |
 # | `sampling/sample_share` | near 1 | weights that few completions carry: shorten or mask |
-# | `frac_skipped_steps` in float16 | a few of the first steps | the scale cannot settle: NaN |
+# | `frac_skipped_steps` in float16 | the first steps, then one in 2,000 | NaN, at any scale |
 
 # %%
 import copy
@@ -56,7 +56,7 @@ from minirl.train.sft import SFTConfig, train_sft
 #
 # In reinforcement learning two programs compute the same log-probs. The *sampler* draws a token at
 # a time, with keys and values that it has kept; the *learner* reads the whole text at once. Both
-# round, and they add in another order. People see it as a ratio that is not 1:
+# round, and they add in different orders. People see it as a ratio that is not 1:
 #
 # - *Why do the sampler's log-probs differ from the trainer's, with the same weights?*
 #   [trl#4159](https://github.com/huggingface/trl/issues/4159),
@@ -205,8 +205,8 @@ assert all(0.8 < s[-1] / (s[0] * 16) < 1.25 for s in spread.values()), "16 is th
 # %% [markdown]
 # At 256 tokens, bfloat16's ratio is off by some 14 %, float16's by 2 %. At 10,000 tokens, which a
 # reasoning model writes, the same walk gives 0.86 nats in bfloat16: a factor of 2.4, up or down.
-# This is why weights of whole answers break down there. How many of the samples are still worth
-# something? For log-normal weights of spread s, the effective sample size is n · exp(-s²).
+# How many of the samples are still worth something, weighed as whole answers? For log-normal
+# weights of spread s, the effective sample size is n · exp(-s²).
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -272,7 +272,7 @@ assert RUNS["bfloat16, batch-invariant"]["sampling/sampling_logp_difference/max"
 
 # %% [markdown]
 # Zero, to the bit: what is added in the same order is rounded in the same way. It costs speed, and
-# it needs one program for both: large systems sample with another one.
+# it needs the same kernels on both sides, which a separate sampler seldom has.
 #
 # ## Break it
 #
@@ -412,8 +412,9 @@ judge(check_2, exercise_2)
 # ## Find the bug
 #
 # In float16 a step gets gradients that are multiplied by the scale. They must be divided by it, and
-# clipped to a norm. This function does both, its author has tested it with a scale of 1, and
-# training crawls. Write a test that passes for `unscaled_and_clipped` and fails for this function.
+# clipped to a norm. This function does both, its author has tested it with a scale of 1, and with
+# SGD training crawls (Adam hides it: every gradient is merely clipped). Write a test that passes
+# for `unscaled_and_clipped` and fails for this function.
 
 # %%
 def unscaled_and_clipped(gradient, scale, max_norm):

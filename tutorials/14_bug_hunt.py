@@ -7,7 +7,7 @@
 # *Nothing crashes, and the reward rises: which line is wrong?*
 #
 # - **Paper**: GRPO, DeepSeekMath, [arXiv:2402.03300](https://arxiv.org/abs/2402.03300), eq. 3;
-#   PPO, [arXiv:1707.06347](https://arxiv.org/abs/1707.06347), eq. 7; The N implementation details
+#   PPO, [arXiv:1707.06347](https://arxiv.org/abs/1707.06347), eq. 7; The N+ Implementation Details
 #   of RLHF with PPO, [arXiv:2403.17031](https://arxiv.org/abs/2403.17031)
 # - **Code**: `minirl/train/grpo.py`, the same page; `minirl/testing/conformance.py`: `check`
 # - **Tests**: `tests/train/test_grpo.py`, `tests/test_invariance.py`
@@ -18,7 +18,7 @@
 #
 # | what to inspect | healthy | if not |
 # |---|---|---|
-# | the ratio in the first pass over a batch | exactly 1 | log-probs of sampler and learner differ |
+# | ratio to the log-probs that the sampler kept | 1 | the learner computes others |
 # | gradient of EOS, and of what is behind it | some; none | look at the mask |
 # | advantages of equal rewards | 0, not 1e-8 | look at the standard deviation |
 
@@ -36,13 +36,13 @@ from minirl.testing.conformance import check
 # %% [markdown]
 # ## The question
 #
-# A bug in a loss does not crash. Most of these were found years later, or by another's eyes:
+# A bug in a loss does not crash. Some of these were found a year later, or by another's eyes:
 #
 # - [trl#6369](https://github.com/huggingface/trl/issues/6369): the mean divides by tokens that are
 #   masked
 # - [trl#2405](https://github.com/huggingface/trl/issues/2405): padding is EOS, and so EOS is masked
-# - [trl#4159](https://github.com/huggingface/trl/issues/4159): the learner's log-probs forget the
-#   temperature
+# - [trl#4159](https://github.com/huggingface/trl/issues/4159): the sampler's log-probs forget the
+#   temperature (below, the learner's do)
 # - [gpt-neox#1285](https://github.com/EleutherAI/gpt-neox/issues/1285): an index that is off by one
 # - [verl#4597](https://github.com/volcengine/verl/issues/4597): equal rewards, and advantages that
 #   are not 0
@@ -279,10 +279,11 @@ assert exact == ["advantages_2", "mean_2"] and cosines["objective_1"][0] > 1 - 1
 assert cosines["objective_1"][1] < 0.9 and max(cosines["mean_1"]) < 0.9
 
 # %% [markdown]
-# Four kinds of silence. `logprobs_2` and `objective_2` turn the gradient by a few degrees.
-# `objective_1` is exact as long as the ratio is 1, so no test with one update can find it. `mean_2`
-# has the right direction and the wrong length, which depends on how much padding there is. And
-# `advantages_2` is right in every group that has a spread.
+# Five kinds of silence. `advantages_1` and `mean_1` turn the gradient by 25 to 41 degrees, and the
+# reward still rises. `logprobs_2` turns it by 4 to 7, `objective_2` by one. `objective_1` is exact
+# as long as the ratio is 1, so no test with one update can find it. `mean_2` has the right
+# direction and the wrong length, which depends on how much padding there is. And `advantages_2` is
+# right in every group that has a spread.
 #
 # ## Break it
 #
@@ -296,9 +297,10 @@ noise = advantages_2(equal, 8)
 assert float(advantages(equal, 8).abs().max()) == 0 and float(noise.abs().min()) > 0.5
 
 # %% [markdown]
-# A rounding error of 6e-8 divided by itself: each of the eight is pushed as if it had been wrong.
-# The better the policy, the more groups are like this. In
-# [NeMo-RL#4158](https://github.com/NVIDIA-NeMo/RL/issues/4158) it was a factor of 4000.
+# A rounding error of 6e-8 divided by itself: each of the eight gets 0.81, as if it were much better
+# than its own group. The sign is an accident of rounding. In
+# [NeMo-RL#4161](https://github.com/NVIDIA-NeMo/RL/issues/4161) a residue of this kind made one
+# advantage 4000 times too large.
 #
 # When you do not know what to ask any more, `minirl check` asks for you. It compares a function
 # with the equation that it should be, on inputs at which mistakes show, and names the mistake where
@@ -383,7 +385,7 @@ judge(check_3, exercise_3)
 # %% [markdown]
 # ## Find the bug
 #
-# The last piece is the objective: a surrogate and a KL. Its two bugs are the best hidden. One has
+# The last piece is the objective: a surrogate and a KL. Its two bugs are well hidden. One has
 # the right gradient in the first update, the other one has the right value wherever policy and
 # reference agree. And both hold the policy near the reference. Write one test that fails for both.
 

@@ -37,7 +37,7 @@ from minirl.equations.reduce import aggregate
 from minirl.testing.example import LENGTHS, MASK, REWARDS
 
 A4 = (8.27, 11.69)                                          # inches
-OLD_PROBABILITY = 0.25                                      # of the token: it matters to DPPO alone
+OLD_PROBABILITY = 0.25             # of the token: it matters where log π stands, and to DPPO
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]      # logp, old_logp, adv -> values
 
 OBJECTIVES: dict[str, tuple[str, str, Objective]] = {
@@ -50,12 +50,14 @@ OBJECTIVES: dict[str, tuple[str, str, Objective]] = {
     "dual clip": (r"$\max(\mathrm{PPO},\ cA)$ where $A < 0$", "1912.09729; c = 3",
                   partial(dual_clipped_surrogate, cap=3.0)),
     "CISPO": (r"$sg[\min(\rho, cap)]\ A \log\pi$", "2506.13585; cap = 2", partial(cispo, cap=2.0)),
-    "SAPO": (r"$\frac{4}{\tau}\,\sigma(\tau(\rho - 1))\, A$", "2511.20347, eqs. 5, 6", sapo),
+    "SAPO": (r"$\frac{4}{\tau}\,\sigma(\tau(\rho - 1))\, A$",
+             "2511.20347, eqs. 5, 6; τ = 1, 1.05", sapo),
     "DPPO": (r"$sg[\rho]\ A \log\pi$ until $\pi$ has moved by δ",
-             "2602.04879, eq. 12; π_old = 1/4, δ = 0.1", partial(dppo, delta=0.1)),
+             "2602.04879, eq. 12; δ = 0.1, in A's direction", partial(dppo, delta=0.1)),
 }
 ESTIMATORS = {"k1": (r"$\log r,\ r = \pi/\pi_{ref}$", k1),
               "k2": (r"$(\log r)^2 / 2$", k2), "k3": (r"$1/r - 1 + \log r$", k3)}
+MEANS = {"k1": "0", "k2": "∇KL(π || π_ref)", "k3": "∇KL(π_ref || π)"}       # of the gradients
 WHOLE = ("Of a whole completion: GSPO is PPO with the |o|-th root of the product of all ρ, "
          "R1's eq. 1 with the product.\nGMPO clips the ρ in the root, LUSPO multiplies GSPO by "
          "|o|, VESPO weighs log π by a bell of the product: equations/sequence_objectives.py")
@@ -79,8 +81,8 @@ def objectives_page() -> Figure:
     """Page 1: what a token of ratio ρ counts, and how it pulls, for A = 1 and for A = -1."""
     figure, axes = plt.subplots(len(OBJECTIVES), 3, figsize=A4, gridspec_kw={
         "width_ratios": [1.15, 1, 1]})
-    figure.suptitle("minirl: objectives, maximised (a token, its ratio ρ = π/π_old)", fontsize=11,
-                    weight="bold")
+    figure.suptitle("minirl: objectives, maximised (a token, ρ = π/π_old, π_old = 1/4)",
+                    fontsize=11, weight="bold")
     ratio = torch.linspace(0.05, 3.9, 400).double()
     old = torch.full_like(ratio, OLD_PROBABILITY).log()
     logp = old + ratio.log()
@@ -99,8 +101,8 @@ def objectives_page() -> Figure:
                 axis.axvline(1, color=GREY, linewidth=0.6, linestyle=":")
         tidy(value_axis, "value" if name == "policy gradient" else "")
         tidy(slope_axis, "gradient in log π" if name == "policy gradient" else "")
-        value_axis.set_ylim(-4.2, 3.2)
-        slope_axis.set_ylim(-4.2, 3.2)
+        value_axis.set_ylim(-4.2, 4.2)
+        slope_axis.set_ylim(-4.2, 4.2)
     axes[0, 1].legend(fontsize=7, loc="lower right")
     for axis in axes[-1, 1:]:
         axis.set_xlabel("ρ", fontsize=8)
@@ -124,7 +126,7 @@ def rest_page() -> Figure:
             tidy(axis, f"{name}:  {formula}" if row == 0 else what)
             axis.set_ylim(-2.6, 6.5)
             if row == 1:
-                axis.set_xlabel("π / π_ref", fontsize=8)
+                axis.set_xlabel(f"π / π_ref; mean over π: {MEANS[name]}", fontsize=7)
     text = figure.add_subplot(grid[2, :])
     text.axis("off")
     text.set_title("Means of per-token terms: reduce.aggregate(x, mask, how), and the weight of "

@@ -11,8 +11,8 @@ gradients is the gradient of the mean over all rows, however these are spread ov
 mean of the processes' means would weight the tokens of a process with few of them too much.
 
 What is called by one process must be called by all of them, in the same order, or they wait for
-each other for ever. Where torch.distributed is not initialised there is one process: `total(x)` is
-x, `share(x)` is all of x, and `add_gradients` does nothing.
+each other until torch gives up. Where torch.distributed is not initialised there is one process:
+`total(x)` is x, `share(x)` is all of x, and `add_gradients` does nothing.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def finite_here(tensors: Iterable[Tensor]) -> bool:
 def share(items: Sequence[T]) -> Sequence[T]:
     """Return this process's part of a batch that all processes hold: its neighbours, in order.
 
-    The parts differ by one item at most, and are empty where there are fewer than processes.
+    The parts differ by one item at most. Some are empty where there are fewer items than processes.
     """
     n, at = len(items), rank()
     return items[n * at // size():n * (at + 1) // size()]
@@ -195,7 +195,8 @@ def over_tokens(equation: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def split(rows: Tensor, size_of_all: int) -> Sequence[Tensor]:
-    """Cut this process's rows into minibatches that have so many in all processes together."""
+    """Cut this process's rows into minibatches that have so many in all processes together, rounded
+    up to a multiple of the processes."""
     return rows.split(-(-size_of_all // size()))
 
 
@@ -247,7 +248,7 @@ def shard(model: M) -> M:
     for part in (*model.layers, model):
         fully_shard(part, mesh=mesh)
         part.set_gradient_divide_factor(1.0)
-        if dist.get_backend() == "gloo":                      # it cannot multiply while it adds
+        if mesh.device_type == "cpu":                         # gloo cannot multiply while it adds
             part.set_force_sum_reduction_for_comms(True)      # torch >= 2.8
     return model
 

@@ -1,6 +1,8 @@
 """minirl/lm/world.py, and a model whose parameters two processes share (FSDP)."""
 
 import contextlib
+import os
+import socket
 from functools import partial
 
 import pytest
@@ -86,6 +88,27 @@ def test_an_error_of_one_process_alone_is_its_own():
     """A reward function may fail to connect: no other process has to do with it."""
     with pytest.raises(RuntimeError, match="^connection refused$"), world.noticing(": go on"):
         raise RuntimeError("connection refused")
+
+
+def test_a_block_joins_the_processes_that_torchrun_starts(tmp_path, monkeypatch):
+    """There the backend has no name: gloo for the CPU, and NCCL for GPUs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port), ("WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+    multiprocessing.spawn(joined_process, nprocs=2)
+
+
+def joined_process(rank):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    torch.set_num_threads(1)
+    with world.joined():
+        assert (world.size(), world.rank()) == (2, rank)
+        model = world.shard(build_model("qwen3"))
+        token_logprobs(model, TOKENS, mask=MASK).sum().backward()
+        assert all(p.grad is not None for p in model.parameters())
+    assert world.size() == 1
 
 
 def test_two_processes(tmp_path):
