@@ -5,7 +5,6 @@ Needs the extra `parity`. Nothing of it is imported before a trainer is made.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,13 @@ def make_trainer(folder: Path, problems: Sequence[Problem], rewards: Sequence[Re
 
     The loss, the optimizer and the learning rates are those of train/grpo.py. Each micro-batch has
     `micro_batch` rows. `begin` and `end` are called before and after each step, then `log` with its
-    metrics. A checkpoint that is not ours is only read: `out` is then where TRL may write.
+    metrics. TRL writes to `out`; default: a folder in the checkpoint's.
     """
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import GRPOConfig as TheirConfig
     from trl import GRPOTrainer
 
-    if out is None:
-        plain_tags(folder / "tokenizer.json")
     data = Dataset.from_list([{"prompt": p.prompt, "answer": p.answer} for p in problems])
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.to(device)
@@ -97,11 +94,3 @@ def callback(begin: Callable[[], None], end: Callable[[], None],
                 log(options["logs"])
 
     return Callback()
-
-
-def plain_tags(file: Path) -> None:
-    """Let TRL score the tags: it removes special tokens from completions, and the tags are some."""
-    content = json.loads(file.read_text())
-    for token in content["added_tokens"]:
-        token["special"] = token["content"] in ("<pad>", "<bos>", "<eos>")
-    file.write_text(json.dumps(content))
